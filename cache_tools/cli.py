@@ -1,0 +1,103 @@
+"""``distill-cache build | list | verify``."""
+
+import logging
+import sys
+from pathlib import Path
+
+import jsonargparse
+from rich.console import Console
+from rich.filesize import decimal
+from rich.logging import RichHandler
+from rich.table import Table
+
+from cache_tools import run, store
+from cache_tools.columns import Featuriser
+from cache_tools.corpus import Corpus
+from cache_tools.errors import CacheError, QuorumError
+from cache_tools.teacher import Teacher
+
+
+def build(
+    corpus: Corpus,
+    teachers: dict[str, Teacher],
+    inputs: dict[str, Featuriser],
+    cache: Path = Path("cache"),
+    name: str = "mol",
+    settings: run.Settings = run.Settings(),  # noqa: B008 - frozen
+) -> None:
+    """Run every teacher and featuriser once over a corpus; what is there already is not made again.
+
+    Args:
+        corpus: the items.
+        teachers: column name -> teacher.
+        inputs: column name -> featuriser of a student's input.
+        cache: the cache's folder.
+        name: the corpus's folder inside the cache.
+        settings: batch size, device, worker processes, type on disk.
+    """
+    run.build(cache, name, corpus, teachers, inputs, settings)
+    list_(cache)
+
+
+def list_(cache: Path = Path("cache")) -> None:
+    """Show every column of a cache.
+
+    Args:
+        cache: the cache's folder.
+    """
+    table = Table(title=f"cache {cache}")
+    for heading in ("corpus", "column", "rows", "valid", "dim", "dtype", "size", "state"):
+        table.add_column(heading, justify="left" if heading in ("corpus", "column", "dtype", "state") else "right")
+    for folder in _corpora(cache):
+        for path in store.columns(folder):
+            manifest = store.read_manifest(path / store.MANIFEST)
+            shards = manifest["shards"]
+            table.add_row(
+                str(folder.relative_to(cache)),
+                path.name,
+                f"{manifest['rows']:,}",
+                f"{sum(shard['valid'] for shard in shards):,}",
+                str(manifest.get("dim", "ragged")),
+                "bits" if manifest["kind"] == "bits" else manifest.get("dtype", ""),
+                decimal(sum(shard["bytes"] for shard in shards)),
+                store.state(manifest),
+            )
+    Console().print(table)
+
+
+def verify(cache: Path = Path("cache")) -> None:
+    """Check every file of a cache against its manifest: sizes, headers and SHA-256.
+
+    Args:
+        cache: the cache's folder.
+    """
+    faults: list[str] = []
+    for folder in _corpora(cache):
+        faults += store.verify_corpus(folder)
+        fingerprint = store.read_corpus(folder).fingerprint
+        for path in store.columns(folder):
+            faults += store.verify_column(path, fingerprint)
+    if faults:
+        raise CacheError("\n".join(faults))
+    Console().print(f"{cache}: every shard is as it was written")
+
+
+def _corpora(cache: Path) -> list[Path]:
+    if not (found := store.corpora(cache)):
+        raise CacheError(f"no corpus in {cache.absolute()}: build one first, for instance `make cache TEACHERS=mol`")
+    return found
+
+
+def main() -> None:
+    """Entry point of ``distill-cache``."""
+    logging.basicConfig(
+        level="INFO", format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)]
+    )
+    try:
+        jsonargparse.auto_cli({"build": build, "list": list_, "verify": verify}, prog="distill-cache", as_positional=False)
+    except QuorumError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

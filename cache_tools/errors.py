@@ -1,0 +1,25 @@
+"""The errors that users see: what was expected, what was found, where, and what to do."""
+
+
+class QuorumError(Exception):
+    """Base of every error that this project raises on purpose; the command lines print it without a traceback."""
+
+
+class CorpusError(QuorumError):
+    """A corpus cannot be read: missing file or column, no rows, ids that repeat."""
+
+
+class CacheError(QuorumError):
+    """A cache is missing, damaged, of a newer format, or made from something else."""
+
+
+class TeacherError(QuorumError):
+    """A teacher cannot be loaded, or gave back something that is not an embedding."""
+
+
+class ConfigError(QuorumError):
+    """The parts named in a configuration do not fit together."""
+
+
+class BadItem(Exception):
+    """One item that a teacher or featuriser cannot use; the row is masked and listed in ``skipped.csv``."""

@@ -1,0 +1,74 @@
+"""What makes a column: an object with arguments, a fingerprint, and a way to prepare one item."""
+
+import importlib
+import inspect
+from abc import ABC
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+from cache_tools.errors import CacheError
+
+
+class Producer(ABC):
+    """Base of teachers and featurisers: remembers its own arguments, so that a manifest can rebuild it.
+
+    Class attributes:
+        modality: ``molecule``, ``text`` or ``image``; must equal the corpus's.
+        python_bound: the time goes into Python or RDKit rather than into torch, so worker processes help.
+    """
+
+    modality: ClassVar[str]
+    python_bound: ClassVar[bool] = False
+    init_args: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        self = super().__new__(cls)
+        self.init_args = {}
+        if cls.__init__ is not object.__init__:
+            bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
+            bound.apply_defaults()
+            self.init_args = {name: value for name, value in bound.arguments.items() if name != "self"}
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.init_args)
+
+    def load(self, device: str) -> None:  # noqa: B027 - most producers have nothing to load
+        """Make ready on ``device`` (``cpu``, ``cuda``, ...); heavy imports and weights belong here."""
+
+    def prepare(self, item: bytes) -> Any:
+        """Turn one raw item of the corpus into what the producer works on.
+
+        Raises:
+            BadItem: when the item cannot be used; the row is masked and the reason listed.
+        """
+        return item.decode()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the output depends on, field by field; a difference in any field makes it another column."""
+        return {"class_path": class_path(self), **self.init_args}
+
+
+def _rebuild(cls: type[Producer], init_args: dict[str, Any]) -> Producer:
+    return cls(**init_args)
+
+
+def class_path(instance: object) -> str:
+    """The import path of an object's class."""
+    return f"{type(instance).__module__}.{type(instance).__qualname__}"
+
+
+def rebuild(manifest: Mapping[str, Any], base: type[Producer]) -> Producer:
+    """The producer that a manifest names; only subclasses of ``base`` are ever called.
+
+    Raises:
+        CacheError: when the class is gone or is no ``base``.
+    """
+    module, _, name = manifest["class_path"].rpartition(".")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise CacheError(f"cannot import {manifest['class_path']}, which made a column: {error}") from None
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise CacheError(f"{manifest['class_path']} is no {base.__name__}")
+    return cls(**manifest["init_args"])

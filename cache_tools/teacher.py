@@ -1,0 +1,41 @@
+"""The Teacher contract: a frozen encoder that turns items into embeddings."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from cache_tools.producer import Producer
+
+
+class Teacher(Producer):
+    """A frozen encoder. Subclass it in any importable module and name the class in YAML.
+
+    Example:
+        >>> import numpy as np
+        >>> class Length(Teacher):
+        ...     modality = "text"
+        ...     dim = 1
+        ...     def embed(self, items):
+        ...         return np.array([[len(item)] for item in items], dtype=np.float32)
+        >>> Length().embed(["ab", "c"]).tolist()
+        [[2.0], [1.0]]
+
+    Class attributes:
+        binary: embeddings are 0 or 1; the cache packs eight to a byte.
+    """
+
+    dim: int
+    binary: ClassVar[bool] = False
+
+    @abstractmethod
+    def embed(self, items: Sequence[Any]) -> np.ndarray[Any, Any]:
+        """Embed prepared items.
+
+        Args:
+            items: what :meth:`prepare` gave back, (batch,).
+
+        Returns:
+            Finite floats (batch, dim), or 0 and 1 for a binary teacher.
+        """

@@ -1,0 +1,1 @@
+"""The training stage: one student under a head per teacher, then probes."""

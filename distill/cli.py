@@ -1,0 +1,135 @@
+"""``distill fit | validate | test | study``."""
+
+import copy
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from rich.console import Console
+from rich.logging import RichHandler
+
+from cache_tools.errors import ConfigError, QuorumError
+from distill import report
+from distill.data import DistillData
+from distill.evaluate import Evaluation, as_json
+from distill.module import Distiller
+
+USAGE = "distill {} --config configs/mol.yaml [--KEY VALUE ...]   (every key: distill {} --help)"
+COMMANDS = ("fit", "validate", "test")
+
+
+class DistillCLI(LightningCLI):
+    """LightningCLI with a run folder and the probes."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run", type=Path, default=Path("runs/mol"), help="folder of this run")
+        parser.add_class_arguments(Evaluation, "probe")
+        parser.link_arguments("data.columns", "model.columns", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        if self.subcommand == "fit":
+            config = self.config["fit"]
+            if config["ckpt_path"]:
+                config["run"] = Path(config["ckpt_path"]).parents[1]
+            else:
+                config["run"] = _unused(Path(config["run"]))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        run = self._get(self.config, "run")
+        kwargs["default_root_dir"] = run
+        checkpoint = ModelCheckpoint(run / "checkpoints", "best", monitor="val/loss", save_last=True)
+        if self.subcommand == "fit":
+            kwargs["logger"] = [TensorBoardLogger(run, "", ""), CSVLogger(run, "", "")]
+            return super().instantiate_trainer(callbacks=[checkpoint, RichProgressBar(leave=True)], **kwargs)
+        return super().instantiate_trainer(logger=False, callbacks=[RichProgressBar()], **kwargs)
+
+    def before_test(self) -> None:
+        self.evaluation: Evaluation = self._get(self.config_init, "probe")
+        self.evaluation.prepare(self.datamodule.inputs, self.datamodule.columns)
+        self.untrained = copy.deepcopy(self.model.student)  # the checkpoint is loaded later, by the trainer
+
+    def after_test(self) -> None:
+        students = {"student": self.model.student, "untrained": self.untrained}
+        records = self.evaluation.run(
+            list(self.datamodule.columns), students, str(self.trainer.strategy.root_device)
+        )
+        folder = Path(self.trainer.default_root_dir) / "probes"
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint = str(self.trainer.ckpt_path)
+        (folder / "results.json").write_text(json.dumps({"checkpoint": checkpoint, "records": as_json(records)}, indent=1))
+        by_split = {split: report.Scores(records, split) for split in self.evaluation.splits}
+        report.plot(by_split, folder / "results.png")
+        for split, scores in by_split.items():
+            Console().print(report.table(scores, f"{checkpoint}: linear probes, {split} split"))
+        Console().print(f"written: {folder}/results.json and results.png")
+
+
+def _unused(run: Path) -> Path:
+    """``run``, or ``run-2``, ``run-3`` ... when a run is there already."""
+    candidates = [run, *(run.with_name(f"{run.name}-{number}") for number in range(2, 10_000))]
+    return next(candidate for candidate in candidates if not (candidate / "config.yaml").exists())
+
+
+def _newest(pattern: str) -> Path | None:
+    found = sorted(Path().glob(pattern), key=lambda path: path.stat().st_mtime)
+    return found[-1] if found else None
+
+
+def complete(arguments: list[str]) -> list[str]:
+    """Fill in what ``distill test`` or ``validate`` leaves out: the newest run's configuration and its best checkpoint.
+
+    Raises:
+        ConfigError: when there is no run, or no such checkpoint.
+    """
+    if not arguments or arguments[0] not in ("test", "validate") or {"-h", "--help", "--print_config"} & set(arguments):
+        return arguments
+    given = {each.split("=")[0]: each for each in arguments}
+    if "--ckpt_path" not in given:
+        checkpoint = _newest("runs/**/checkpoints/best.ckpt")
+        if checkpoint is None:
+            raise ConfigError("no finished run under runs/: train one with `distill fit --config configs/mol.yaml`")
+        arguments = [*arguments, "--ckpt_path", str(checkpoint)]
+    position = next(i for i, each in enumerate(arguments) if each.startswith("--ckpt_path"))
+    checkpoint = Path((arguments[position].split("=", 1) + [arguments[min(position + 1, len(arguments) - 1)]])[1])
+    if not checkpoint.is_file():
+        raise ConfigError(f"no checkpoint at {checkpoint.absolute()}: expected RUN/checkpoints/best.ckpt of a `distill fit`")
+    run = checkpoint.parents[1]
+    if "--config" not in given and "-c" not in given:
+        arguments = [arguments[0], "--config", str(run / "config.yaml"), *arguments[1:]]
+    if "--run" not in given:
+        arguments = [*arguments, "--run", str(run)]
+    return arguments
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of ``distill``."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    logging.basicConfig(
+        level="INFO", format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)]
+    )
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # gathering is faster than a worker's pipe
+    warnings.filterwarnings("ignore", message=".*torch.jit.*")  # torch_geometric at import
+    try:
+        if arguments[:1] == ["study"]:
+            from distill.study import main as study
+
+            return study(arguments[1:])
+        arguments = complete(arguments)
+        usage = {name: {"usage": USAGE.format(name, name)} for name in COMMANDS}
+        DistillCLI(
+            Distiller, DistillData, args=arguments, seed_everything_default=0, parser_kwargs=usage,
+            save_config_kwargs={"overwrite": True},
+        )
+    except QuorumError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

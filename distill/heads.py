@@ -1,0 +1,194 @@
+"""Heads: from the student's embedding to a loss per row against one teacher's embedding.
+
+The Gaussian head is the paper's (arXiv 2510.18680): the teacher's embedding t has density q(t | s) given the student's
+embedding s, and the loss is ``-log q``. An upper bound on h(T | S), so lowering it raises the mutual information I(T; S).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+def mlp(inputs: int, width: int, layers: int, outputs: int) -> nn.Sequential:
+    """``layers`` x [LayerNorm, Linear, ReLU], then Linear to ``outputs``."""
+    stack: list[nn.Module] = []
+    for _ in range(layers):
+        stack += [nn.LayerNorm(inputs), nn.Linear(inputs, width), nn.ReLU()]
+        inputs = width
+    return nn.Sequential(*stack, nn.Linear(inputs, outputs))
+
+
+class Head(nn.Module, ABC):
+    """Loss of one teacher. Subclass it in any importable module and name the class in YAML.
+
+    Class attributes:
+        sums_dimensions: the loss is a sum over the teacher's dimensions; the paper then weights it by
+            student_dim / teacher_dim.
+        raw_targets: the head wants the teacher's embedding as it is, not normalised.
+        scale_free: :meth:`predict` gives a direction only, so R2 means nothing.
+    """
+
+    sums_dimensions: ClassVar[bool] = True
+    raw_targets: ClassVar[bool] = False
+    scale_free: ClassVar[bool] = False
+
+    @abstractmethod
+    def forward(self, student: Tensor, target: Tensor) -> Tensor:
+        """Loss per row, (batch,) in float32, of ``student`` (batch, student_dim) and ``target`` (batch, teacher_dim)."""
+
+    @abstractmethod
+    def predict(self, student: Tensor) -> Tensor:
+        """The expected target, (batch, teacher_dim), of ``student`` (batch, student_dim)."""
+
+
+class DensityHead(Head):
+    """A head whose loss is a negative log-likelihood in nats, so that information can be counted."""
+
+    @staticmethod
+    @abstractmethod
+    def marginal_nll(target: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        """NLL per row, (batch,), of ``target`` under the density that knows mean and variance (teacher_dim,) alone."""
+
+
+Preset = Literal["default", "small", "large", "mini"]
+PRESETS: dict[str, tuple[int, int, bool]] = {  # layers, width, bounded
+    "default": (2, 512, False),
+    "small": (1, 512, False),
+    "large": (4, 512, False),
+    "mini": (1, 128, True),
+}
+
+
+class GaussianHead(DensityHead):
+    """A conditional (mixture of) Gaussian(s) over the teacher's embedding (arXiv 2510.18680).
+
+    An MLP of s gives, per mode, a logit, a mean mu and a raw scale a; the inverse standard deviation is r = exp(a), or
+    exp(tanh(a)) when bounded, so that sigma lies in [1/e, e].
+
+    Args:
+        student_dim: width of s.
+        teacher_dim: width of t.
+        preset: the paper's sizes: default (2 layers x 512), small (1 x 512), large (4 x 512), mini (1 x 128, bounded).
+        layers: hidden layers; overrides the preset.
+        width: of the hidden layers; overrides the preset.
+        bounded: bound the scale; overrides the preset.
+        modes: Gaussians in the mixture.
+        triangular: a full triangular precision factor instead of a diagonal one; teacher_dim ** 2 outputs per mode.
+
+    Example:
+        >>> head = GaussianHead(student_dim=4, teacher_dim=3)
+        >>> head(torch.zeros(2, 4), torch.zeros(2, 3)).shape
+        torch.Size([2])
+    """
+
+    def __init__(
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        preset: Preset = "default",
+        layers: int | None = None,
+        width: int | None = None,
+        bounded: bool | None = None,
+        modes: int = 1,
+        triangular: bool = False,
+    ):
+        super().__init__()
+        preset_layers, preset_width, preset_bounded = PRESETS[preset]
+        self.teacher_dim, self.modes, self.triangular = teacher_dim, modes, triangular
+        self.bounded = preset_bounded if bounded is None else bounded
+        outputs = 1 + 2 * teacher_dim + (teacher_dim**2 if triangular else 0)
+        depth = preset_layers if layers is None else layers
+        self.mlp = mlp(student_dim, width or preset_width, depth, modes * outputs)
+
+    def _outputs(self, student: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        out = self.mlp(student).float().unflatten(-1, (self.modes, -1))  # (batch, modes, outputs)
+        logit, mean, scale, factor = out.tensor_split([1, 1 + self.teacher_dim, 1 + 2 * self.teacher_dim], -1)
+        return logit.squeeze(-1), mean, scale.tanh() if self.bounded else scale, factor
+
+    def log_prob(self, student: Tensor, target: Tensor) -> Tensor:
+        """log q(target | student), (batch,), always in float32."""
+        logit, mean, scale, factor = self._outputs(student)
+        with torch.autocast(student.device.type, enabled=False):
+            z = scale.exp() * (target.float().unsqueeze(1) - mean)  # (batch, modes, teacher_dim)
+            if self.triangular:
+                lower = factor.unflatten(-1, (self.teacher_dim, self.teacher_dim)).tril(-1)
+                z = z + (lower @ z.unsqueeze(-1)).squeeze(-1)  # unit diagonal: the determinant stays that of r
+            each = scale.sum(-1) - 0.5 * z.square().sum(-1) - 0.5 * self.teacher_dim * LOG_2PI  # (batch, modes)
+            return torch.logsumexp(logit.log_softmax(-1) + each, -1)
+
+    def forward(self, student: Tensor, target: Tensor) -> Tensor:
+        return -self.log_prob(student, target)
+
+    def predict(self, student: Tensor) -> Tensor:
+        logit, mean, _, _ = self._outputs(student)
+        return (logit.softmax(-1).unsqueeze(-1) * mean).sum(1)
+
+    @staticmethod
+    def marginal_nll(target: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        return 0.5 * (LOG_2PI + var.log() + (target - mean).square() / var).sum(-1)
+
+
+class BernoulliHead(DensityHead):
+    """One logit per bit: the density of a binary fingerprint.
+
+    Args:
+        student_dim: width of s.
+        teacher_dim: bits.
+        layers: hidden layers.
+        width: of the hidden layers.
+    """
+
+    raw_targets = True
+
+    def __init__(self, student_dim: int, teacher_dim: int, layers: int = 2, width: int = 512):
+        super().__init__()
+        self.mlp = mlp(student_dim, width, layers, teacher_dim)
+
+    def forward(self, student: Tensor, target: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(self.mlp(student).float(), target.float(), reduction="none").sum(-1)
+
+    def predict(self, student: Tensor) -> Tensor:
+        return torch.sigmoid(self.mlp(student).float())
+
+    @staticmethod
+    def marginal_nll(target: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        known = mean.clamp(1e-6, 1 - 1e-6)
+        return F.binary_cross_entropy(known.expand_as(target), target.float(), reduction="none").sum(-1)
+
+
+class MseHead(Head):
+    """Squared error of a regressor, summed over the teacher's dimensions.
+
+    Args:
+        student_dim: width of s.
+        teacher_dim: width of t.
+        layers: hidden layers.
+        width: of the hidden layers.
+    """
+
+    def __init__(self, student_dim: int, teacher_dim: int, layers: int = 2, width: int = 512):
+        super().__init__()
+        self.mlp = mlp(student_dim, width, layers, teacher_dim)
+
+    def forward(self, student: Tensor, target: Tensor) -> Tensor:
+        return (self.predict(student) - target.float()).square().sum(-1)
+
+    def predict(self, student: Tensor) -> Tensor:
+        out: Tensor = self.mlp(student)
+        return out.float()
+
+
+class CosineHead(MseHead):
+    """``1 - cos`` between a regressor and the target; same arguments as :class:`MseHead`."""
+
+    sums_dimensions = False
+    scale_free = True
+
+    def forward(self, student: Tensor, target: Tensor) -> Tensor:
+        return 1 - F.cosine_similarity(self.predict(student), target.float())

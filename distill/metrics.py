@@ -1,0 +1,51 @@
+"""What is logged of one teacher: loss or NLL per dimension, R2 or cosine, nats per dimension."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from torchmetrics import Metric
+
+from distill.heads import DensityHead, Head
+from distill.normalize import Normaliser
+
+
+class TeacherMetrics(Metric):
+    """How much of one teacher the student's embedding holds, over all rows of an epoch and all ranks.
+
+    - ``nll`` (density heads) or ``loss``: per dimension where the head sums over dimensions.
+    - ``r2``: share of the target's variance that the head's mean explains; "predict the corpus mean" is 0. A scale-free
+      head has ``cosine`` instead.
+    - ``nats``: marginal minus conditional NLL per dimension, a lower bound on I(T; S) / teacher_dim.
+    """
+
+    full_state_update = False
+    total: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(6, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, head: Head, normaliser: Normaliser, loss: Tensor, student: Tensor, target: Tensor) -> None:
+        """Take in the valid rows of a batch: loss (batch,), student (batch, student_dim), target (batch, dim)."""
+        target = target.float()
+        predicted = head.predict(student)
+        error = (target - predicted).square().sum()
+        spread = (target - normaliser.mean).square().sum()
+        cosine = F.cosine_similarity(predicted, target).sum()
+        information = loss.new_zeros(())
+        if isinstance(head, DensityHead):
+            information = (head.marginal_nll(target, normaliser.mean, normaliser.var) - loss).sum() / normaliser.dim
+        per_dim = loss.sum() / (normaliser.dim if head.sums_dimensions else 1)
+        count = loss.new_tensor(len(loss))
+        self.total += torch.stack([count, per_dim, error, spread, cosine, information]).double()
+
+    def named(self, head: Head) -> dict[str, Tensor]:
+        """The figures that make sense for ``head``."""
+        count, loss, error, spread, cosine, nats = self.compute().float()
+        density = isinstance(head, DensityHead)
+        figures = {"nll" if density else "loss": loss / count}
+        figures |= {"cosine": cosine / count} if head.scale_free else {"r2": 1 - error / spread}
+        return figures | ({"nats": nats / count} if density else {})
+
+    def compute(self) -> Tensor:
+        return self.total

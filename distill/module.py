@@ -1,0 +1,149 @@
+"""The Distiller: a student and a head per teacher, trained jointly; the heads are dropped afterwards."""
+
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from cache_tools.errors import ConfigError
+from cache_tools.store import Column, Statistics
+from distill.data import Batch
+from distill.heads import GaussianHead, Head
+from distill.metrics import TeacherMetrics
+from distill.normalize import Normaliser, Raw, Standardise
+from distill.objective import Objective, WeightedSum
+from distill.student import Student
+
+
+class Distiller(LightningModule):
+    """One student under a head per teacher (arXiv 2510.18680).
+
+    Args:
+        columns: teacher -> cache column; linked from the data, so nobody types a dimension.
+        student: the encoder that is kept.
+        head: (student_dim, teacher_dim) -> head, for every teacher without one of its own.
+        heads: teacher -> a head of its own.
+        normaliser: statistics -> normaliser of a teacher's embeddings.
+        objective: from the losses of all teachers to one scalar.
+        student_lr: learning rate of the student.
+        head_lr: learning rate of the heads.
+        weight_decay: of both.
+        warmup: share of the steps over which learning rates rise; then they fall as a cosine.
+
+    Raises:
+        ConfigError: when ``heads`` names a teacher that is not there.
+    """
+
+    def __init__(
+        self,
+        columns: dict[str, Column],
+        student: Student,
+        head: Callable[[int, int], Head] = GaussianHead,
+        heads: dict[str, Callable[[int, int], Head]] | None = None,
+        normaliser: Callable[[Statistics], Normaliser] = Standardise,
+        objective: Objective | None = None,
+        student_lr: float = 1e-4,
+        head_lr: float = 1e-4,
+        weight_decay: float = 0.01,
+        warmup: float = 0.05,
+    ):
+        super().__init__()
+        if unknown := sorted(set(heads or {}) - set(columns)):
+            raise ConfigError(f"model.heads names {', '.join(unknown)}; the teachers are: {', '.join(columns)}")
+        self.student, self.objective = student, objective or WeightedSum()
+        self.teachers = list(columns)
+        self.normalisers, self.heads, self.metrics = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        for name, column in columns.items():
+            self._add_teacher(name, column.statistics, (heads or {}).get(name, head), normaliser)
+        weights = [student.dim / self._normaliser(name).dim if self._head(name).sums_dimensions else 1.0 for name in columns]
+        self.register_buffer("weights", torch.tensor(weights), persistent=False)
+        self.student_lr, self.head_lr = student_lr, head_lr
+        self.weight_decay, self.warmup = weight_decay, warmup
+
+    def _add_teacher(
+        self,
+        name: str,
+        statistics: Statistics,
+        head: Callable[[int, int], Head],
+        normaliser: Callable[[Statistics], Normaliser],
+    ) -> None:
+        normal = normaliser(statistics)
+        built = head(self.student.dim, normal.dim)
+        if built.raw_targets:
+            normal = Raw(statistics)
+            built = head(self.student.dim, normal.dim)
+        self.normalisers[name], self.heads[name], self.metrics[name] = normal, built, TeacherMetrics()
+
+    def _head(self, name: str) -> Head:
+        return cast(Head, self.heads[name])
+
+    def _normaliser(self, name: str) -> Normaliser:
+        return cast(Normaliser, self.normalisers[name])
+
+    def forward(self, inputs: Any) -> Tensor:
+        """The student's embedding, (batch, dim)."""
+        out: Tensor = self.student(inputs)
+        return out
+
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Losses (teachers, batch), validity (teachers, batch), the student's embedding and the heads' targets."""
+        student = self(batch.inputs)
+        targets = {name: self._normaliser(name)(batch.targets[name]) for name in self.teachers}
+        losses = torch.stack([self._head(name)(student, targets[name]) for name in self.teachers])
+        return losses, torch.stack([batch.valid[name] for name in self.teachers]), student, targets
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        losses, valid, _, _ = self.losses(batch)
+        loss = self.objective(losses, valid, self.weights)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        losses, valid, student, targets = self.losses(batch)
+        self.log("val/loss", self.objective(losses, valid, self.weights), batch_size=len(batch.rows), sync_dist=True)
+        for row, name in enumerate(self.teachers):
+            ok = valid[row]
+            metrics = cast(TeacherMetrics, self.metrics[name])
+            metrics.update(self._head(name), self._normaliser(name), losses[row][ok], student[ok], targets[name][ok])
+
+    def on_validation_epoch_end(self) -> None:
+        for name in self.teachers:
+            metrics = cast(TeacherMetrics, self.metrics[name])
+            for figure, value in metrics.named(self._head(name)).items():
+                self.log(f"{figure}/{name}", value, prog_bar=figure in ("r2", "cosine"))
+            metrics.reset()
+
+    # held-out rows of the corpus; the probes run beside them, as a callback
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the student's gradient alone, as the paper does."""
+        if gradient_clip_val:
+            nn.utils.clip_grad_norm_(self.student.parameters(), gradient_clip_val)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with a group for the student and one for the heads; linear warm-up, then a cosine to zero."""
+        groups = [
+            {"params": list(self.student.parameters()), "lr": self.student_lr, "name": "student"},
+            {"params": list(self.heads.parameters()), "lr": self.head_lr, "name": "heads"},
+        ]
+        optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay)
+        steps = int(self.trainer.estimated_stepping_batches)
+        rising = max(1, round(self.warmup * steps))
+
+        def factor(step: int) -> float:
+            progress = (step - rising) / max(1, steps - rising)
+            return (step + 1) / rising if step < rising else 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+        return [optimizer], [{"scheduler": LambdaLR(optimizer, factor), "interval": "step"}]

@@ -1,0 +1,1 @@
+"""Students, a file per modality."""

@@ -1,0 +1,128 @@
+"""Students of molecules."""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn import GINEConv
+from torch_geometric.utils.smiles import e_map, x_map
+
+from cache_tools.store import Ragged
+from distill.student import Student
+
+ATOM_SIZES = [len(values) for values in x_map.values()]
+BOND_SIZES = [len(values) for values in e_map.values()]
+
+Pooling = Literal["mean", "sum", "mean+sum"]
+Norm = Literal["batch", "layer", "none"]
+
+
+class CategorySum(nn.Module):
+    """The sum of one embedding per category: (rows, columns) of small integers to (rows, width)."""
+
+    first: Tensor
+
+    def __init__(self, sizes: list[int], width: int):
+        super().__init__()
+        self.table = nn.EmbeddingBag(sum(sizes), width, mode="sum")
+        nn.init.normal_(self.table.weight, std=len(sizes) ** -0.5)
+        self.register_buffer("first", torch.tensor([0, *sizes[:-1]]).cumsum(0))
+
+    def forward(self, categories: Tensor) -> Tensor:
+        out: Tensor = self.table(categories.long() + self.first)
+        return out
+
+
+class Graphs(NamedTuple):
+    """A flat batch of graphs: edges (2, bonds) over all atoms, the graph of each atom (atoms,), graphs in all."""
+
+    edges: Tensor
+    graph: Tensor
+    count: int
+
+
+class GraphStudent(Student):
+    """A GINE network (Hu et al., ICLR 2020) on flat graph batches; the paper's student is ``layers=10, width=512``.
+
+    Args:
+        layers: message-passing blocks.
+        width: of atoms.
+        dim: of the embedding; the width when not given.
+        norm: after each block.
+        pooling: of atoms into the molecule's embedding; ``mean+sum`` puts both side by side before the projection.
+        virtual_node: a node that every atom of a molecule writes to and reads from between blocks.
+        dropout: after each block.
+    """
+
+    input = "graph"
+
+    def __init__(
+        self,
+        layers: int = 10,
+        width: int = 512,
+        dim: int | None = None,
+        norm: Norm = "batch",
+        pooling: Pooling = "mean",
+        virtual_node: bool = False,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.dim, self.pooling = dim or width, pooling
+        self.atoms = CategorySum(ATOM_SIZES, width)
+        self.bonds = nn.ModuleList([CategorySum(BOND_SIZES, width) for _ in range(layers)])
+        self.blocks = nn.ModuleList([GINEConv(_update(width, norm), train_eps=True) for _ in range(layers)])
+        self.norms = nn.ModuleList([_norm(norm, width) for _ in range(layers)])
+        self.virtual = nn.ModuleList([_update(width, norm) for _ in range(layers - 1)] if virtual_node else [])
+        self.dropout = nn.Dropout(dropout)
+        pooled = 2 * width if pooling == "mean+sum" else width
+        self.project = nn.Identity() if pooled == self.dim else nn.Linear(pooled, self.dim)
+
+    def embeddings(self, inputs: dict[str, Ragged]) -> list[Tensor]:
+        graphs, x = self._start(inputs)
+        pooled = [self._pool(each, graphs) for each in self._blocks(x, inputs["bonds"].values, graphs)]
+        return [*pooled[:-1], self.project(pooled[-1])]
+
+    def forward(self, inputs: dict[str, Ragged]) -> Tensor:
+        graphs, x = self._start(inputs)
+        last = self._blocks(x, inputs["bonds"].values, graphs)[-1]
+        out: Tensor = self.project(self._pool(last, graphs))
+        return out
+
+    def _start(self, inputs: dict[str, Ragged]) -> tuple[Graphs, Tensor]:
+        atoms, edges = inputs["atoms"], inputs["edges"]
+        first = atoms.counts.cumsum(0) - atoms.counts  # (batch,): a molecule's first atom
+        shift = torch.repeat_interleave(first, edges.counts, output_size=len(edges.values))
+        number = torch.arange(len(atoms.counts), device=first.device)
+        graph = torch.repeat_interleave(number, atoms.counts, output_size=len(atoms.values))
+        return Graphs((edges.values + shift.unsqueeze(1)).T, graph, len(number)), self.atoms(atoms.values)
+
+    def _blocks(self, x: Tensor, bonds: Tensor, graphs: Graphs) -> list[Tensor]:
+        out = []
+        for number, (block, norm, table) in enumerate(zip(self.blocks, self.norms, self.bonds, strict=True)):
+            if self.virtual and number:
+                x = x + self.virtual[number - 1](_mean(x, graphs))[graphs.graph]
+            x = norm(block(x, graphs.edges, table(bonds)))
+            x = self.dropout(x if number == len(self.blocks) - 1 else x.relu())
+            out.append(x)  # (atoms, width)
+        return out
+
+    def _pool(self, x: Tensor, graphs: Graphs) -> Tensor:
+        parts = {"mean": [_mean], "sum": [_sum], "mean+sum": [_mean, _sum]}[self.pooling]
+        return torch.cat([part(x, graphs) for part in parts], 1)  # (batch, width or 2 width)
+
+
+def _sum(x: Tensor, graphs: Graphs) -> Tensor:
+    return x.new_zeros(graphs.count, x.shape[1]).index_add_(0, graphs.graph, x)
+
+
+def _mean(x: Tensor, graphs: Graphs) -> Tensor:
+    atoms = torch.bincount(graphs.graph, minlength=graphs.count).unsqueeze(1)
+    return _sum(x, graphs) / atoms.clamp_min(1)
+
+
+def _norm(norm: Norm, width: int) -> nn.Module:
+    return {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "none": nn.Identity}[norm](width)
+
+
+def _update(width: int, norm: Norm) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, 2 * width), _norm(norm, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
