@@ -15,6 +15,7 @@ from cache_tools.columns import Featuriser
 from cache_tools.corpus import Corpus
 from cache_tools.errors import CacheError, QuorumError
 from cache_tools.teacher import Teacher
+from cache_tools.verify import column_faults, corpus_faults
 
 
 def build(
@@ -73,10 +74,10 @@ def verify(cache: Path = Path("cache")) -> None:
     """
     faults: list[str] = []
     for folder in _corpora(cache):
-        faults += store.verify_corpus(folder)
+        faults += corpus_faults(folder)
         fingerprint = store.read_corpus(folder).fingerprint
         for path in store.columns(folder):
-            faults += store.verify_column(path, fingerprint)
+            faults += column_faults(path, fingerprint)
     if faults:
         raise CacheError("\n".join(faults))
     Console().print(f"{cache}: every shard is as it was written")

@@ -3,13 +3,12 @@
 import csv
 import gzip
 import hashlib
-import io
 import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TextIO
 
 from cache_tools.errors import CorpusError
 
@@ -100,7 +99,9 @@ class SmilesFile(Corpus):
 
     modality = "molecule"
 
-    def __init__(self, path: str | os.PathLike[str], smiles: str = "smiles", id: str | None = None, limit: int | None = None):
+    def __init__(
+        self, path: str | os.PathLike[str], smiles: str = "smiles", id: str | None = None, limit: int | None = None
+    ):
         self.path = Path(path)
         self.smiles, self.id, self.limit = smiles, id, limit
 
@@ -125,7 +126,7 @@ class SmilesFile(Corpus):
                 raise CorpusError(f"{self.path}: expected a name ending in .csv, .smi or .txt (or these with .gz)")
 
 
-def open_text(path: Path) -> io.TextIOBase:
+def open_text(path: Path) -> TextIO:
     """Open a text file, gzipped or not.
 
     Raises:
@@ -133,10 +134,10 @@ def open_text(path: Path) -> io.TextIOBase:
     """
     if not path.is_file():
         raise CorpusError(f"no file {path.absolute()}: check the path (a csv, csv.gz, smi or txt file)")
-    return gzip.open(path, "rt", newline="") if path.suffix == ".gz" else open(path, newline="")  # type: ignore[return-value]
+    return gzip.open(path, "rt", newline="") if path.suffix == ".gz" else open(path, newline="")
 
 
-def read_csv(path: Path, file: io.TextIOBase, required: list[str]) -> Iterator[dict[str, str]]:
+def read_csv(path: Path, file: TextIO, required: list[str]) -> Iterator[dict[str, str]]:
     """Rows of a csv with a header.
 
     Raises:

@@ -29,7 +29,8 @@ from cache_tools.columns import Featuriser
 from cache_tools.corpus import Corpus
 from cache_tools.errors import BadItem, CacheError, TeacherError
 from cache_tools.producer import Producer, class_path, rebuild
-from cache_tools.store import CorpusManifest, Statistics
+from cache_tools.statistics import Statistics
+from cache_tools.store import CorpusManifest
 from cache_tools.teacher import Teacher
 
 log = logging.getLogger(__name__)
@@ -183,9 +184,7 @@ class Build:
         settings: how.
     """
 
-    def __init__(
-        self, folder: Path, corpus: CorpusManifest, kind: str, name: str, producer: Producer, settings: Settings
-    ):
+    def __init__(self, folder: Path, corpus: CorpusManifest, kind: str, name: str, producer: Producer, settings: Settings):
         self.folder, self.corpus, self.producer, self.settings = folder, corpus, producer, settings
         self.path = folder / kind / name
         self.label = f"{folder.name}/{name}"
@@ -197,7 +196,7 @@ class Build:
             CacheError: when the column on disk was made by something else; the field that differs is named.
         """
         self.producer.load(_device(self.settings.device))
-        producer = {
+        producer: dict[str, Any] = {
             "class_path": class_path(self.producer),
             "init_args": self.producer.init_args,
             "fingerprint": self.producer.fingerprint(),

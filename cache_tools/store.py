@@ -5,9 +5,10 @@ a reader needs h5py for the header alone and takes the rows through a memory map
 """
 
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from cache_tools.errors import CacheError
+from cache_tools.statistics import Statistics
 
 FORMAT_VERSION = 1
 SHARD_ROWS = 65_536
@@ -96,44 +98,6 @@ def ragged_bytes(name: str, pieces: list[bytes]) -> Arrays:
     """Lay byte strings out flat, as :func:`ragged` does."""
     offsets = np.cumsum([0, *(len(piece) for piece in pieces)], dtype=np.int64)
     return {f"{name}/values": np.frombuffer(b"".join(pieces), np.uint8), f"{name}/offsets": offsets}
-
-
-# ------------------------------------------------------------------------------------------------- statistics
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Count, mean (dim,) and variance (dim,) over a column's valid rows, in float64."""
-
-    count: int
-    mean: np.ndarray[Any, Any]
-    var: np.ndarray[Any, Any]
-
-    @classmethod
-    def of(cls, rows: np.ndarray[Any, Any]) -> "Statistics":
-        """Statistics of ``rows`` (rows, dim)."""
-        if not len(rows):
-            return cls(0, np.zeros(rows.shape[1]), np.zeros(rows.shape[1]))
-        return cls(len(rows), rows.mean(0, dtype=np.float64), rows.var(0, dtype=np.float64))
-
-    def merge(self, other: "Statistics") -> "Statistics":
-        """Statistics of both sets of rows together (Chan et al., 1979)."""
-        count = self.count + other.count
-        if count == 0 or other.count == 0:
-            return self
-        if self.count == 0:
-            return other
-        delta = other.mean - self.mean
-        mean = self.mean + delta * (other.count / count)
-        squares = self.var * self.count + other.var * other.count + delta**2 * (self.count * other.count / count)
-        return Statistics(count, mean, squares / count)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"count": self.count, "mean": self.mean.tolist(), "var": self.var.tolist()}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "Statistics":
-        return cls(content["count"], np.asarray(content["mean"]), np.asarray(content["var"]))
 
 
 # ---------------------------------------------------------------------------------------------------- reading
@@ -398,10 +362,10 @@ def read_items(folder: Path, number: int) -> tuple[list[str], list[bytes]]:
 
 def _cut(arrays: Arrays, name: str) -> Iterator[bytes]:
     values, offsets = arrays[f"{name}/values"].tobytes(), arrays[f"{name}/offsets"].tolist()
-    return (values[start:end] for start, end in zip(offsets, offsets[1:], strict=False))
+    return (values[start:end] for start, end in itertools.pairwise(offsets))
 
 
-# ---------------------------------------------------------------------------------------------------- checking
+# --------------------------------------------------------------------------------------------------- listings
 
 
 def corpora(cache: Path) -> list[Path]:
@@ -414,46 +378,10 @@ def columns(corpus: Path) -> list[Path]:
     return [path.parent for kind in ("teachers", "inputs") for path in sorted((corpus / kind).glob(f"*/{MANIFEST}"))]
 
 
-def verify_corpus(folder: Path) -> list[str]:
-    """Everything that is wrong with the items of the corpus at ``folder``; empty when all is well."""
-    manifest = read_corpus(folder)
-    expected = {"corpus_fingerprint": manifest.fingerprint}
-    return list(_faults(folder / "items", manifest.shards, expected))
-
-
-def verify_column(path: Path, fingerprint: str) -> list[str]:
-    """Everything that is wrong with the column at ``path`` of the corpus with ``fingerprint``."""
-    manifest = read_manifest(path / MANIFEST)
-    faults = []
-    if manifest["corpus_fingerprint"] != fingerprint:
-        faults.append(f"{path} was made from another corpus: delete it and build again")
-    if not manifest["finished"]:
-        faults.append(f"{path} is unfinished: {state(manifest)}; run the same build again")
-    expected = {"corpus_fingerprint": manifest["corpus_fingerprint"], "producer": producer_key(manifest["producer"])}
-    return faults + list(_faults(path, manifest["shards"], expected))
-
-
 def state(manifest: Mapping[str, Any]) -> str:
     """How far a column is, for people."""
     done = sum(shard["rows"] for shard in manifest["shards"])
     return "finished" if manifest["finished"] else f"{done} of {manifest['rows']} rows"
-
-
-def _faults(folder: Path, shards: Iterable[Mapping[str, Any]], expected: Mapping[str, Any]) -> Iterator[str]:
-    for shard in shards:
-        path, number = folder / shard["file"], int(Path(shard["file"]).stem)
-        try:
-            _, attributes = map_shard(path, shard["bytes"])
-        except CacheError as error:
-            yield str(error)
-            continue
-        for key, value in {**expected, "shard": number}.items():
-            if attributes.get(key) != value:
-                yield f"shard {path}: header says {key} {attributes.get(key)}, expected {value}: delete it, build again"
-                break
-        else:
-            if sha256(path) != shard["sha256"]:
-                yield f"shard {path}: bytes changed since it was written (SHA-256 differs): delete it and build again"
 
 
 def producer_key(producer: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """``distill fit | validate | test | study``."""
 
+import argparse
 import copy
 import json
 import logging
@@ -8,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -18,8 +20,9 @@ from rich.logging import RichHandler
 from cache_tools.errors import ConfigError, QuorumError
 from distill import report
 from distill.data import DistillData
-from distill.evaluate import Evaluation, as_json
+from distill.evaluate import Evaluation, System, as_json
 from distill.module import Distiller
+from distill.student import Student
 
 USAGE = "distill {} --config configs/mol.yaml [--KEY VALUE ...]   (every key: distill {} --help)"
 COMMANDS = ("fit", "validate", "test")
@@ -56,10 +59,8 @@ class DistillCLI(LightningCLI):
         self.untrained = copy.deepcopy(self.model.student)  # the checkpoint is loaded later, by the trainer
 
     def after_test(self) -> None:
-        students = {"student": self.model.student, "untrained": self.untrained}
-        records = self.evaluation.run(
-            list(self.datamodule.columns), students, str(self.trainer.strategy.root_device)
-        )
+        students: dict[System, Student] = {"student": self.model.student, "untrained": self.untrained}
+        records = self.evaluation.run(list(self.datamodule.columns), students, str(self.trainer.strategy.root_device))
         folder = Path(self.trainer.default_root_dir) / "probes"
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint = str(self.trainer.ckpt_path)
@@ -77,35 +78,46 @@ def _unused(run: Path) -> Path:
     return next(candidate for candidate in candidates if not (candidate / "config.yaml").exists())
 
 
-def _newest(pattern: str) -> Path | None:
-    found = sorted(Path().glob(pattern), key=lambda path: path.stat().st_mtime)
-    return found[-1] if found else None
-
-
 def complete(arguments: list[str]) -> list[str]:
-    """Fill in what ``distill test`` or ``validate`` leaves out: the newest run's configuration and its best checkpoint.
+    """Fill in what ``distill test`` or ``validate`` leaves out: the newest run, its configuration, its best checkpoint.
 
     Raises:
         ConfigError: when there is no run, or no such checkpoint.
     """
     if not arguments or arguments[0] not in ("test", "validate") or {"-h", "--help", "--print_config"} & set(arguments):
         return arguments
-    given = {each.split("=")[0]: each for each in arguments}
-    if "--ckpt_path" not in given:
-        checkpoint = _newest("runs/**/checkpoints/best.ckpt")
-        if checkpoint is None:
-            raise ConfigError("no finished run under runs/: train one with `distill fit --config configs/mol.yaml`")
-        arguments = [*arguments, "--ckpt_path", str(checkpoint)]
-    position = next(i for i, each in enumerate(arguments) if each.startswith("--ckpt_path"))
-    checkpoint = Path((arguments[position].split("=", 1) + [arguments[min(position + 1, len(arguments) - 1)]])[1])
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-c", "--config", action="append", default=[])
+    parser.add_argument("--ckpt_path", type=Path)
+    parser.add_argument("--run", type=Path)
+    given, _ = parser.parse_known_args(arguments[1:])
+    checkpoint = given.ckpt_path or _newest_checkpoint(given.run or _run_of(given.config))
     if not checkpoint.is_file():
-        raise ConfigError(f"no checkpoint at {checkpoint.absolute()}: expected RUN/checkpoints/best.ckpt of a `distill fit`")
+        where = checkpoint.absolute()
+        raise ConfigError(f"no checkpoint at {where}: expected RUN/checkpoints/best.ckpt of a `distill fit`")
     run = checkpoint.parents[1]
-    if "--config" not in given and "-c" not in given:
-        arguments = [arguments[0], "--config", str(run / "config.yaml"), *arguments[1:]]
-    if "--run" not in given:
-        arguments = [*arguments, "--run", str(run)]
-    return arguments
+    added = [] if given.config else ["--config", str(run / "config.yaml")]  # first, so that other keys win over it
+    return [
+        arguments[0],
+        *added,
+        *arguments[1:],
+        *([] if given.ckpt_path else ["--ckpt_path", str(checkpoint)]),
+        *([] if given.run else ["--run", str(run)]),
+    ]
+
+
+def _run_of(configs: list[str]) -> Path | None:
+    runs = [yaml.safe_load(Path(each).read_text()).get("run") for each in configs if Path(each).is_file()]
+    return Path(runs[-1]) if runs and runs[-1] else None
+
+
+def _newest_checkpoint(run: Path | None) -> Path:
+    """The best checkpoint of the newest of ``run``, ``run-2`` ..., or of all runs."""
+    pattern = f"{run}*/checkpoints/best.ckpt" if run else "runs/**/checkpoints/best.ckpt"
+    found = sorted(Path().glob(pattern), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ConfigError(f"no finished run at {run or 'runs/'}: train one with `distill fit --config configs/mol.yaml`")
+    return found[-1]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -124,7 +136,11 @@ def main(arguments: list[str] | None = None) -> None:
         arguments = complete(arguments)
         usage = {name: {"usage": USAGE.format(name, name)} for name in COMMANDS}
         DistillCLI(
-            Distiller, DistillData, args=arguments, seed_everything_default=0, parser_kwargs=usage,
+            Distiller,
+            DistillData,
+            args=arguments,
+            seed_everything_default=0,
+            parser_kwargs=usage,
             save_config_kwargs={"overwrite": True},
         )
     except QuorumError as error:

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -71,12 +70,12 @@ class Evaluation:
             CorpusError: when a task's file or column is missing.
         """
         if not self.tasks:
-            raise ConfigError("no task to probe: name some under probe.tasks in the configuration, as configs/mol.yaml does")
+            raise ConfigError(
+                "no task to probe: name some under probe.tasks in the configuration, as configs/mol.yaml does"
+            )
         columns = [column.path for column in (*teachers.values(), inputs)]
         parent = inputs.path.parents[1] / "tasks"
-        self.folders = {
-            name: build_like(columns, parent, task.corpus(name), settings) for name, task in self.tasks.items()
-        }
+        self.folders = {name: build_like(columns, parent, task.corpus(name), settings) for name, task in self.tasks.items()}
 
     def run(self, teachers: list[str], students: dict[System, Student], device: str) -> list[Record]:
         """Probe every system on every task; :meth:`prepare` comes first.

@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from cache_tools.errors import ConfigError
-from cache_tools.store import Column, Statistics
+from cache_tools.statistics import Statistics
+from cache_tools.store import Column
 from distill.data import Batch
 from distill.heads import GaussianHead, Head
 from distill.metrics import TeacherMetrics
@@ -39,6 +40,8 @@ class Distiller(LightningModule):
         ConfigError: when ``heads`` names a teacher that is not there.
     """
 
+    weights: Tensor
+
     def __init__(
         self,
         columns: dict[str, Column],
@@ -60,7 +63,9 @@ class Distiller(LightningModule):
         self.normalisers, self.heads, self.metrics = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         for name, column in columns.items():
             self._add_teacher(name, column.statistics, (heads or {}).get(name, head), normaliser)
-        weights = [student.dim / self._normaliser(name).dim if self._head(name).sums_dimensions else 1.0 for name in columns]
+        weights = [
+            student.dim / self._normaliser(name).dim if self._head(name).sums_dimensions else 1.0 for name in columns
+        ]
         self.register_buffer("weights", torch.tensor(weights), persistent=False)
         self.student_lr, self.head_lr = student_lr, head_lr
         self.weight_decay, self.warmup = weight_decay, warmup

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from cache_tools.store import Statistics
+from cache_tools.statistics import Statistics
 
 
 class Normaliser(nn.Module, ABC):

@@ -120,7 +120,7 @@ def _ridge(x: Tensor, y: Tensor, strengths: Tensor) -> Tensor:
         gram = double @ double.T if wide else double.T @ double
         gram.diagonal().add_(float(strengths))
         right = (y if wide else x.T @ y).double().unsqueeze(1)
-        solved = torch.linalg.solve(gram, right)
+        solved: Tensor = torch.linalg.solve(gram, right)
         return (double.T @ solved if wide else solved).float()
     axes, squares = _axes(x)
     return axes @ ((axes.T @ (x.T @ y)).unsqueeze(1) / (squares.unsqueeze(1) + strengths))

@@ -86,7 +86,7 @@ class MoleculeTask(Task):
             value = float(text) if text.strip() else float("nan")
         except ValueError:
             raise CorpusError(f"{self.path} line {line}: {target} is {text!r}, expected a number or nothing") from None
-        if self.kind == "classification" and value not in (0.0, 1.0) and value == value:
+        if self.kind == "classification" and value not in (0.0, 1.0) and not np.isnan(value):
             raise CorpusError(f"{self.path} line {line}: {target} is {text!r}, expected 0, 1 or nothing")
         return value
 
@@ -116,7 +116,7 @@ def scaffold_split(smiles: Sequence[str], seed: int) -> tuple[Array, Array, Arra
         groups.setdefault(_scaffold(each), []).append(row)
     sizes = [share * len(smiles) for share in SHARES]
     shuffled = list(groups.values())
-    np.random.default_rng(seed).shuffle(shuffled)  # type: ignore[arg-type]  # a list of lists is shuffled in place
+    np.random.default_rng(seed).shuffle(shuffled)
     shuffled.sort(key=lambda group: len(group) <= sizes[2] / 2)  # stable: the big ones first
     parts: list[list[int]] = [[], [], []]
     for group in shuffled:

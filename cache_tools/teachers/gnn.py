@@ -44,12 +44,12 @@ def sum_messages(batch: Batch, weight: Tensor, values: Tensor) -> Tensor:
 
 def sum_bonds(batch: Batch, weight: Tensor, first: nn.Embedding, second: nn.Embedding) -> Tensor:
     """``out[i] = sum over bonds at i of weight * (first[type] + second[direction])``: (atoms, width)."""
-    total = 0.0
+    total = torch.zeros(len(batch.atoms), first.embedding_dim, device=weight.device)
     for column, table in enumerate((first, second)):
         cell = batch.target * table.num_embeddings + batch.bonds[:, column]
         counts = torch.zeros(len(batch.atoms) * table.num_embeddings, device=weight.device).index_add_(0, cell, weight)
         total = total + counts.view(len(batch.atoms), -1) @ table.weight
-    return torch.as_tensor(total)
+    return total
 
 
 class _BondTables(nn.Module):
@@ -301,7 +301,7 @@ def collate(items: Sequence[Any], device: str) -> Batch:
     atoms = np.concatenate([np.array(atoms) for atoms, _ in items])
     shifts = np.cumsum(sizes) - sizes
     pieces = [
-        np.array(bonds, np.int64).reshape(-1, 4) + [shift, shift, 0, 0]
+        np.array(bonds, np.int64).reshape(-1, 4) + np.array([shift, shift, 0, 0])
         for (_, bonds), shift in zip(items, shifts, strict=True)
     ]
     everyone = np.arange(len(atoms))

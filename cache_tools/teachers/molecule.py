@@ -38,7 +38,8 @@ class RdkitDescriptors(Teacher):
 
     def embed(self, items: Sequence[Any]) -> np.ndarray[Any, Any]:
         scaled = (raw_descriptors(items, self.names) - self.median) / self.scale
-        return np.clip(np.nan_to_num(scaled, nan=0.0), -self.clip, self.clip).astype(np.float32)
+        clipped: np.ndarray[Any, Any] = np.clip(np.nan_to_num(scaled, nan=0.0), -self.clip, self.clip)
+        return clipped.astype(np.float32)
 
     def fingerprint(self) -> dict[str, Any]:
         return {**super().fingerprint(), "scales": _descriptor_scales_hash(), "clip": self.clip}
@@ -120,7 +121,8 @@ class MorganCounts(_Fingerprint):
 
     def _one(self, molecule: Any) -> np.ndarray[Any, Any]:
         counts = _morgan(self.radius, self.dim).GetCountFingerprintAsNumPy(molecule)
-        return np.log1p(counts, dtype=np.float32)
+        logs: np.ndarray[Any, Any] = np.log1p(counts, dtype=np.float32)
+        return logs
 
 
 @cache

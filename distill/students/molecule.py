@@ -34,11 +34,11 @@ class CategorySum(nn.Module):
 
 
 class Graphs(NamedTuple):
-    """A flat batch of graphs: edges (2, bonds) over all atoms, the graph of each atom (atoms,), graphs in all."""
+    """A flat batch of graphs: edges (2, bonds) over all atoms, the graph of each atom (atoms,), ``size`` graphs."""
 
     edges: Tensor
     graph: Tensor
-    count: int
+    size: int
 
 
 class GraphStudent(Student):
@@ -112,16 +112,17 @@ class GraphStudent(Student):
 
 
 def _sum(x: Tensor, graphs: Graphs) -> Tensor:
-    return x.new_zeros(graphs.count, x.shape[1]).index_add_(0, graphs.graph, x)
+    return x.new_zeros(graphs.size, x.shape[1]).index_add_(0, graphs.graph, x)
 
 
 def _mean(x: Tensor, graphs: Graphs) -> Tensor:
-    atoms = torch.bincount(graphs.graph, minlength=graphs.count).unsqueeze(1)
+    atoms = torch.bincount(graphs.graph, minlength=graphs.size).unsqueeze(1)
     return _sum(x, graphs) / atoms.clamp_min(1)
 
 
 def _norm(norm: Norm, width: int) -> nn.Module:
-    return {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "none": nn.Identity}[norm](width)
+    kinds: dict[str, type[nn.Module]] = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "none": nn.Identity}
+    return kinds[norm](width)
 
 
 def _update(width: int, norm: Norm) -> nn.Sequential:

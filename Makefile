@@ -1,0 +1,61 @@
+# `make help` says what there is. Variables: TEACHERS CORPUS CACHE WEIGHTS NAME (cache), CONFIG (fit), PYTHON.
+TEACHERS ?= mol
+CACHE ?= cache
+CONFIG ?= configs/mol.yaml
+PYTHON ?= python3
+BIN := .venv/bin
+GROUPS := $(basename $(notdir $(wildcard configs/cache/*.yaml)))
+export WEIGHTS
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo cache fit probe lint type test bench study-mol clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@echo "teacher groups (TEACHERS=...): $(GROUPS)"
+
+install: $(BIN)/.installed ## make the environment .venv (every other target does so when it is missing)
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check --quiet --progress-bar on -e '.[all,dev]' -c constraints.txt
+	@touch $@
+
+demo: install ## cache, fit, test and report on molecules that RDKit ships: offline, some minutes
+	$(BIN)/distill-cache build --config configs/cache/mol.yaml --cache $(CACHE)
+	$(BIN)/distill fit --config configs/demo.yaml --data.corpus $(CACHE)/mol
+	$(BIN)/distill test
+
+cache: install ## run a group of teachers over a corpus: TEACHERS=mol CORPUS=molecules.csv CACHE=cache NAME=mol WEIGHTS=folder
+	$(if $(filter $(TEACHERS),$(GROUPS)),,$(error no teacher group "$(TEACHERS)"; TEACHERS can be: $(GROUPS)))
+	$(BIN)/distill-cache build --config configs/cache/$(TEACHERS).yaml --cache $(CACHE) $(if $(NAME),--name $(NAME)) \
+	  $(if $(CORPUS),--corpus cache_tools.corpus.SmilesFile --corpus.path $(CORPUS))
+
+fit: install ## train a student: CONFIG=configs/mol.yaml
+	$(BIN)/distill fit --config $(CONFIG)
+
+probe: install ## probe the newest student on the tasks of its configuration
+	$(BIN)/distill test
+
+lint: install ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: install ## types
+	$(BIN)/mypy
+
+test: install ## all tests, with style and types
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+bench: install ## speed as ratios, measured side by side
+	$(BIN)/python benchmarks/run.py
+
+study-mol: install ## methods compared on molecules with pretrained teachers, resumable: WEIGHTS=../shared/weights/mol
+	WEIGHTS=$(or $(WEIGHTS),../shared/weights/mol) $(BIN)/distill-cache build --config configs/studies/mol-cache.yaml --cache $(CACHE)
+	$(BIN)/distill study --config configs/studies/mol.yaml
+
+clean: ## remove the environment and what tools left; caches and runs stay
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,150 @@
+"""``distill study``: one student under several methods and seeds, probed alike; a killed study goes on where it was."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from jsonargparse import auto_cli
+from rich.console import Console
+
+from cache_tools.errors import QuorumError
+from distill import report
+from distill.evaluate import Record
+
+log = logging.getLogger(__name__)
+
+BY_HAND = "<!-- above: written by `distill study`; below: by hand -->"
+
+
+class Run:
+    """One method with one seed; each stage is a process of its own and is skipped when its result is there.
+
+    Args:
+        name: of the run.
+        folder: where the run lives.
+        configs: configuration files, the later ones win.
+        seed: of training and of the tasks' splits.
+        threads: that a process may use.
+    """
+
+    def __init__(self, name: str, folder: Path, configs: Sequence[Path], seed: int, threads: int):
+        self.name, self.folder, self.configs, self.seed, self.threads = name, folder, configs, seed, threads
+        self.results = folder / "probes" / "results.json"
+
+    def fit(self) -> None:
+        """Train, or train on from the last checkpoint."""
+        last = self.folder / "checkpoints" / "last.ckpt"
+        if self.results.exists():
+            return
+        if last.exists():
+            self._distill("fit", "--config", str(self.folder / "config.yaml"), "--ckpt_path", str(last))
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)  # it died before its first checkpoint
+            configs = [word for path in self.configs for word in ("--config", str(path))]
+            self._distill("fit", *configs, "--run", str(self.folder), "--seed_everything", str(self.seed))
+
+    def test(self, systems: Iterable[str]) -> None:
+        """Probe ``systems`` on this seed's splits."""
+        if not self.results.exists():
+            best = self.folder / "checkpoints" / "best.ckpt"
+            options = ["--probe.seeds", f"[{self.seed}]", "--probe.systems", f"[{','.join(systems)}]"]
+            self._distill("test", "--ckpt_path", str(best), *options)
+
+    def records(self, student: str) -> list[Record]:
+        """What :meth:`test` measured, with the student renamed to ``student``."""
+        found = [Record(**each) for each in json.loads(self.results.read_text())["records"]]
+        return [replace(each, system=student) if each.kind == "student" else each for each in found]
+
+    def _distill(self, *arguments: str) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        output = self.folder.with_suffix(".log")
+        log.info("%s: distill %s", self.name, arguments[0])
+        threads = {"OMP_NUM_THREADS": str(self.threads), "MKL_NUM_THREADS": str(self.threads)}
+        with open(output, "a") as file:
+            command = [sys.executable, "-m", "distill.cli", *arguments]
+            code = subprocess.run(command, stdout=file, stderr=file, env=os.environ | threads, check=False).returncode
+        if code:
+            raise QuorumError(f"{self.name}: `distill {' '.join(arguments)}` failed, see the end of {output}")
+
+
+def study(
+    base: Path,
+    methods: dict[str, Path],
+    report_file: Path,
+    runs: Path = Path("runs/study"),
+    seeds: list[int] | None = None,
+    jobs: int = 1,
+) -> None:
+    """Fit and probe every method with every seed, then write the report.
+
+    Args:
+        base: configuration that all methods share.
+        methods: name -> configuration of the method, laid over ``base``.
+        report_file: Markdown; what stands below its marker line is kept.
+        runs: a folder per method and seed goes here.
+        seeds: each one is a run's seed and the seed of its probes' splits.
+        jobs: runs at a time; they share the cores.
+    """
+    chosen = [0, 1, 2] if seeds is None else seeds
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    grid = {
+        (method, seed): Run(f"{method}, seed {seed}", runs / f"{method}-{seed}", [base, path], seed, threads)
+        for seed in chosen
+        for method, path in methods.items()
+    }
+    first = next(iter(methods))  # its run also probes what does not depend on the method
+    systems = {method: ["student"] for method in methods} | {first: ["student", "untrained", "teachers", "concatenated"]}
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(Run.fit, grid.values()))
+        tests = [(run, systems[method]) for (method, _), run in grid.items()]
+        Run.test(*tests[0])  # alone: it embeds the tasks' items, which the others then find
+        list(pool.map(lambda each: Run.test(*each), tests))
+    records = [record for (method, _), run in grid.items() for record in run.records(method)]
+    write(records, report_file, f"distill study --base {base} --seeds {chosen}")
+
+
+def write(records: list[Record], path: Path, command: str) -> None:
+    """Write tables and a plot of ``records`` to ``path``, and keep what was written below the marker by hand."""
+    by_split = {split: report.Scores(records, split) for split in dict.fromkeys(record.split for record in records)}
+    plot = path.with_suffix(".png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    report.plot(by_split, plot)
+    parts = [f"# Results\n\nMade by `{command}`.\n\n![mean scores]({plot.name})"]
+    for split, scores in by_split.items():
+        parts.append(f"## {split.capitalize()} split, {len(scores.seeds)} seeds\n\n{report.markdown(scores)}")
+        parts.append(f"Pair by pair, mean difference over tasks:\n\n{pairs(scores)}")
+        Console().print(report.table(scores, f"{split} split"))
+    kept = path.read_text().split(BY_HAND)[1] if path.exists() and BY_HAND in path.read_text() else "\n"
+    path.write_text("\n\n".join(parts) + f"\n\n{BY_HAND}{kept}")
+    Console().print(f"written: {path} and {plot.name}")
+
+
+def pairs(scores: report.Scores) -> str:
+    """Student against student: difference of the mean over tasks with its 95 % interval over seeds; tasks won."""
+    students = [row for row, system in enumerate(scores.systems) if scores.kinds[system] == "student"]
+    lines = ["| | difference | tasks won |", "| --- | ---: | ---: |"]
+    for number, better in enumerate(students):
+        for worse in students[number + 1 :]:
+            difference = scores.values[better] - scores.values[worse]  # (tasks, seeds)
+            half = float(report.half_width(difference.mean(0)))
+            won = int((difference.mean(1) > 0).sum())
+            names = f"{scores.systems[better]} - {scores.systems[worse]}"
+            lines.append(f"| {names} | {np.mean(difference):+.3f} ± {half:.3f} | {won} of {len(scores.tasks)} |")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> None:
+    """Entry point of ``distill study``."""
+    auto_cli(study, args=arguments, as_positional=False)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
