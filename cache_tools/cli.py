@@ -1,17 +1,16 @@
 """``distill-cache build | list | verify``."""
 
-import logging
 import sys
 from pathlib import Path
 
 import jsonargparse
 from rich.console import Console
 from rich.filesize import decimal
-from rich.logging import RichHandler
 from rich.table import Table
 
 from cache_tools import run, store
 from cache_tools.columns import Featuriser
+from cache_tools.console import start_logging
 from cache_tools.corpus import Corpus
 from cache_tools.errors import CacheError, QuorumError
 from cache_tools.teacher import Teacher
@@ -91,9 +90,7 @@ def _corpora(cache: Path) -> list[Path]:
 
 def main() -> None:
     """Entry point of ``distill-cache``."""
-    logging.basicConfig(
-        level="INFO", format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)]
-    )
+    start_logging()
     try:
         jsonargparse.auto_cli({"build": build, "list": list_, "verify": verify}, prog="distill-cache", as_positional=False)
     except QuorumError as error:

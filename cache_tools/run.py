@@ -209,6 +209,7 @@ class Build:
             log.debug("%s: nothing to do", self.label)
             return
         self.path.mkdir(parents=True, exist_ok=True)
+        store.sweep(self.path)
         with ExitStack() as stack:
             batches = self._pool(stack)
             progress = stack.enter_context(_progress())
@@ -324,7 +325,7 @@ class Build:
             with open(path, "w", newline="") as file:
                 csv.writer(file).writerows([("row", "id", "reason"), *kept, *bad])
         if bad:
-            log.warning("%s: %d rows cannot be used, see %s", self.label, len(bad), path)
+            log.warning("%s: rows that cannot be used: %d, listed in %s", self.label, len(bad), path)
 
     def _write_manifest(self, producer: dict[str, Any], done: dict[int, dict[str, Any]]) -> None:
         shards = [done[number] for number in sorted(done)]

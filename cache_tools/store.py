@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write ``content`` so that ``path`` holds either the old text or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     with open(temporary, "w") as file:
         json.dump(content, file, indent=1)
         file.flush()
@@ -55,7 +56,7 @@ def write_shard(folder: Path, number: int, arrays: Arrays, attributes: Mapping[s
         ``file``, ``bytes`` and ``sha256`` for the manifest.
     """
     path = folder / f"{number:05d}.h5"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         with h5py.File(temporary, "w", libver="latest") as file:
             for name, array in arrays.items():
@@ -70,6 +71,21 @@ def write_shard(folder: Path, number: int, arrays: Arrays, attributes: Mapping[s
     finally:
         temporary.unlink(missing_ok=True)
     return facts
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers of this machine left in ``folder`` when they were killed."""
+    for path in folder.glob(f".*.{socket.gethostname()}.*.tmp"):
+        try:
+            os.kill(int(path.suffixes[-2][1:]), 0)  # signal 0 only asks whether the process is there
+        except ProcessLookupError:
+            path.unlink(missing_ok=True)
+        except PermissionError:  # it is, and is somebody else's
+            continue
 
 
 def _publish(temporary: Path, path: Path) -> None:

@@ -3,9 +3,7 @@
 import argparse
 import copy
 import json
-import logging
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
-from rich.logging import RichHandler
 
+from cache_tools.console import start_logging
 from cache_tools.errors import ConfigError, QuorumError
 from distill import report
 from distill.data import DistillData
@@ -113,8 +111,10 @@ def _run_of(configs: list[str]) -> Path | None:
 
 def _newest_checkpoint(run: Path | None) -> Path:
     """The best checkpoint of the newest of ``run``, ``run-2`` ..., or of all runs."""
-    pattern = f"{run}*/checkpoints/best.ckpt" if run else "runs/**/checkpoints/best.ckpt"
-    found = sorted(Path().glob(pattern), key=lambda path: path.stat().st_mtime)
+    folder, pattern = (
+        (run.parent, f"{run.name}*/checkpoints/best.ckpt") if run else (Path("runs"), "**/checkpoints/best.ckpt")
+    )
+    found = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
     if not found:
         raise ConfigError(f"no finished run at {run or 'runs/'}: train one with `distill fit --config configs/mol.yaml`")
     return found[-1]
@@ -123,11 +123,7 @@ def _newest_checkpoint(run: Path | None) -> Path:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``distill``."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    logging.basicConfig(
-        level="INFO", format="%(message)s", handlers=[RichHandler(console=Console(stderr=True), show_path=False)]
-    )
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # gathering is faster than a worker's pipe
-    warnings.filterwarnings("ignore", message=".*torch.jit.*")  # torch_geometric at import
+    start_logging()
     try:
         if arguments[:1] == ["study"]:
             from distill.study import main as study

@@ -250,4 +250,7 @@ class HfMolecule(Teacher):
         digest = hashlib.sha256()
         for name in sorted(state):
             digest.update(name.encode() + state[name].cpu().numpy().tobytes())
-        return {**super().fingerprint(), "weights_sha256": digest.hexdigest()}
+        tokens = hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode())
+        hashes = {"weights_sha256": digest.hexdigest(), "tokenizer_sha256": tokens.hexdigest()}
+        where = ("model", "revision")  # the hashes say what is there
+        return {key: value for key, value in super().fingerprint().items() if key not in where} | hashes

@@ -1,0 +1,19 @@
+"""What both command lines set up before they speak."""
+
+import logging
+import warnings
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+
+def start_logging() -> None:
+    """Send log records to the terminal's standard error, and drop warnings that no user can act on."""
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
+    logging.basicConfig(level="INFO", format="%(message)s", handlers=[handler])
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # gathering beats a worker's pipe
+    warnings.filterwarnings("ignore", message=".*torch.jit.*")  # torch_geometric at import
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # lightning with a newer torch
+    rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    rank_zero.addFilter(lambda record: "litlogger" not in record.getMessage())  # an advertisement

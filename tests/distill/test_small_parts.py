@@ -1,0 +1,101 @@
+"""Normalisers, objective, order, metrics: against numpy or a plain loop."""
+
+import numpy as np
+import pytest
+import torch
+
+from cache_tools.statistics import Statistics
+from distill.heads import CosineHead, GaussianHead, MseHead
+from distill.metrics import TeacherMetrics
+from distill.normalize import Raw, Standardise
+from distill.objective import WeightedSum
+from distill.order import BatchOrder, global_batches, split
+
+
+def test_standardise_leaves_constant_dimensions_out():
+    x = np.random.default_rng(0).normal(3, 5, (200, 4)).astype(np.float32)
+    x[:, 2] = 7.0
+    normal = Standardise(Statistics.of(x))
+    y = normal(torch.from_numpy(x))
+    assert normal.dim == 3
+    np.testing.assert_allclose(y.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(y.std(0, unbiased=False), 1, atol=1e-5)
+    assert torch.isfinite(normal(torch.full((1, 4), 1e4, dtype=torch.float16))).all()
+
+
+def test_raw_changes_nothing():
+    x = torch.randn(5, 3).half()
+    torch.testing.assert_close(Raw(Statistics.of(x.numpy()))(x), x.float())
+
+
+def test_weighted_sum_ignores_rows_that_a_teacher_has_not_seen():
+    losses = torch.tensor([[1.0, 2.0, float("nan")], [4.0, 5.0, 6.0]], requires_grad=True)
+    valid = torch.tensor([[True, True, False], [True, True, True]])
+    total = WeightedSum()(losses, valid, torch.tensor([2.0, 1.0]))
+    total.backward()
+    assert total.item() == pytest.approx(2 * 1.5 + 5)
+    assert losses.grad.tolist() == [[1, 1, 0], pytest.approx([1 / 3] * 3)]
+
+
+def test_a_teacher_without_any_valid_row_adds_nothing():
+    losses = torch.tensor([[3.0, 3.0], [1.0, 1.0]])
+    valid = torch.tensor([[False, False], [True, True]])
+    assert WeightedSum()(losses, valid, torch.ones(2)).item() == 1
+
+
+def test_order_is_a_pure_function_and_each_epoch_has_its_own():
+    rows = torch.arange(100, 200)
+    first = global_batches(rows, 8, seed=1, epoch=0)
+    assert torch.equal(first, global_batches(rows, 8, seed=1, epoch=0))
+    assert not torch.equal(first, global_batches(rows, 8, seed=1, epoch=1))
+    assert not torch.equal(first, global_batches(rows, 8, seed=2, epoch=0))
+    assert first.shape == (12, 8)
+    assert len(set(first.flatten().tolist())) == 96
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_ranks_together_see_the_same_global_batches(ranks):
+    rows = torch.arange(50)
+    orders = [BatchOrder(rows, 8, seed=3, rank=rank, ranks=ranks) for rank in range(ranks)]
+    for order in orders:
+        order.set_epoch(2)
+    together = [sorted(sum(parts, [])) for parts in zip(*orders, strict=True)]
+    assert together == [sorted(batch.tolist()) for batch in global_batches(rows, 8, 3, 2)]
+    assert {len(order) for order in orders} == {6}
+
+
+def test_validation_covers_every_held_out_row_once():
+    train, held_out = split(103, 20, seed=5)
+    seen = [row for batch in BatchOrder(held_out, 8, seed=0, shuffle=False) for row in batch]
+    assert sorted(seen) == held_out.tolist()
+    assert sorted([*train.tolist(), *seen]) == list(range(103))
+
+
+@pytest.mark.parametrize("head", [GaussianHead(4, 3), MseHead(4, 3), CosineHead(4, 3)])
+def test_metrics_over_batches_equal_the_metrics_of_all_rows(head):
+    torch.manual_seed(0)
+    student, target = torch.randn(64, 4), torch.randn(64, 3)
+    normal = Raw(Statistics.of(target.numpy()))
+    whole, parts = TeacherMetrics(), TeacherMetrics()
+    with torch.no_grad():
+        whole.update(head, normal, head(student, target), student, target)
+        for s, t in zip(student.split(24), target.split(24), strict=True):
+            parts.update(head, normal, head(s, t), s, t)
+    assert whole.named(head).keys() == parts.named(head).keys()
+    torch.testing.assert_close(list(whole.named(head).values()), list(parts.named(head).values()), rtol=1e-4, atol=1e-5)
+
+
+def test_predicting_the_corpus_mean_is_the_zero_line():
+    torch.manual_seed(0)
+    target = torch.randn(500, 3) * 2 + 1
+    normal = Raw(Statistics.of(target.numpy()))
+    head = GaussianHead(4, 3, layers=0)
+    with torch.no_grad():
+        head.mlp[0].weight.zero_()
+        head.mlp[0].bias.copy_(torch.cat([torch.zeros(1), normal.mean, -0.5 * normal.var.log()]))
+        student = torch.randn(500, 4)
+        metrics = TeacherMetrics()
+        metrics.update(head, normal, head(student, target), student, target)
+    named = metrics.named(head)
+    assert named["r2"].item() == pytest.approx(0, abs=1e-5)
+    assert named["nats"].item() == pytest.approx(0, abs=1e-5)
