@@ -37,7 +37,8 @@ class TeacherMetrics(Metric):
             information = (head.marginal_nll(target, normaliser.mean, normaliser.var) - loss).sum() / normaliser.dim
         per_dim = loss.sum() / (normaliser.dim if head.sums_dimensions else 1)
         count = loss.new_tensor(len(loss))
-        self.total += torch.stack([count, per_dim, error, spread, cosine, information]).double()
+        # not in place: a reset inside Lightning's inference mode leaves an inference tensor
+        self.total = self.total + torch.stack([count, per_dim, error, spread, cosine, information]).double()
 
     def named(self, head: Head) -> dict[str, Tensor]:
         """The figures that make sense for ``head``."""

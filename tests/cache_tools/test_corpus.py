@@ -26,7 +26,7 @@ def test_ids_come_from_a_column_or_from_the_content(tmp_path):
 
 def test_duplicates_are_dropped_and_reported(caplog):
     with caplog.at_level(logging.WARNING):
-        ids, items, _ = Items(["CCO", "CCN", "CCO"], "molecule").read()
+        _, items, _ = Items(["CCO", "CCN", "CCO"], "molecule").read()
     assert items == [b"CCO", b"CCN"]
     assert "1 duplicates dropped" in caplog.text
 
@@ -61,6 +61,6 @@ def test_bad_files_say_what_to_do(tmp_path, name, text, message):
 
 
 def test_rdkit_ships_fifteen_thousand_molecules():
-    ids, items, _ = RdkitSamples().read()
+    ids, _, _ = RdkitSamples().read()
     assert len(ids) > 14_000
     assert len(RdkitSamples(limit=100).read()[0]) == 100

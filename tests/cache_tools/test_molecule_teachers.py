@@ -19,7 +19,14 @@ from cache_tools.teachers.molecule import (
 )
 
 FINGERPRINTS = [AtomPairs(), Avalon(), Maccs(), MorganBits(), MorganCounts(), TopologicalTorsions()]
-NAMES = ["gcn_contextpred", "gcn_supervised", "graphsage_contextpred", "graphsage_supervised", "gat_contextpred", "molclr_gcn"]
+NAMES = [
+    "gcn_contextpred",
+    "gcn_supervised",
+    "graphsage_contextpred",
+    "graphsage_supervised",
+    "gat_contextpred",
+    "molclr_gcn",
+]
 
 
 def embed(teacher, smiles):
@@ -62,7 +69,9 @@ def test_a_gnn_layer_equals_a_loop_over_bonds(kind, prepare):
         degree = {a: (batch.target == a).sum().item() for a in [atom, *batch.source[mine].tolist()]}
         if kind == "gcn":
             h = layer.linear(x)
-            out[atom] = sum((degree[int(batch.source[b])] * len(mine)) ** -0.5 * (h[batch.source[b]] + bonds[b]) for b in mine)
+            out[atom] = sum(
+                (degree[int(batch.source[b])] * len(mine)) ** -0.5 * (h[batch.source[b]] + bonds[b]) for b in mine
+            )
         elif kind == "graphsage":
             h = layer.linear(x)
             mean = sum(h[batch.source[b]] + bonds[b] for b in mine) / len(mine)
@@ -168,7 +177,9 @@ def roberta(tmp_path_factory) -> str:
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>").save_pretrained(folder)
     torch.manual_seed(0)
-    config = RobertaConfig(vocab_size=len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, pad_token_id=1)
+    config = RobertaConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, pad_token_id=1
+    )
     RobertaModel(config).save_pretrained(folder)
     return str(folder)
 

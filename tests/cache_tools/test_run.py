@@ -105,7 +105,7 @@ def test_a_broken_smiles_is_masked_and_listed(tmp_path):
     for path in store.columns(folder):
         column = store.open_column(path)
         assert column.valid(torch.arange(3)).tolist() == [True, False, True]
-        listed = list(csv.DictReader(open(path / "skipped.csv")))
+        listed = list(csv.DictReader((path / "skipped.csv").read_text().splitlines()))
         assert [(row["row"], row["id"]) for row in listed] == [("1", items.read()[0][1])]
     assert store.open_column(folder / "teachers" / "maccs").statistics.count == 2
 
@@ -139,7 +139,16 @@ def test_a_killed_build_goes_on_and_leaves_no_bad_shard(tmp_path):
         "teachers: {pairs: {class_path: cache_tools.teachers.molecule.AtomPairs}}\ninputs: {}\n"
         "settings: {shard_rows: 100, workers: 1, batch_size: 50}\n"
     )
-    command = [sys.executable, "-m", "cache_tools.cli", "build", "--config", str(config), "--cache", str(tmp_path / "cache")]
+    command = [
+        sys.executable,
+        "-m",
+        "cache_tools.cli",
+        "build",
+        "--config",
+        str(config),
+        "--cache",
+        str(tmp_path / "cache"),
+    ]
     folder = tmp_path / "cache" / "mol" / "teachers" / "pairs"
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120

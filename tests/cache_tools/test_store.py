@@ -34,7 +34,9 @@ def test_a_sound_cache_has_no_faults(cache):
     assert faults(cache / "mol") == []
 
 
-@given(data=st.data(), rows=st.integers(1, 9), dim=st.integers(1, 5), dtype=st.sampled_from(["float16", "float32", "uint8"]))
+@given(
+    data=st.data(), rows=st.integers(1, 9), dim=st.integers(1, 5), dtype=st.sampled_from(["float16", "float32", "uint8"])
+)
 @settings(max_examples=25, deadline=None)
 def test_what_is_written_is_mapped_back(tmp_path_factory, data, rows, dim, dtype):
     array = data.draw(arrays.arrays(dtype, (rows, dim)))

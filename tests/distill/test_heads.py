@@ -56,7 +56,9 @@ def test_gaussian_head_agrees_with_torch_distributions(modes, bounded, triangula
     torch.manual_seed(0)
     head = GaussianHead(16, 5, width=32, modes=modes, bounded=bounded, triangular=triangular)
     student, target = torch.randn(64, 16), torch.randn(64, 5)
-    torch.testing.assert_close(head.log_prob(student, target).double(), reference(head, student, target), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        head.log_prob(student, target).double(), reference(head, student, target), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("cls", [GaussianHead, BernoulliHead, MseHead, CosineHead])

@@ -1,0 +1,126 @@
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from cache_tools.errors import CacheError, ConfigError
+from distill.data import DistillData
+from distill.heads import BernoulliHead, CosineHead, GaussianHead, MseHead
+from distill.module import Distiller
+from distill.students.molecule import GraphStudent
+
+
+@pytest.fixture
+def data(cache: Path) -> DistillData:
+    return DistillData(cache / "mol", batch_size=32, held_out=64)
+
+
+def student() -> GraphStudent:
+    return GraphStudent(layers=2, width=16, dim=24)
+
+
+def model(data: DistillData, **options) -> Distiller:
+    torch.manual_seed(0)
+    return Distiller(data.columns, student(), **options)
+
+
+def trainer(tmp_path: Path, **options) -> Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    return Trainer(default_root_dir=tmp_path, accelerator="cpu", **quiet, **options)
+
+
+def test_every_parameter_that_learns_is_in_the_optimiser(data, tmp_path):
+    distiller = model(data)
+    trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(distiller, data)
+    optimised = {id(p) for group in distiller.optimizers().param_groups for p in group["params"]}
+    assert {id(p) for p in distiller.parameters() if p.requires_grad} == optimised
+    assert [group["name"] for group in distiller.optimizers().param_groups] == ["student", "heads"]
+
+
+def test_weights_are_student_dim_over_teacher_dim_where_a_loss_sums(data):
+    weights = model(data, heads={"maccs": CosineHead, "morgan": BernoulliHead}).weights
+    kept = [int((data.columns[name].statistics.var > 1e-10).sum()) for name in ("counts",)]
+    assert weights.tolist() == pytest.approx([24 / kept[0], 1.0, 24 / 256])
+
+
+def test_all_methods_share_one_normaliser_and_bits_keep_theirs(data):
+    targets = {}
+    for head in (GaussianHead, MseHead, CosineHead):
+        batch = next(iter(data.train_dataloader()))
+        targets[head] = model(data, head=head).losses(batch)[3]
+    for name, target in targets[GaussianHead].items():
+        assert torch.equal(target, targets[MseHead][name])
+        assert torch.equal(target, targets[CosineHead][name])
+    raw = model(data, heads={"maccs": BernoulliHead}).losses(batch)[3]["maccs"]
+    assert raw.unique().tolist() == [0, 1]
+
+
+def test_clipping_touches_the_student_alone(data):
+    distiller = model(data)
+    for parameter in distiller.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    distiller.configure_gradient_clipping(None, 1.0)
+    norm = torch.stack([p.grad.norm() for p in distiller.student.parameters()]).norm()
+    assert norm.item() == pytest.approx(1.0, rel=1e-3)
+    assert all((p.grad == 1).all() for p in distiller.heads.parameters())
+
+
+def test_learning_rate_rises_then_falls_as_a_cosine(data, tmp_path):
+    distiller = model(data, student_lr=1e-2, head_lr=1e-3, warmup=0.25)
+    rates = []
+    distiller.on_train_batch_start = lambda *_: rates.append([group["lr"] for group in distiller.optimizers().param_groups])
+    trainer(tmp_path, max_epochs=2, limit_train_batches=8, limit_val_batches=0).fit(distiller, data)
+    student_rates = [rate for rate, _ in rates]
+    assert student_rates[:4] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])
+    assert student_rates[4:] == sorted(student_rates[4:], reverse=True)
+    assert student_rates[-1] < 1e-3
+    assert all(head == pytest.approx(rate / 10) for rate, head in rates)
+
+
+def test_training_lowers_the_loss_and_names_every_figure(data, tmp_path):
+    distiller = model(data, heads={"maccs": BernoulliHead, "counts": CosineHead}, student_lr=1e-2, head_lr=1e-2)
+    fitting = trainer(tmp_path, max_epochs=6)
+    before = fitting.validate(distiller, data, verbose=False)[0]
+    fitting.fit(distiller, data)
+    after = fitting.validate(distiller, data, verbose=False)[0]
+    names = {"val/loss", "nll/maccs", "r2/maccs", "nats/maccs", "loss/counts", "cosine/counts"}
+    assert after.keys() == names | {"nll/morgan", "r2/morgan", "nats/morgan"}
+    assert after["val/loss"] < before["val/loss"]
+    assert after["r2/maccs"] > 0.1
+    assert after["nats/maccs"] > before["nats/maccs"]
+
+
+def test_rows_that_no_student_can_read_are_left_out_and_others_masked(tmp_path):
+    from cache_tools.columns import MoleculeGraph
+    from cache_tools.corpus import Items
+    from cache_tools.run import build
+    from cache_tools.teachers.molecule import Maccs
+
+    items = ["C" * n for n in range(1, 40)] + ["broken"]
+    build(tmp_path, "c", Items(items, "molecule"), {"maccs": Maccs()}, {"graph": MoleculeGraph()})
+    data = DistillData(tmp_path / "c", batch_size=40, held_out=0)
+    batch = next(iter(data.train_dataloader()))
+    assert sorted(batch.rows.tolist()) == list(range(39))
+    assert len(batch.targets["maccs"]) == len(batch.inputs["atoms"].counts) == 39
+
+
+def test_what_does_not_fit_together_is_named(data, cache):
+    with pytest.raises(ConfigError, match="model.heads names gin; the teachers are: counts, maccs, morgan"):
+        model(data, heads={"gin": MseHead})
+    with pytest.raises(CacheError, match="no teacher column gin; it has: counts, maccs, morgan"):
+        DistillData(cache / "mol", teachers=["gin"])
+    with pytest.raises(ConfigError, match="no batch of 5000 is left: lower data.held_out or data.batch_size"):
+        DistillData(cache / "mol", batch_size=5000, held_out=64)
+    with pytest.raises(CacheError, match="nothing at .*nowhere"):
+        DistillData(cache / "nowhere")
+
+
+def test_bfloat16_training_keeps_densities_in_float32(data, tmp_path):
+    distiller = model(data)
+    trainer(tmp_path, max_steps=2, limit_val_batches=1, precision="bf16-mixed").fit(distiller, data)
+    batch = next(iter(data.train_dataloader()))
+    with torch.autocast("cpu", torch.bfloat16):
+        losses, _, _, _ = distiller.losses(batch)
+    assert losses.dtype == torch.float32
+    assert torch.isfinite(losses).all()

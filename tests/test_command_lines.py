@@ -1,0 +1,251 @@
+"""The real commands, each in a process of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+CACHE = """
+name: mini
+corpus: {class_path: cache_tools.corpus.RdkitSamples, init_args: {limit: 300}}
+teachers:
+  maccs: {class_path: cache_tools.teachers.molecule.Maccs}
+  letters: {class_path: extension_example.Letters, init_args: {letters: CNO}}
+inputs:
+  graph: {class_path: cache_tools.columns.MoleculeGraph}
+"""
+FIT = """
+run: runs/mini
+trainer: {max_epochs: 2, accelerator: cpu, log_every_n_steps: 1}
+data: {corpus: cache/mini, batch_size: 32, held_out: 50}
+model:
+  student: {class_path: distill.students.molecule.GraphStudent, init_args: {layers: 2, width: 16}}
+  head: {class_path: distill.heads.GaussianHead, init_args: {preset: mini}}
+  heads: {maccs: {class_path: distill.heads.BernoulliHead}}
+probe:
+  splits: [random, scaffold]
+  seeds: [0, 1]
+  tasks:
+    pains: {class_path: distill.tasks.ComputedProperty, init_args: {name: TPSA, limit: 120}}
+    activity: {class_path: distill.tasks.MoleculeTask, init_args: {path: activity.csv, kind: regression}}
+"""
+
+
+class Place:
+    """A user's folder, and the two commands run in it."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def run(self, module: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        # a folder on PYTHONPATH stands for any importable module of the user's
+        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        variables = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "COLUMNS": "200"} | environment
+        command = [sys.executable, "-m", module, *arguments]
+        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, env=variables, check=False)
+
+    def cache(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self.run("cache_tools.cli", *arguments, **environment)
+
+    def distill(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return self.run("distill.cli", *arguments)
+
+
+def ok(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Place:
+    """A folder with a cache, two fitted runs and their probes."""
+    from distill.tasks import CmetActivity
+
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "cache.yaml").write_text(CACHE)
+    (folder / "fit.yaml").write_text(FIT)
+    items, labels = CmetActivity().load()
+    rows = [f"{smiles},{value}" for smiles, (value,) in zip(items[:120], labels, strict=False)]
+    (folder / "activity.csv").write_text("\n".join(["smiles,activity", *rows, "not a molecule,5"]) + "\n")
+    place = Place(folder)
+    ok(place.cache("build", "--config", "cache.yaml"))
+    ok(place.distill("fit", "--config", "fit.yaml"))
+    ok(place.distill("test"))
+    return place
+
+
+def test_cache_list_and_verify_tell_the_state(place):
+    shown = ok(place.cache("list"))
+    for word in (
+        "corpus",
+        "column",
+        "rows",
+        "valid",
+        "dim",
+        "dtype",
+        "size",
+        "state",
+        "letters",
+        "ragged",
+        "bits",
+        "finished",
+    ):
+        assert word in shown
+    assert "every shard is as it was written" in ok(place.cache("verify"))
+
+
+def test_a_fit_leaves_checkpoints_logs_and_its_configuration(place):
+    run = place.folder / "runs" / "mini"
+    for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "metrics.csv", "config.yaml"):
+        assert (run / name).is_file()
+    assert list(run.glob("events.out.tfevents*"))
+    header = (run / "metrics.csv").read_text().splitlines()[0]
+    for name in ("train/loss", "val/loss", "nll/maccs", "r2/maccs", "nats/maccs", "nll/letters", "r2/letters"):
+        assert name in header.split(",")
+
+
+def test_test_compares_every_system_and_says_what_was_measured(place):
+    probes = place.folder / "runs" / "mini" / "probes"
+    records = json.loads((probes / "results.json").read_text())["records"]
+    assert {record["system"] for record in records} == {"student", "untrained", "maccs", "letters", "teachers concatenated"}
+    assert len(records) == 5 * 2 * 2 * 2  # systems, tasks, splits, seeds
+    assert {(record["task"], record["provenance"]) for record in records} == {
+        ("pains", "computed"),
+        ("activity", "measured"),
+    }
+    assert all(-5 < record["score"] <= 1 for record in records)
+    trained, untrained = ({r["task"]: r["score"] for r in records if r["system"] == s} for s in ("student", "untrained"))
+    assert trained != untrained, "the checkpoint was not loaded, or the untrained student was trained"
+    assert (probes / "results.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_same_seed_gives_the_same_student(place):
+    import torch
+
+    ok(place.distill("fit", "--config", "fit.yaml", "--run", "runs/again"))
+    states = [
+        torch.load(place.folder / "runs" / run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for run in ("mini", "again")
+    ]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_new_fit_never_overwrites_a_run(place):
+    ok(place.distill("fit", "--config", "fit.yaml", "--trainer.max_epochs", "1", "--run", "runs/twice"))
+    ok(place.distill("fit", "--config", "fit.yaml", "--trainer.max_epochs", "1", "--run", "runs/twice"))
+    assert (place.folder / "runs" / "twice-2" / "checkpoints" / "best.ckpt").is_file()
+
+
+def test_print_config_is_a_configuration(place):
+    printed = yaml.safe_load(ok(place.distill("fit", "--config", "fit.yaml", "--print_config")))
+    assert printed["model"]["student"]["init_args"]["layers"] == 2
+    (place.folder / "printed.yaml").write_text(yaml.safe_dump(printed))
+    again = yaml.safe_load(ok(place.distill("fit", "--config", "printed.yaml", "--print_config")))
+    assert again == printed
+
+
+def test_teacher_head_student_and_task_come_from_a_file_outside_by_class_path(place):
+    config = yaml.safe_load(FIT)
+    config["run"] = "runs/outside"
+    config["model"] = {
+        "student": {"class_path": "extension_example.BagOfAtoms"},
+        "head": {"class_path": "extension_example.AbsoluteError"},
+    }
+    config["probe"] = {"seeds": [0], "tasks": {"carbons": {"class_path": "extension_example.CarbonCount"}}}
+    (place.folder / "outside.yaml").write_text(yaml.safe_dump(config))
+    ok(place.distill("fit", "--config", "outside.yaml"))
+    ok(place.distill("test", "--config", "outside.yaml"))
+    records = json.loads((place.folder / "runs" / "outside" / "probes" / "results.json").read_text())["records"]
+    scores = {record["system"]: record["score"] for record in records}
+    assert scores["letters"] > 0.99, "the teacher counts the letters that the task asks for"
+    assert scores["student"] > 0.9
+
+
+BAD_FITS = {
+    "a wrong key": (["--model.stduent_lr", "1"], "unrecognized arguments: --model.stduent_lr"),
+    "a wrong file": (["--config", "none.yaml"], "File does not exist"),
+    "a wrong cache": (["--data.corpus", "cache/none"], "build it first, for instance `make cache TEACHERS=mol`"),
+    "a missing column": (["--data.teachers", "[gin]"], "no teacher column gin; it has: letters, maccs"),
+    "a wrong class": (["--model.student", "distill.students.molecule.GraphStudnt"], "has no attribute 'GraphStudnt'"),
+    "a head for nobody": (["--model.heads.gin", "distill.heads.MseHead"], "model.heads names gin"),
+    "too large a batch": (["--data.batch_size", "999"], "lower data.held_out or data.batch_size"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FITS)
+def test_bad_input_to_fit_gets_a_few_lines_that_say_what_to_do(place, case):
+    arguments, message = BAD_FITS[case]
+    done = place.distill("fit", "--config", "fit.yaml", "--run", "runs/bad", *arguments)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 9, done.stderr
+    assert not (place.folder / "runs" / "bad").exists()
+
+
+def test_bad_input_to_test_gets_a_few_lines_that_say_what_to_do(place, tmp_path):
+    (place.folder / "bad.csv").write_text("smi,activity\nCCO,1\n")
+    text = FIT.replace("activity.csv", "bad.csv")
+    (place.folder / "bad.yaml").write_text(text)
+    done = place.distill("test", "--config", "bad.yaml")
+    assert "bad.csv: no column smiles; its columns are: smi, activity" in done.stderr
+    assert len(done.stderr.splitlines()) <= 9, done.stderr
+    done = place.distill("test", "--ckpt_path", "runs/none/checkpoints/best.ckpt")
+    assert "no checkpoint at" in done.stderr
+    nowhere = Place(tmp_path).distill("test")
+    assert "train one with `distill fit" in nowhere.stderr
+    assert nowhere.returncode == done.returncode == 1
+
+
+BAD_BUILDS = {
+    "an empty corpus": ("smiles\n", [], "holds no rows: expected at least one molecule"),
+    "a corpus without the column": ("smi\nC\n", [], "no column smiles; its columns are: smi"),
+    "no file": (None, [], "check the path"),
+    "no molecule at all": ("smiles\nnothing\n", [], "not one row could be embedded"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_BUILDS)
+def test_bad_input_to_build_gets_a_few_lines_that_say_what_to_do(place, case, tmp_path):
+    text, arguments, message = BAD_BUILDS[case]
+    if text is not None:
+        (tmp_path / "m.csv").write_text(text)
+    corpus = ["--corpus", "cache_tools.corpus.SmilesFile", "--corpus.path", str(tmp_path / "m.csv")]
+    done = place.cache("build", "--config", "cache.yaml", "--cache", str(tmp_path / "cache"), *corpus, *arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_pretrained_teachers_say_where_their_weights_should_be(place):
+    config = str(ROOT / "configs" / "cache" / "mol-pretrained.yaml")
+    done = place.cache("build", "--config", config, WEIGHTS="/nowhere")
+    assert "no weights at /nowhere/gcn_contextpred.safetensors: point WEIGHTS at the folder" in done.stderr
+    assert done.returncode == 1
+
+
+def test_a_study_compares_methods_and_goes_on_where_it_was(place):
+    folder = place.folder
+    for method, head in {"nll": "GaussianHead", "mse": "MseHead"}.items():
+        (folder / f"{method}.yaml").write_text(f"model: {{head: {{class_path: distill.heads.{head}}}, heads: null}}\n")
+    study = {"base": "fit.yaml", "methods": {"nll": "nll.yaml", "mse": "mse.yaml"}, "seeds": [0, 1], "jobs": 2}
+    (folder / "study.yaml").write_text(yaml.safe_dump({**study, "runs": "runs/study", "report_file": "docs/results.md"}))
+    ok(place.distill("study", "--config", "study.yaml"))
+    report = (folder / "docs" / "results.md").read_text()
+    for words in ("| nll |", "| mse |", "| untrained |", "| teachers concatenated |", "nll - mse", "mse - nll"):
+        assert (words in report) or words in ("nll - mse", "mse - nll")
+    assert ("nll - mse" in report) != ("mse - nll" in report)
+    (folder / "docs" / "results.md").write_text(report + "\nWhy: because.\n")
+    (folder / "runs" / "study" / "mse-1" / "probes" / "results.json").unlink()
+    before = {path: path.stat().st_mtime_ns for path in (folder / "runs" / "study").rglob("best.ckpt")}
+    ok(place.distill("study", "--config", "study.yaml"))
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "a finished fit was fitted again"
+    again = (folder / "docs" / "results.md").read_text()
+    assert again.endswith("Why: because.\n")
+    assert again.splitlines()[:8] == report.splitlines()[:8]

@@ -1,0 +1,90 @@
+"""The floors of the architecture: a file imports only from lower floors."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+FLOORS = {  # a module may import those on lower floors, and those on its own floor that stand before it
+    "cache_tools": [
+        ["errors"],
+        ["console", "molecules", "producer", "statistics"],
+        ["corpus", "store", "teacher", "columns", "verify"],
+        ["teachers.molecule", "teachers.gnn"],
+        ["run"],
+        ["cli"],
+    ],
+    "distill": [
+        ["order", "heads", "normalize", "objective", "student"],
+        ["students.molecule", "metrics", "data", "module", "probes", "tasks", "evaluate", "report"],
+        ["study", "cli"],
+    ],
+}
+# `run` embeds a task's items and `corpus` holds them: probing is a cache stage too
+FROM_CACHE_TOOLS = {"console", "errors", "store", "statistics", "corpus", "run"}
+NO_LIGHTNING = {
+    "cache_tools.store",
+    "distill.order",
+    "distill.heads",
+    "distill.normalize",
+    "distill.objective",
+    "distill.student",
+    "distill.probes",
+}
+
+
+def modules() -> dict[str, Path]:
+    found = [path for package in FLOORS for path in (ROOT / package).rglob("*.py") if path.name != "__init__.py"]
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in found}
+
+
+def imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def place(package: str, name: str) -> tuple[int, int] | None:
+    for floor, names in enumerate(FLOORS[package]):
+        if name in names:
+            return floor, names.index(name)
+    return None
+
+
+@pytest.mark.parametrize("module", modules())
+def test_a_file_imports_only_from_lower_floors(module):
+    package, name = module.split(".", 1)
+    here = place(package, name)
+    assert here is not None, f"{module} has no floor: add it to FLOORS"
+    for imported in imports(modules()[module]) & modules().keys():
+        other, theirs = imported.split(".", 1)
+        if other == package:
+            assert place(package, theirs) < here, f"{module} imports {imported}, which is not below it"
+        else:
+            assert package == "distill", "cache_tools never imports distill"
+            assert theirs in FROM_CACHE_TOOLS, f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize("module", sorted(NO_LIGHTNING))
+def test_the_mathematics_never_imports_lightning(module):
+    assert not {name for name in imports(modules()[module]) if name.split(".")[0] in ("lightning", "pytorch_lightning")}
+
+
+def test_only_the_store_imports_h5py():
+    assert [name for name, path in modules().items() if "h5py" in imports(path)] == ["cache_tools.store"]
+
+
+def test_importing_the_packages_loads_no_heavy_library():
+    import subprocess
+    import sys
+
+    code = "import sys, cache_tools.teachers.molecule, cache_tools.run; print([m for m in sys.modules if m in HEAVY])"
+    code = code.replace("HEAVY", "('rdkit', 'transformers', 'torch_geometric', 'lightning')")
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert found.strip() == "[]"
