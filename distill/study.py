@@ -108,16 +108,17 @@ def study(
         Run.test(*tests[0])  # alone: it embeds the tasks' items, which the others then find
         list(pool.map(lambda each: Run.test(*each), tests))
     records = [record for (method, _), run in grid.items() for record in run.records(method)]
-    write(records, report_file, f"distill study --base {base} --seeds {chosen}")
+    files = ", ".join(f"{method} ({path})" for method, path in methods.items())
+    write(records, report_file, f"base {base}; methods {files}; seeds {chosen}")
 
 
-def write(records: list[Record], path: Path, command: str) -> None:
+def write(records: list[Record], path: Path, origin: str) -> None:
     """Write tables and a plot of ``records`` to ``path``, and keep what was written below the marker by hand."""
     by_split = {split: report.Scores(records, split) for split in dict.fromkeys(record.split for record in records)}
     plot = path.with_suffix(".png")
     path.parent.mkdir(parents=True, exist_ok=True)
     report.plot(by_split, plot)
-    parts = [f"# Results\n\nMade by `{command}`.\n\n![mean scores]({plot.name})"]
+    parts = [f"# Results\n\nMade by `distill study`: {origin}.\n\n![mean scores]({plot.name})"]
     for split, scores in by_split.items():
         parts.append(f"## {split.capitalize()} split, {len(scores.seeds)} seeds\n\n{report.markdown(scores)}")
         parts.append(f"Pair by pair, mean difference over tasks:\n\n{pairs(scores)}")
