@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
 
@@ -137,6 +137,8 @@ def main(arguments: list[str] | None = None) -> None:
             args=arguments,
             seed_everything_default=0,
             parser_kwargs=usage,
+            # only a fit writes the run's configuration: that of a test would take its place
+            save_config_callback=SaveConfigCallback if arguments[:1] == ["fit"] else None,
             save_config_kwargs={"overwrite": True},
         )
     except QuorumError as error:

@@ -111,9 +111,12 @@ def scaffold_split(smiles: Sequence[str], seed: int) -> tuple[Array, Array, Arra
     Scaffolds are taken in random order; one with more molecules than half of a test set goes to training, as in chemprop's
     balanced split. Molecules without a ring share the empty scaffold.
     """
+    from rdkit import rdBase
+
     groups: dict[str, list[int]] = {}
-    for row, each in enumerate(smiles):
-        groups.setdefault(_scaffold(each), []).append(row)
+    with rdBase.BlockLogs():
+        for row, each in enumerate(smiles):
+            groups.setdefault(_scaffold(each), []).append(row)
     sizes = [share * len(smiles) for share in SHARES]
     shuffled = list(groups.values())
     np.random.default_rng(seed).shuffle(shuffled)

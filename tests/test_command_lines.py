@@ -110,6 +110,14 @@ def test_a_fit_leaves_checkpoints_logs_and_its_configuration(place):
         assert name in header.split(",")
 
 
+def test_a_tested_run_can_be_trained_on_from_its_last_checkpoint(place):
+    """`distill test` once wrote its own configuration over the run's."""
+    run = place.folder / "runs" / "mini"
+    before = (run / "config.yaml").read_text()
+    ok(place.distill("fit", "--config", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints" / "last.ckpt")))
+    assert yaml.safe_load(before)["model"] == yaml.safe_load((run / "config.yaml").read_text())["model"]
+
+
 def test_test_compares_every_system_and_says_what_was_measured(place):
     probes = place.folder / "runs" / "mini" / "probes"
     records = json.loads((probes / "results.json").read_text())["records"]
