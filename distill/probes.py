@@ -18,11 +18,15 @@ Array = np.ndarray[Any, Any]
 class Probe(ABC):
     """Fits on training rows, chooses on validation rows, refits on both; labels may be missing (NaN).
 
+    Features are standardised by the training rows and clipped to ``clip`` standard deviations: a feature that hardly varies
+    in training would else let one odd test row decide the score.
+
     Class attributes:
         metric: what :meth:`score` reports.
     """
 
     metric: ClassVar[str]
+    clip: ClassVar[float] = 10.0
     strengths: ClassVar[Array]  # (strengths,), each larger one regularises more
 
     def fit(self, x: Array, y: Array, x_valid: Array, y_valid: Array) -> "Probe":
@@ -54,7 +58,7 @@ class Probe(ABC):
         return {self.metric: np.array([self._score(y[:, each], predicted[:, each]) for each in range(y.shape[1])])}
 
     def _scaled(self, x: Array) -> Tensor:
-        return _tensor((x - self.shift) * self.scale)
+        return _tensor(np.clip((x - self.shift) * self.scale, -self.clip, self.clip))
 
     def _best(self, y: Array, predicted: Array) -> int:
         scores = [self._score(y, predicted[:, each]) for each in range(predicted.shape[1])]

@@ -92,6 +92,14 @@ def test_a_label_that_cannot_be_scored_is_nan_and_does_not_disturb_the_others():
     np.testing.assert_allclose(both[1], alone[0], atol=1e-4)
 
 
+def test_a_feature_that_hardly_varies_in_training_cannot_ruin_the_score():
+    x, y = data(300, 20)
+    x[:, 1] = 1e-4 * np.random.default_rng(1).normal(size=300)
+    x[299, 1] = 5.0  # a test row
+    x, y = parts(x, y)
+    assert RidgeProbe().fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])["r2"].min() > 0.5
+
+
 def test_noise_is_worth_nothing():
     rng = np.random.default_rng(0)
     x, y = parts(rng.normal(size=(4000, 10)).astype(np.float32), rng.integers(2, size=(4000, 1)).astype(float), rows=4000)
