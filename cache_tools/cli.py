@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import jsonargparse
+from rich import box
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
@@ -45,15 +46,21 @@ def list_(cache: Path = Path("cache")) -> None:
     Args:
         cache: the cache's folder.
     """
-    table = Table(title=f"cache {cache}")
-    for heading in ("corpus", "column", "rows", "valid", "dim", "dtype", "size", "state"):
-        table.add_column(heading, justify="left" if heading in ("corpus", "column", "dtype", "state") else "right")
+    table = Table(title=f"cache {cache}", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("corpus", "column"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("rows", "valid", "dim", "dtype", "size", "state"):
+        table.add_column(heading, justify="left" if heading in ("dtype", "state") else "right", no_wrap=True)
     for folder in _corpora(cache):
+        of_task = folder.parent.name == run.TASKS
+        name = (
+            f"{folder.parents[1].name}: {store.read_corpus(folder).source}" if of_task else str(folder.relative_to(cache))
+        )
         for path in store.columns(folder):
             manifest = store.read_manifest(path / store.MANIFEST)
             shards = manifest["shards"]
             table.add_row(
-                str(folder.relative_to(cache)),
+                name,
                 path.name,
                 f"{manifest['rows']:,}",
                 f"{sum(shard['valid'] for shard in shards):,}",

@@ -13,7 +13,9 @@ def start_logging() -> None:
     logging.basicConfig(level="INFO", format="%(message)s", handlers=[handler])
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")  # gathering beats a worker's pipe
     warnings.filterwarnings("ignore", message=".*torch.jit.*")  # torch_geometric at import
+    warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")  # a test needs none
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists")  # TensorBoard's are there
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # lightning with a newer torch
     rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    rank_zero.addFilter(lambda record: "litlogger" not in record.getMessage())  # an advertisement
+    rank_zero.addFilter(lambda record: "Tip: For seamless" not in record.getMessage())  # an advertisement

@@ -26,6 +26,7 @@ from rich.progress import (
 
 from cache_tools import store
 from cache_tools.columns import Featuriser
+from cache_tools.console import start_logging
 from cache_tools.corpus import Corpus
 from cache_tools.errors import BadItem, CacheError, TeacherError
 from cache_tools.producer import Producer, class_path, rebuild
@@ -36,6 +37,7 @@ from cache_tools.teacher import Teacher
 log = logging.getLogger(__name__)
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
+TASKS = "tasks"  # folder of a corpus; holds the corpora of tasks, which are named by fingerprint
 LIBRARIES = ("torch", "numpy", "rdkit", "torch_geometric", "transformers")
 
 
@@ -94,6 +96,7 @@ def _start_worker(producer: Producer) -> None:
     import torch
 
     global _worker  # noqa: PLW0603 - a pool can hand state to its workers in no other way
+    start_logging()
     torch.set_num_threads(1)
     producer.load("cpu")
     _worker = producer
@@ -187,7 +190,7 @@ class Build:
     def __init__(self, folder: Path, corpus: CorpusManifest, kind: str, name: str, producer: Producer, settings: Settings):
         self.folder, self.corpus, self.producer, self.settings = folder, corpus, producer, settings
         self.path = folder / kind / name
-        self.label = f"{folder.name}/{name}"
+        self.label = f"{corpus.source if folder.parent.name == TASKS else folder.name}, {name}"
 
     def run(self) -> None:
         """Make what is missing; a finished column costs a look at its manifest and file sizes.
@@ -218,7 +221,9 @@ class Build:
             for number in missing:
                 done[number] = self._adopt(number) or self._make(number, batches, lambda n: progress.advance(task, n))
                 self._write_manifest(producer, done)
-        log.info("%s: %d rows made", self.label, rows)
+        masked = sum(done[number]["rows"] - done[number]["valid"] for number in missing)
+        what = f", {masked} of them cannot be used, see {self.path / 'skipped.csv'}" if masked else ""
+        log.log(logging.WARNING if masked else logging.INFO, "%s: %d rows made%s", self.label, rows, what)
 
     def _pool(self, stack: ExitStack) -> Any:
         workers = self.settings.workers or os.cpu_count() or 1
@@ -324,8 +329,6 @@ class Build:
         if kept or bad:
             with open(path, "w", newline="") as file:
                 csv.writer(file).writerows([("row", "id", "reason"), *kept, *bad])
-        if bad:
-            log.warning("%s: rows that cannot be used: %d, listed in %s", self.label, len(bad), path)
 
     def _write_manifest(self, producer: dict[str, Any], done: dict[int, dict[str, Any]]) -> None:
         shards = [done[number] for number in sorted(done)]

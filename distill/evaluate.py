@@ -10,7 +10,7 @@ import torch
 from rich.progress import track
 
 from cache_tools.errors import CacheError, ConfigError
-from cache_tools.run import Settings, build_like
+from cache_tools.run import TASKS, Settings, build_like
 from cache_tools.store import Column
 from distill.probes import PROBES
 from distill.student import Student
@@ -74,7 +74,7 @@ class Evaluation:
                 "no task to probe: name some under probe.tasks in the configuration, as configs/mol.yaml does"
             )
         columns = [column.path for column in (*teachers.values(), inputs)]
-        parent = inputs.path.parents[1] / "tasks"
+        parent = inputs.path.parents[1] / TASKS
         self.folders = {name: build_like(columns, parent, task.corpus(name), settings) for name, task in self.tasks.items()}
 
     def run(self, teachers: list[str], students: dict[System, Student], device: str) -> list[Record]:
@@ -117,7 +117,7 @@ class Evaluation:
                 systems[kind] = kind, embed(student, inputs, rows, device)
         dense = {each: np.asarray(column.rows(rows).float()) for each, column in columns.items()}
         if "concatenated" in self.systems:
-            systems["teachers concatenated"] = "concatenated", np.concatenate(list(dense.values()), 1)
+            systems["concatenated"] = "concatenated", np.concatenate(list(dense.values()), 1)
         if "teachers" in self.systems:
             systems |= {each: ("teachers", x) for each, x in dense.items()}
         return [item for item, keep in zip(items, kept, strict=True) if keep], labels[kept], systems

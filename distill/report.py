@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.table import Table
 from scipy import stats
 
@@ -68,9 +69,17 @@ def half_width(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def header(scores: Scores) -> list[str]:
-    """Column headings: each task with its metric and whether its labels were measured or computed."""
-    tasks = [f"{task}\n{scores.metrics[task]}, {scores.provenance[task]}" for task in scores.tasks]
-    return ["system", *tasks, "mean", "mean rank"]
+    """Column headings: each task with its metric."""
+    tasks = [f"{task}\n{scores.metrics[task]}" for task in scores.tasks]
+    return ["system", *tasks, "mean", "± 95 %", "mean\nrank"]
+
+
+def caption(scores: Scores) -> str:
+    """Which labels were measured in the world and which computed from the items."""
+    by_kind = {
+        kind: [task for task in scores.tasks if scores.provenance[task] == kind] for kind in ("measured", "computed")
+    }
+    return "labels " + "; ".join(f"{kind}: {', '.join(tasks)}" for kind, tasks in by_kind.items() if tasks)
 
 
 def rows(scores: Scores) -> list[list[str]]:
@@ -78,20 +87,20 @@ def rows(scores: Scores) -> list[list[str]]:
     lines = []
     mean, half, rank = scores.mean(), scores.half_width(), scores.mean_rank()
     for row, system in enumerate(scores.systems):
-        interval = "" if np.isnan(half[row]) else f" ± {half[row]:.3f}"
+        interval = "" if np.isnan(half[row]) else f"{half[row]:.3f}"
         per_task = [f"{each:.3f}" for each in scores.values[row].mean(-1)]
-        lines.append([system, *per_task, f"{mean[row]:.3f}{interval}", f"{rank[row]:.2f}"])
+        lines.append([system, *per_task, f"{mean[row]:.3f}", interval, f"{rank[row]:.2f}"])
     if any(kind == "teachers" for kind in scores.kinds.values()):
         average = scores.teachers_mean()
-        lines.append(["(mean of teachers)", *[f"{each:.3f}" for each in average], f"{average.mean():.3f}", ""])
+        lines.append(["mean of teachers", *[f"{each:.3f}" for each in average], f"{average.mean():.3f}", "", ""])
     return lines
 
 
 def table(scores: Scores, title: str) -> Table:
     """The scores as a rich table; students stand out."""
-    out = Table(title=title, caption="95 % intervals over seeds; mean over tasks of AUROC and R2")
+    out = Table(title=title, caption=caption(scores), box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
     for number, heading in enumerate(header(scores)):
-        out.add_column(heading, justify="right" if number else "left")
+        out.add_column(heading, justify="right" if number else "left", overflow="fold", no_wrap=not number)
     for line in rows(scores):
         kind = scores.kinds.get(line[0])
         out.add_row(*line, style="bold green" if kind == "student" else "dim" if kind == "untrained" else None)
@@ -102,7 +111,7 @@ def markdown(scores: Scores) -> str:
     """The scores as a Markdown table."""
     heads = [heading.replace("\n", "<br>") for heading in header(scores)]
     lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows(scores)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{caption(scores).capitalize()}."
 
 
 COLOURS: Mapping[str, str] = {
@@ -128,7 +137,8 @@ def plot(by_split: Mapping[str, Scores], path: Path) -> None:
         half = scores.half_width()
         axis.barh(place, scores.mean(), color=colours, xerr=None if np.isnan(half).any() else half, ecolor="#333333")
         per_task = scores.values.mean(-1)  # (systems, tasks)
-        axis.plot(per_task, np.repeat(place[:, None], per_task.shape[1], 1), "o", ms=3, color="#333333", alpha=0.45)
+        dots = {"ms": 3, "color": "#333333", "alpha": 0.45, "clip_on": False}
+        axis.plot(per_task, np.repeat(place[:, None], per_task.shape[1], 1), "o", **dots)
         axis.set_yticks(place, scores.systems)
         axis.set_xlim(max(-0.05, min(0.0, float(per_task.min()))), 1.0)
         axis.set_xlabel("mean over tasks (AUROC, R2); dots are tasks")

@@ -121,7 +121,7 @@ def test_a_tested_run_can_be_trained_on_from_its_last_checkpoint(place):
 def test_test_compares_every_system_and_says_what_was_measured(place):
     probes = place.folder / "runs" / "mini" / "probes"
     records = json.loads((probes / "results.json").read_text())["records"]
-    assert {record["system"] for record in records} == {"student", "untrained", "maccs", "letters", "teachers concatenated"}
+    assert {record["system"] for record in records} == {"student", "untrained", "maccs", "letters", "concatenated"}
     assert len(records) == 5 * 2 * 2 * 2  # systems, tasks, splits, seeds
     assert {(record["task"], record["provenance"]) for record in records} == {
         ("pains", "computed"),
@@ -246,7 +246,7 @@ def test_a_study_compares_methods_and_goes_on_where_it_was(place):
     (folder / "study.yaml").write_text(yaml.safe_dump({**study, "runs": "runs/study", "report_file": "docs/results.md"}))
     ok(place.distill("study", "--config", "study.yaml"))
     report = (folder / "docs" / "results.md").read_text()
-    for words in ("| nll |", "| mse |", "| untrained |", "| teachers concatenated |"):
+    for words in ("| nll |", "| mse |", "| untrained |", "| concatenated |"):
         assert report.count(words) == 2, "one table per split"
     assert report.count("nll - mse") + report.count("mse - nll") == 2
     (folder / "docs" / "results.md").write_text(report + "\nWhy: because.\n")
