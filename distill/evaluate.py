@@ -130,7 +130,11 @@ class Evaluation:
         for system, (kind, x) in systems.items():
             probe = PROBES[task.kind]()
             probe.fit(x[train], labels[train], x[valid], labels[valid])
-            score = float(np.nanmean(probe.score(x[test], labels[test])[probe.metric]))
+            scores = probe.score(x[test], labels[test])[probe.metric]
+            if np.isnan(scores).all():
+                log.warning("task %s, %s split, seed %d: the test rows cannot be scored, left out", name, split, seed)
+                return
+            score = float(np.nanmean(scores))
             yield Record(system, kind, name, task.provenance, split, seed, probe.metric, score, len(test))
 
 

@@ -35,27 +35,27 @@ class Scores:
         systems = list(self.kinds)
         grid = [[[cells.get((s, t, e), np.nan) for e in self.seeds] for t in self.tasks] for s in systems]
         values = np.array(grid)
-        order = np.argsort(-values.mean((1, 2)), kind="stable")
+        order = np.argsort(-np.nanmean(values, (1, 2)), kind="stable")
         self.systems, self.values = [systems[each] for each in order], values[order]
 
     def mean(self) -> np.ndarray[Any, Any]:
         """Mean over tasks and seeds, (systems,)."""
-        means: np.ndarray[Any, Any] = self.values.mean((1, 2))
+        means: np.ndarray[Any, Any] = np.nanmean(self.values, (1, 2))
         return means
 
     def half_width(self) -> np.ndarray[Any, Any]:
         """Half of the 95 % t-interval of :meth:`mean` over seeds, (systems,); NaN with one seed."""
-        return half_width(self.values.mean(1))
+        return half_width(np.nanmean(self.values, 1))
 
     def mean_rank(self) -> np.ndarray[Any, Any]:
         """Mean over tasks and seeds of the system's rank, 1 is best, (systems,)."""
-        ranks: np.ndarray[Any, Any] = stats.rankdata(-self.values, axis=0).mean((1, 2))
+        ranks: np.ndarray[Any, Any] = np.nanmean(stats.rankdata(-self.values, axis=0, nan_policy="omit"), (1, 2))
         return ranks
 
     def teachers_mean(self) -> np.ndarray[Any, Any]:
         """Mean over the teachers per task, (tasks,)."""
         rows = [row for row, system in enumerate(self.systems) if self.kinds[system] == "teachers"]
-        means: np.ndarray[Any, Any] = self.values[rows].mean((0, 2))
+        means: np.ndarray[Any, Any] = np.nanmean(self.values[rows], (0, 2))
         return means
 
 
@@ -79,7 +79,7 @@ def caption(scores: Scores) -> str:
     by_kind = {
         kind: [task for task in scores.tasks if scores.provenance[task] == kind] for kind in ("measured", "computed")
     }
-    return "labels " + "; ".join(f"{kind}: {', '.join(tasks)}" for kind, tasks in by_kind.items() if tasks)
+    return "Labels " + "; ".join(f"{kind}: {', '.join(tasks)}" for kind, tasks in by_kind.items() if tasks)
 
 
 def rows(scores: Scores) -> list[list[str]]:
@@ -88,7 +88,7 @@ def rows(scores: Scores) -> list[list[str]]:
     mean, half, rank = scores.mean(), scores.half_width(), scores.mean_rank()
     for row, system in enumerate(scores.systems):
         interval = "" if np.isnan(half[row]) else f"{half[row]:.3f}"
-        per_task = [f"{each:.3f}" for each in scores.values[row].mean(-1)]
+        per_task = [f"{each:.3f}" for each in np.nanmean(scores.values[row], -1)]
         lines.append([system, *per_task, f"{mean[row]:.3f}", interval, f"{rank[row]:.2f}"])
     if any(kind == "teachers" for kind in scores.kinds.values()):
         average = scores.teachers_mean()
@@ -111,7 +111,7 @@ def markdown(scores: Scores) -> str:
     """The scores as a Markdown table."""
     heads = [heading.replace("\n", "<br>") for heading in header(scores)]
     lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows(scores)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{caption(scores).capitalize()}."
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{caption(scores)}."
 
 
 COLOURS: Mapping[str, str] = {
@@ -136,7 +136,7 @@ def plot(by_split: Mapping[str, Scores], path: Path) -> None:
         colours = [COLOURS[scores.kinds[system]] for system in scores.systems]
         half = scores.half_width()
         axis.barh(place, scores.mean(), color=colours, xerr=None if np.isnan(half).any() else half, ecolor="#333333")
-        per_task = scores.values.mean(-1)  # (systems, tasks)
+        per_task = np.nanmean(scores.values, -1)  # (systems, tasks)
         dots = {"ms": 3, "color": "#333333", "alpha": 0.45, "clip_on": False}
         axis.plot(per_task, np.repeat(place[:, None], per_task.shape[1], 1), "o", **dots)
         axis.set_yticks(place, scores.systems)

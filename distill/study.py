@@ -135,10 +135,10 @@ def pairs(scores: report.Scores) -> str:
     for number, better in enumerate(students):
         for worse in students[number + 1 :]:
             difference = scores.values[better] - scores.values[worse]  # (tasks, seeds)
-            half = float(report.half_width(difference.mean(0)))
-            won = int((difference.mean(1) > 0).sum())
+            half = float(report.half_width(np.nanmean(difference, 0)))
+            won = int((np.nanmean(difference, 1) > 0).sum())
             names = f"{scores.systems[better]} - {scores.systems[worse]}"
-            lines.append(f"| {names} | {np.mean(difference):+.3f} ± {half:.3f} | {won} of {len(scores.tasks)} |")
+            lines.append(f"| {names} | {np.nanmean(difference):+.3f} ± {half:.3f} | {won} of {len(scores.tasks)} |")
     return "\n".join(lines)
 
 

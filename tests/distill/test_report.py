@@ -52,7 +52,7 @@ def test_tables_fit_a_terminal_of_80_columns_and_name_the_labels():
     console.print(table(scores, "title"))
     text = console.export_text()
     assert "Labels measured: t1, t2" in text
-    assert any(line.startswith("mean of teachers") and "0.438" in line for line in text.splitlines())
+    assert any(line.strip().startswith("mean of teachers") and "0.438" in line for line in text.splitlines())
     assert "| student | 0.850 | 0.550 | 0.700 | 0.000 | 1.50 |" in markdown(scores)
 
 
