@@ -46,16 +46,15 @@ def list_(cache: Path = Path("cache")) -> None:
     Args:
         cache: the cache's folder.
     """
-    table = Table(title=f"cache {cache}", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=f"cache {cache}", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in ("corpus", "column"):
         table.add_column(heading, overflow="fold")
     for heading in ("rows", "valid", "dim", "dtype", "size", "state"):
         table.add_column(heading, justify="left" if heading in ("dtype", "state") else "right", no_wrap=True)
     for folder in _corpora(cache):
         of_task = folder.parent.name == run.TASKS
-        name = (
-            f"{folder.parents[1].name}: {store.read_corpus(folder).source}" if of_task else str(folder.relative_to(cache))
-        )
+        table.add_section()
+        name = store.read_corpus(folder).source if of_task else str(folder.relative_to(cache))
         for path in store.columns(folder):
             manifest = store.read_manifest(path / store.MANIFEST)
             shards = manifest["shards"]
@@ -69,6 +68,7 @@ def list_(cache: Path = Path("cache")) -> None:
                 decimal(sum(shard["bytes"] for shard in shards)),
                 store.state(manifest),
             )
+            name = ""  # said once
     Console().print(table)
 
 

@@ -98,7 +98,7 @@ def rows(scores: Scores) -> list[list[str]]:
 
 def table(scores: Scores, title: str) -> Table:
     """The scores as a rich table; students stand out."""
-    out = Table(title=title, caption=caption(scores), box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+    out = Table(title=title, caption=caption(scores), box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for number, heading in enumerate(header(scores)):
         out.add_column(heading, justify="right" if number else "left", overflow="fold", no_wrap=not number)
     for line in rows(scores):

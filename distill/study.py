@@ -106,6 +106,7 @@ def study(
         list(pool.map(Run.fit, grid.values()))
         tests = [(run, systems[method]) for (method, _), run in grid.items()]
         Run.test(*tests[0])  # alone: it embeds the tasks' items, which the others then find
+        tests.sort(key=lambda each: -len(each[1]))  # the long ones first
         list(pool.map(lambda each: Run.test(*each), tests))
     records = [record for (method, _), run in grid.items() for record in run.records(method)]
     files = ", ".join(f"{method} ({path})" for method, path in methods.items())
