@@ -100,6 +100,16 @@ def test_a_feature_that_hardly_varies_in_training_cannot_ruin_the_score():
     assert RidgeProbe().fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])["r2"].min() > 0.5
 
 
+def test_predictions_stay_within_the_labels_that_were_fitted():
+    x, y = parts(*data(300, 20))
+    probe = RidgeProbe().fit(x[0], y[0], x[1], y[1])
+    fitted = np.concatenate(y[:2])
+    far = probe.predict(np.concatenate([x[2] * 100, -100 * x[2]]))
+    assert (far >= fitted.min(0)).all()
+    assert (far <= fitted.max(0)).all()
+    assert np.isclose(far.min(0), fitted.min(0)).all()
+
+
 def test_noise_is_worth_nothing():
     rng = np.random.default_rng(0)
     x, y = parts(rng.normal(size=(4000, 10)).astype(np.float32), rng.integers(2, size=(4000, 1)).astype(float), rows=4000)
