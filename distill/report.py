@@ -137,10 +137,11 @@ def plot(by_split: Mapping[str, Scores], path: Path) -> None:
         half = scores.half_width()
         axis.barh(place, scores.mean(), color=colours, xerr=None if np.isnan(half).any() else half, ecolor="#333333")
         per_task = np.nanmean(scores.values, -1)  # (systems, tasks)
+        left = max(-0.05, min(0.0, float(per_task.min())))  # a dot further left stands at the edge
         dots = {"ms": 3, "color": "#333333", "alpha": 0.45, "clip_on": False}
-        axis.plot(per_task, np.repeat(place[:, None], per_task.shape[1], 1), "o", **dots)
+        axis.plot(per_task.clip(left), np.repeat(place[:, None], per_task.shape[1], 1), "o", **dots)
         axis.set_yticks(place, scores.systems)
-        axis.set_xlim(max(-0.05, min(0.0, float(per_task.min()))), 1.0)
+        axis.set_xlim(left, 1.0)
         axis.set_xlabel("mean over tasks (AUROC, R2); dots are tasks")
         axis.set_title(f"{split} split, {len(scores.seeds)} seeds")
         axis.spines[["top", "right"]].set_visible(False)
