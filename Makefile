@@ -28,9 +28,9 @@ demo: install ## cache, fit, test and report on molecules that RDKit ships: offl
 	$(BIN)/distill test
 
 cache: install ## run a group of teachers over a corpus: TEACHERS=mol CORPUS=molecules.csv CACHE=cache NAME=mol WEIGHTS=folder
-	$(if $(filter $(TEACHERS),$(GROUPS)),,$(error no teacher group "$(TEACHERS)"; TEACHERS can be: $(GROUPS)))
-	$(BIN)/distill-cache build --config configs/cache/$(TEACHERS).yaml --cache $(CACHE) $(if $(NAME),--name $(NAME)) \
-	  $(if $(CORPUS),--corpus cache_tools.corpus.SmilesFile --corpus.path $(CORPUS))
+	$(if $(wildcard configs/cache/$(TEACHERS).yaml),,$(error no teacher group "$(TEACHERS)"; TEACHERS can be: $(GROUPS)))
+	$(BIN)/distill-cache build --config configs/cache/$(TEACHERS).yaml --cache "$(CACHE)" $(if $(NAME),--name "$(NAME)") \
+	  $(if $(CORPUS),--corpus cache_tools.corpus.SmilesFile --corpus.path "$(CORPUS)")
 
 fit: install ## train a student: CONFIG=configs/mol.yaml
 	$(BIN)/distill fit --config $(CONFIG)

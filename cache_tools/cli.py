@@ -11,7 +11,7 @@ from rich.table import Table
 
 from cache_tools import run, store
 from cache_tools.columns import Featuriser
-from cache_tools.console import start_logging
+from cache_tools.console import start
 from cache_tools.corpus import Corpus
 from cache_tools.errors import CacheError, QuorumError
 from cache_tools.teacher import Teacher
@@ -97,7 +97,7 @@ def _corpora(cache: Path) -> list[Path]:
 
 def main() -> None:
     """Entry point of ``distill-cache``."""
-    start_logging()
+    start()
     try:
         jsonargparse.auto_cli({"build": build, "list": list_, "verify": verify}, prog="distill-cache", as_positional=False)
     except QuorumError as error:

@@ -1,10 +1,17 @@
 """What both command lines set up before they speak."""
 
 import logging
+import sys
 import warnings
 
 from rich.console import Console
 from rich.logging import RichHandler
+
+
+def start() -> None:
+    """Make classes in the current folder importable, as `python -m` does, and start logging."""
+    sys.path.insert(0, "")
+    start_logging()
 
 
 def start_logging() -> None:

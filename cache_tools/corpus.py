@@ -134,7 +134,10 @@ def open_text(path: Path) -> TextIO:
     """
     if not path.is_file():
         raise CorpusError(f"no file {path.absolute()}: check the path (a csv, csv.gz, smi or txt file)")
-    return gzip.open(path, "rt", newline="") if path.suffix == ".gz" else open(path, newline="")
+    encoding = "utf-8-sig"  # Excel writes a byte order mark
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding=encoding, newline="")
+    return open(path, encoding=encoding, newline="")
 
 
 def read_csv(path: Path, file: TextIO, required: list[str]) -> Iterator[dict[str, str]]:
@@ -143,11 +146,24 @@ def read_csv(path: Path, file: TextIO, required: list[str]) -> Iterator[dict[str
     Raises:
         CorpusError: naming the columns that are missing and those that are there.
     """
-    reader = csv.DictReader(file)
-    found = reader.fieldnames or []
+    reader = csv.DictReader(file, restval="")
+    try:
+        found = reader.fieldnames or []
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path} is not UTF-8 ({error}): save it as UTF-8") from None
     if missing := [name for name in required if name not in found]:
         raise CorpusError(f"{path}: no column {', '.join(missing)}; its columns are: {', '.join(found) or 'none'}")
-    return iter(reader)
+    return _csv_rows(path, reader)
+
+
+def _csv_rows(path: Path, reader: "csv.DictReader[str]") -> Iterator[dict[str, str]]:
+    try:
+        for row in reader:
+            if None in row:
+                raise CorpusError(f"{path} line {reader.line_num}: more cells than the header has columns")
+            yield row
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path} is not UTF-8 ({error}): save it as UTF-8") from None
 
 
 class RdkitSamples(Corpus):

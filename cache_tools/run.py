@@ -1,16 +1,18 @@
 """One producer over one corpus, shard by shard; what is there already is not made again."""
 
 import csv
+import json
 import logging
 import multiprocessing
 import os
+import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
@@ -128,6 +130,8 @@ def build(
     named: list[tuple[str, str, Producer]] = [("teachers", key, teacher) for key, teacher in teachers.items()]
     named += [("inputs", key, featuriser) for key, featuriser in inputs.items()]
     for kind, key, producer in named:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", key):
+            raise CacheError(f"a column cannot be called {key!r}: use letters, digits, _ and -")
         if producer.modality != manifest.modality:
             raise CacheError(f"{key} reads {producer.modality}s, the corpus {folder} holds {manifest.modality}s")
         Build(folder, manifest, kind, key, producer, settings).run()
@@ -146,15 +150,16 @@ def build_like(columns: Iterable[Path], parent: Path, corpus: Corpus, settings: 
     Returns:
         The corpus's folder.
     """
-    teachers: dict[str, Teacher] = {}
-    inputs: dict[str, Featuriser] = {}
+    settings = settings or Settings()
+    folder = parent / corpus.read()[2][:16]
+    task = store_corpus(folder, corpus, settings.shard_rows)
     for path in columns:
-        producer = store.read_manifest(path / store.MANIFEST)["producer"]
-        if path.parent.name == "teachers":
-            teachers[path.name] = cast(Teacher, rebuild(producer, Teacher))
-        else:
-            inputs[path.name] = cast(Featuriser, rebuild(producer, Featuriser))
-    return build(parent, corpus.read()[2][:16], corpus, teachers, inputs, settings)
+        manifest = store.read_manifest(path / store.MANIFEST)
+        base: type[Producer] = Teacher if path.parent.name == "teachers" else Featuriser
+        producer = rebuild(manifest["producer"], base)
+        like = replace(settings, dtype=manifest["requested_dtype"])
+        Build(folder, task, path.parent.name, path.name, producer, like, manifest["producer"]["fingerprint"]).run()
+    return folder
 
 
 def store_corpus(folder: Path, corpus: Corpus, shard_rows: int) -> CorpusManifest:
@@ -166,6 +171,8 @@ def store_corpus(folder: Path, corpus: Corpus, shard_rows: int) -> CorpusManifes
     ids, items, fingerprint = corpus.read()
     if (folder / store.CORPUS).exists():
         manifest = store.read_corpus(folder)
+        if manifest.fingerprint == fingerprint and not all(store.whole(folder / "items", each) for each in manifest.shards):
+            return store.write_corpus(folder, corpus.modality, fingerprint, corpus.source, ids, items, manifest.shard_rows)
         if manifest.fingerprint != fingerprint:
             raise CacheError(
                 f"{folder} holds another corpus ({manifest.rows} rows from {manifest.source}) than {corpus.source} "
@@ -185,9 +192,20 @@ class Build:
         name: the column's name.
         producer: what makes it.
         settings: how.
+        expected: the fingerprint that the producer must have, where another column decides it.
     """
 
-    def __init__(self, folder: Path, corpus: CorpusManifest, kind: str, name: str, producer: Producer, settings: Settings):
+    def __init__(
+        self,
+        folder: Path,
+        corpus: CorpusManifest,
+        kind: str,
+        name: str,
+        producer: Producer,
+        settings: Settings,
+        expected: dict[str, Any] | None = None,
+    ):
+        self.expected = expected
         self.folder, self.corpus, self.producer, self.settings = folder, corpus, producer, settings
         self.path = folder / kind / name
         self.label = f"{corpus.source if folder.parent.name == TASKS else folder.name}, {name}"
@@ -201,10 +219,12 @@ class Build:
         self.producer.load(_device(self.settings.device))
         producer: dict[str, Any] = {
             "class_path": class_path(self.producer),
-            "init_args": self.producer.init_args,
-            "fingerprint": self.producer.fingerprint(),
+            "init_args": _plain(self.producer.init_args),
+            "fingerprint": _plain(self.producer.fingerprint()),
             "libraries": dict(_versions()),
         }
+        if self.expected is not None:
+            self._same(self.expected, producer["fingerprint"])
         self.header = {"corpus_fingerprint": self.corpus.fingerprint, "producer": store.producer_key(producer)}
         done = self._done(producer["fingerprint"])
         missing = [number for number in range(self.corpus.shard_count) if number not in done]
@@ -244,15 +264,16 @@ class Build:
             "corpus": manifest["corpus_fingerprint"],
             "dtype": manifest["requested_dtype"],
         }
-        wanted = {**fingerprint, "corpus": self.corpus.fingerprint, "dtype": self.settings.dtype}
+        self._same(recorded, {**fingerprint, "corpus": self.corpus.fingerprint, "dtype": self.settings.dtype})
+        return {int(Path(each["file"]).stem): each for each in manifest["shards"] if store.whole(self.path, each)}
+
+    def _same(self, recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
         for key in sorted(recorded.keys() | wanted.keys()):
             if recorded.get(key) != wanted.get(key):
                 raise CacheError(
                     f"{self.path} was made with {key} = {recorded.get(key)!r}, now it is {wanted.get(key)!r}: "
                     "give the new one another name, or delete that folder to make it again"
                 )
-        sizes = ((shard, self.path / shard["file"]) for shard in manifest["shards"])
-        return {int(path.stem): s for s, path in sizes if path.exists() and path.stat().st_size == s["bytes"]}
 
     def _adopt(self, number: int) -> dict[str, Any] | None:
         """The manifest row of a shard that was finished just before its writer died."""
@@ -366,6 +387,12 @@ class Build:
 def _shard_row(arrays: store.Arrays) -> dict[str, Any]:
     row = {"rows": len(arrays["valid"]), "valid": int(arrays["valid"].sum())}
     return row | ({"dtype": str(arrays["embedding"].dtype)} if "embedding" in arrays else {})
+
+
+def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
+    """As JSON would give them back: paths as text, tuples as lists."""
+    plain: dict[str, Any] = json.loads(json.dumps(arguments, default=str))
+    return plain
 
 
 def _device(device: str) -> str:

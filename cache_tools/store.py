@@ -203,6 +203,12 @@ def _map(path: Path, dataset: h5py.Dataset) -> np.ndarray[Any, Any]:
     return np.memmap(path, dataset.dtype, mode="c", offset=offset, shape=dataset.shape)
 
 
+def whole(folder: Path, shard: Mapping[str, Any]) -> bool:
+    """Whether the shard that a manifest lists is there with its size."""
+    path = folder / shard["file"]
+    return path.is_file() and bool(path.stat().st_size == shard["bytes"])
+
+
 class Column:
     """What a teacher (dense) or a featuriser (ragged) made of one corpus, read through memory maps.
 
@@ -293,6 +299,8 @@ class Column:
             offsets = arrays[f"{field}/offsets"]
             counts[positions] = offsets[rows + 1] - offsets[rows]
             parts.append((positions, arrays[f"{field}/values"].index_select(0, spans(offsets[rows], counts[positions]))))
+        if not parts:
+            return Ragged(self._shard(0)[f"{field}/values"][:0], counts)
         if len(parts) == 1:
             return Ragged(parts[0][1], counts)
         starts = counts.cumsum(0) - counts

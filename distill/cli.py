@@ -3,6 +3,7 @@
 import argparse
 import copy
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.console import Console
 
-from cache_tools.console import start_logging
+from cache_tools.console import start
 from cache_tools.errors import ConfigError, QuorumError
 from distill import report
 from distill.data import DistillData
@@ -38,18 +39,30 @@ class DistillCLI(LightningCLI):
         if self.subcommand == "fit":
             config = self.config["fit"]
             if config["ckpt_path"]:
-                config["run"] = Path(config["ckpt_path"]).parents[1]
+                checkpoint = Path(config["ckpt_path"])
+                if not checkpoint.is_file():
+                    raise ConfigError(f"no checkpoint at {checkpoint.absolute()}: expected RUN/checkpoints/last.ckpt")
+                config["run"] = checkpoint.absolute().parents[1]
             else:
                 config["run"] = _unused(Path(config["run"]))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         run = self._get(self.config, "run")
         kwargs["default_root_dir"] = run
-        checkpoint = ModelCheckpoint(run / "checkpoints", "best", monitor="val/loss", save_last=True)
-        if self.subcommand == "fit":
-            kwargs["logger"] = [TensorBoardLogger(run, "", ""), CSVLogger(run, "", "")]
-            return super().instantiate_trainer(callbacks=[checkpoint, RichProgressBar(leave=True)], **kwargs)
-        return super().instantiate_trainer(logger=False, callbacks=[RichProgressBar()], **kwargs)
+        kwargs["use_distributed_sampler"] = False  # BatchOrder already knows ranks
+        chosen = self._get(self.config_init, "trainer")
+        fitting = self.subcommand == "fit"
+        callbacks = list(chosen["callbacks"] or [])
+        if chosen["enable_progress_bar"] is not False:
+            callbacks.append(RichProgressBar(leave=fitting))
+        if not fitting:
+            return super().instantiate_trainer(logger=False, callbacks=callbacks, **kwargs)
+        if chosen["enable_checkpointing"] is not False:
+            folder = run / "checkpoints"  # no version counter: a moved run keeps one best.ckpt
+            best = ModelCheckpoint(folder, "best", monitor="val/loss", save_last=True, enable_version_counter=False)
+            callbacks.append(best)
+        kwargs["logger"] = [TensorBoardLogger(run, "", ""), CSVLogger(run, "", "")]
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     def before_test(self) -> None:
         self.evaluation: Evaluation = self._get(self.config_init, "probe")
@@ -59,11 +72,13 @@ class DistillCLI(LightningCLI):
     def after_test(self) -> None:
         students: dict[System, Student] = {"student": self.model.student, "untrained": self.untrained}
         records = self.evaluation.run(list(self.datamodule.columns), students, str(self.trainer.strategy.root_device))
+        if not self.trainer.is_global_zero:
+            return
         folder = Path(self.trainer.default_root_dir) / "probes"
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint = str(self.trainer.ckpt_path)
         (folder / "results.json").write_text(json.dumps({"checkpoint": checkpoint, "records": as_json(records)}, indent=1))
-        by_split = {split: report.Scores(records, split) for split in self.evaluation.splits}
+        by_split = {split: report.Scores(records, split) for split in dict.fromkeys(each.split for each in records)}
         report.plot(by_split, folder / "results.png")
         for split, scores in by_split.items():
             Console().print(report.table(scores, f"{checkpoint}: linear probes, {split} split"))
@@ -105,16 +120,20 @@ def complete(arguments: list[str]) -> list[str]:
 
 
 def _run_of(configs: list[str]) -> Path | None:
-    runs = [yaml.safe_load(Path(each).read_text()).get("run") for each in configs if Path(each).is_file()]
-    return Path(runs[-1]) if runs and runs[-1] else None
+    read = [yaml.safe_load(Path(each).read_text()) or {} for each in configs if Path(each).is_file()]
+    runs = [config["run"] for config in read if config.get("run")]
+    return Path(runs[-1]) if runs else None
 
 
 def _newest_checkpoint(run: Path | None) -> Path:
     """The best checkpoint of the newest of ``run``, ``run-2`` ..., or of all runs."""
-    folder, pattern = (
-        (run.parent, f"{run.name}*/checkpoints/best.ckpt") if run else (Path("runs"), "**/checkpoints/best.ckpt")
-    )
-    found = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
+    if run:
+        mine = re.compile(re.escape(run.name) + r"(-\d+)?")
+        folders = [path for path in run.parent.glob("*") if mine.fullmatch(path.name)]
+        every = [path / "checkpoints" / "best.ckpt" for path in folders]
+    else:
+        every = list(Path("runs").glob("**/checkpoints/best.ckpt"))
+    found = sorted((path for path in every if path.is_file()), key=lambda path: path.stat().st_mtime)
     if not found:
         raise ConfigError(f"no finished run at {run or 'runs/'}: train one with `distill fit --config configs/mol.yaml`")
     return found[-1]
@@ -123,7 +142,7 @@ def _newest_checkpoint(run: Path | None) -> Path:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``distill``."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    start_logging()
+    start()
     try:
         if arguments[:1] == ["study"]:
             from distill.study import main as study

@@ -104,6 +104,9 @@ class DistillData(LightningDataModule):
     ):
         super().__init__()
         self.corpus, self.batch_size, self.seed, self.num_workers = Path(corpus), batch_size, seed, num_workers
+        for key, value in (("held_out", held_out), ("batch_size", batch_size)):
+            if value < 1:
+                raise ConfigError(f"data.{key} is {value}, expected at least 1")
         self.inputs, self.columns = open_columns(self.corpus, teachers, input)
         self.train_rows, self.held_out_rows = split(len(self.inputs), held_out, seed)
         if len(self.train_rows) < batch_size:

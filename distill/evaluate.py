@@ -69,6 +69,10 @@ class Evaluation:
             ConfigError: when there is no task.
             CorpusError: when a task's file or column is missing.
         """
+        if taken := sorted({"student", "untrained", "concatenated"} & set(teachers)):
+            raise ConfigError(
+                f"a teacher is called {taken[0]}, which is the name of another system: give its column another"
+            )
         if not self.tasks:
             raise ConfigError(
                 "no task to probe: name some under probe.tasks in the configuration, as configs/mol.yaml does"
@@ -90,11 +94,14 @@ class Evaluation:
         """
         work = [(name, split, seed) for name in self.tasks for split in self.splits for seed in self.seeds]
         embedded = {name: self._embed(name, teachers, students, device) for name in self.tasks}
-        return [
+        records = [
             record
             for name, split, seed in track(work, "probing")
             for record in self._probe(name, split, seed, *embedded[name])
         ]
+        if not records:
+            raise ConfigError("no task could be scored: the test rows of every split are too few or of one class")
+        return records
 
     def _embed(
         self, name: str, teachers: list[str], students: dict[System, Student], device: str
@@ -127,6 +134,9 @@ class Evaluation:
     ) -> Iterator[Record]:
         task = self.tasks[name]
         train, valid, test = task.split(split, seed, items)
+        if not min(len(train), len(valid), len(test)):
+            log.warning("task %s, %s split, seed %d: a part of the split is empty, left out", name, split, seed)
+            return
         for system, (kind, x) in systems.items():
             probe = PROBES[task.kind]()
             probe.fit(x[train], labels[train], x[valid], labels[valid])

@@ -78,6 +78,10 @@ class Distiller(LightningModule):
         normaliser: Callable[[Statistics], Normaliser],
     ) -> None:
         normal = normaliser(statistics)
+        if not normal.dim:
+            raise ConfigError(
+                f"teacher {name} is constant over the corpus and teaches nothing: leave it out of data.teachers"
+            )
         built = head(self.student.dim, normal.dim)
         if built.raw_targets:
             normal = Raw(statistics)

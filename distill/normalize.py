@@ -58,7 +58,7 @@ class Standardise(Normaliser):
     def __init__(self, statistics: Statistics):
         super().__init__()
         mean, var = torch.from_numpy(statistics.mean), torch.from_numpy(statistics.var)
-        kept = (var > 1e-10 * (1 + mean.square())).nonzero().squeeze(1)  # (dim,)
+        kept = (var > 1e-10 * mean.square() + 1e-30).nonzero().squeeze(1)  # (dim,)
         self.dim = len(kept)
         self.register_buffer("kept", kept)
         self.register_buffer("shift", mean[kept].float())

@@ -27,6 +27,7 @@ class Probe(ABC):
 
     metric: ClassVar[str]
     clip: ClassVar[float] = 10.0
+    centred: ClassVar[bool] = False  # whether labels are values, so that an offset can be taken off
     strengths: ClassVar[Array]  # (strengths,), each larger one regularises more
 
     def fit(self, x: Array, y: Array, x_valid: Array, y_valid: Array) -> "Probe":
@@ -40,16 +41,20 @@ class Probe(ABC):
         self.shift, spread = x.mean(0), x.std(0)  # of the training rows alone
         self.scale = np.where(spread > 1e-8, 1 / np.maximum(spread, 1e-8), 0.0)
         strengths = torch.from_numpy(self.strengths)
+        y, y_valid = (np.asarray(each, np.float64) for each in (y, y_valid))
+        middle = np.nan_to_num(_mean_of_known(y)) if self.centred else 0.0  # in float64: labels may have a large offset
+        y, y_valid = y - middle, y_valid - middle
         path = self._solve(self._scaled(x), _tensor(y), strengths.expand(y.shape[1], -1))  # (1 + dim, labels, strengths)
         predicted = _apply(self._scaled(x_valid), path)
         chosen = [self._best(y_valid[:, label], predicted[:, label]) for label in range(y.shape[1])]
         both = self._scaled(np.concatenate([x, x_valid])), _tensor(np.concatenate([y, y_valid]))
         self.weights = self._solve(*both, strengths[chosen].unsqueeze(1))
+        self.middle = middle
         return self
 
     def predict(self, x: Array) -> Array:
         """Logits or values, (rows, labels)."""
-        predicted: Array = _apply(self._scaled(x), self.weights)[..., 0]
+        predicted: Array = _apply(self._scaled(x), self.weights)[..., 0] + self.middle
         return predicted
 
     def score(self, x: Array, y: Array) -> dict[str, Array]:
@@ -72,6 +77,13 @@ class Probe(ABC):
     @abstractmethod
     def _score(y: Array, predicted: Array) -> float:
         """The metric over the rows that have a label."""
+
+
+def _mean_of_known(y: Array) -> Array:
+    known = np.isfinite(y)
+    total = np.where(known, y, 0.0).sum(0)
+    mean: Array = total / np.maximum(known.sum(0), 1)
+    return mean
 
 
 def _tensor(array: Array) -> Tensor:
@@ -103,6 +115,7 @@ class RidgeProbe(Probe):
 
     metric = "r2"
     strengths = np.logspace(-1, 5, 13)
+    centred = True
 
     def fit(self, x: Array, y: Array, x_valid: Array, y_valid: Array) -> "RidgeProbe":
         super().fit(x, y, x_valid, y_valid)
@@ -118,6 +131,8 @@ class RidgeProbe(Probe):
         out = torch.zeros(1 + x.shape[1], *strengths.shape)
         for label in range(y.shape[1]):
             rows = y[:, label].isfinite()
+            if not rows.any():  # nothing to learn from; scored as it is
+                continue
             x_mean, y_mean = x[rows].mean(0), y[rows, label].mean()
             weights = _ridge(x[rows] - x_mean, y[rows, label] - y_mean, strengths[label].float())
             out[1:, label] = weights
@@ -126,8 +141,10 @@ class RidgeProbe(Probe):
 
     @staticmethod
     def _score(y: Array, predicted: Array) -> float:
-        rows = np.isfinite(y)
-        return float(r2_score(y[rows], predicted[rows])) if rows.sum() > 1 else float("nan")
+        rows = np.isfinite(y) & np.isfinite(predicted)  # no prediction where no label was fitted
+        if rows.sum() < 2 or np.ptp(y[rows]) == 0:  # scikit-learn gives a constant label R2 = 1
+            return float("nan")
+        return float(r2_score(y[rows], predicted[rows]))
 
 
 def _ridge(x: Tensor, y: Tensor, strengths: Tensor) -> Tensor:

@@ -78,6 +78,8 @@ class MoleculeTask(Task):
         if not rows:
             raise CorpusError(f"{self.path} holds no rows below its header")
         targets = self.targets or [column for column in rows[0] if column != self.smiles]
+        if not targets:
+            raise CorpusError(f"{self.path} has no column of labels beside {self.smiles}")
         labels = [[self._label(row[target], target, line) for target in targets] for line, row in enumerate(rows, 2)]
         return [row[self.smiles].strip() for row in rows], np.array(labels, np.float64)
 
@@ -86,13 +88,18 @@ class MoleculeTask(Task):
             value = float(text) if text.strip() else float("nan")
         except ValueError:
             raise CorpusError(f"{self.path} line {line}: {target} is {text!r}, expected a number or nothing") from None
+        if np.isinf(value):
+            raise CorpusError(f"{self.path} line {line}: {target} is {text!r}, expected a finite number or nothing")
         if self.kind == "classification" and value not in (0.0, 1.0) and not np.isnan(value):
             raise CorpusError(f"{self.path} line {line}: {target} is {text!r}, expected 0, 1 or nothing")
         return value
 
     def split(self, name: str, seed: int, items: Sequence[str]) -> tuple[Array, Array, Array]:
         if name == "random":
-            return random_split(len(items), seed)
+            distinct = {item: row for row, item in enumerate(dict.fromkeys(items))}
+            number = np.array([distinct[item] for item in items])  # rows of one molecule stay together
+            train, valid, test = (np.flatnonzero(np.isin(number, part)) for part in random_split(len(distinct), seed))
+            return train, valid, test
         if name == "scaffold":
             return scaffold_split(items, seed)
         raise ConfigError(f"no split {name!r} for molecules; there are: random, scaffold")

@@ -144,6 +144,21 @@ def test_the_same_seed_gives_the_same_student(place):
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+def test_two_ranks_fit_and_test(place):
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--run", "runs/two"]
+    ok(place.distill("fit", "--config", "fit.yaml", *two))
+    shown = ok(place.distill("test", "--config", "fit.yaml", *two))
+    assert shown.count("written:") == 1
+
+
+def test_test_takes_the_run_of_its_configuration_and_no_other(place):
+    (place.folder / "short.yaml").write_text("trainer: {log_every_n_steps: 2}\n")
+    for other in ("runs/minimal", "runs/zzz"):
+        ok(place.distill("fit", "--config", "fit.yaml", "--trainer.max_epochs", "1", "--run", other))
+    done = place.distill("test", "--config", "fit.yaml", "--config", "short.yaml", "--probe.seeds", "[0]")
+    assert "runs/mini/checkpoints/best.ckpt" in ok(done)
+
+
 def test_a_new_fit_never_overwrites_a_run(place):
     ok(place.distill("fit", "--config", "fit.yaml", "--trainer.max_epochs", "1", "--run", "runs/twice"))
     ok(place.distill("fit", "--config", "fit.yaml", "--trainer.max_epochs", "1", "--run", "runs/twice"))

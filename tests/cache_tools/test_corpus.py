@@ -64,3 +64,11 @@ def test_rdkit_ships_fifteen_thousand_molecules():
     ids, _, _ = RdkitSamples().read()
     assert len(ids) > 14_000
     assert len(RdkitSamples(limit=100).read()[0]) == 100
+
+
+def test_what_excel_writes_is_read(tmp_path):
+    (tmp_path / "m.csv").write_bytes(b"\xef\xbb\xbfsmiles,y\r\nCCO,1\r\nCCN\r\n")
+    assert SmilesFile(tmp_path / "m.csv").read()[1] == [b"CCO", b"CCN"]
+    (tmp_path / "latin.csv").write_bytes("smiles,y\nCCO,caf\xe9\n".encode("latin-1"))
+    with pytest.raises(CorpusError, match="latin.csv is not UTF-8"):
+        SmilesFile(tmp_path / "latin.csv").read()

@@ -17,7 +17,7 @@ from cache_tools.errors import CacheError, TeacherError
 from cache_tools.run import Settings, build, build_like
 from cache_tools.teacher import Teacher
 from cache_tools.teachers.molecule import Maccs, MorganBits
-from cache_tools.verify import column_faults
+from cache_tools.verify import column_faults, corpus_faults
 
 QUIET = Settings(workers=1)
 
@@ -162,3 +162,38 @@ def test_a_killed_build_goes_on_and_leaves_no_bad_shard(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in done} == done, "a finished shard was made again"
     assert column_faults(folder, store.read_corpus(tmp_path / "cache" / "mol").fingerprint) == []
     assert not list(Path(folder).glob("*.tmp"))
+
+
+def test_a_lost_shard_of_the_corpus_is_written_again(tmp_path):
+    folder = build(tmp_path, "c", corpus(), {"a": Lengths()}, {}, QUIET)
+    (folder / "items" / "00000.h5").unlink()
+    build(tmp_path, "c", corpus(), {"a": Lengths()}, {}, QUIET)
+    assert corpus_faults(folder) == []
+
+
+class Weighted(Lengths):
+    """A teacher whose weights lie in a file."""
+
+    def __init__(self, weights: Path):
+        super().__init__()
+        self.weights = weights
+
+    def fingerprint(self):
+        return {"weights": Path(self.weights).read_text()}
+
+
+def test_a_task_is_never_embedded_by_a_teacher_that_changed(tmp_path):
+    weights = tmp_path / "weights.txt"
+    weights.write_text("old")
+    settings = Settings(workers=1, dtype="float32")
+    columns = store.columns(build(tmp_path, "c", corpus(), {"a": Weighted(weights)}, {}, settings))
+    folder = build_like(columns, tmp_path / "tasks", corpus(3), QUIET)
+    assert store.open_column(folder / "teachers" / "a").dtype == torch.float32, "as the corpus's column"
+    weights.write_text("new")
+    with pytest.raises(CacheError, match="was made with weights = 'old', now it is 'new'"):
+        build_like(columns, tmp_path / "tasks", corpus(4), QUIET)
+
+
+def test_a_column_needs_a_plain_name(tmp_path):
+    with pytest.raises(CacheError, match="cannot be called '../a'"):
+        build(tmp_path, "c", corpus(), {"../a": Lengths()}, {}, QUIET)

@@ -99,7 +99,7 @@ def test_rows_that_no_student_can_read_are_left_out_and_others_masked(tmp_path):
 
     items = ["C" * n for n in range(1, 40)] + ["broken"]
     build(tmp_path, "c", Items(items, "molecule"), {"maccs": Maccs()}, {"graph": MoleculeGraph()})
-    data = DistillData(tmp_path / "c", batch_size=40, held_out=0)
+    data = DistillData(tmp_path / "c", batch_size=40, held_out=1)
     batch = next(iter(data.train_dataloader()))
     assert sorted(batch.rows.tolist()) == list(range(39))
     assert len(batch.targets["maccs"]) == len(batch.inputs["atoms"].counts) == 39
@@ -112,6 +112,8 @@ def test_what_does_not_fit_together_is_named(data, cache):
         DistillData(cache / "mol", teachers=["gin"])
     with pytest.raises(ConfigError, match="no batch of 5000 is left: lower data.held_out or data.batch_size"):
         DistillData(cache / "mol", batch_size=5000, held_out=64)
+    with pytest.raises(ConfigError, match="data.held_out is -60, expected at least 1"):
+        DistillData(cache / "mol", held_out=-60)
     with pytest.raises(CacheError, match="nothing at .*nowhere"):
         DistillData(cache / "nowhere")
 

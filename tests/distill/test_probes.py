@@ -115,3 +115,23 @@ def test_noise_is_worth_nothing():
     x, y = parts(rng.normal(size=(4000, 10)).astype(np.float32), rng.integers(2, size=(4000, 1)).astype(float), rows=4000)
     assert abs(LogisticProbe().fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])["auroc"][0] - 0.5) < 0.05
     assert abs(RidgeProbe().fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])["r2"][0]) < 0.05
+
+
+def test_labels_with_a_large_offset_are_fitted_as_well():
+    x, y = data(300, 20)
+    x, y = parts(x, y * 1e-3 + 1e6)
+    assert RidgeProbe().fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])["r2"].min() > 0.5
+
+
+def test_a_constant_label_is_no_success():
+    x, y = parts(*data(300, 20))
+    y = [np.full_like(part, 3.7) for part in y]
+    assert np.isnan(RidgeProbe().fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])["r2"]).all()
+
+
+def test_a_label_without_training_rows_is_nan():
+    x, y = parts(*data(300, 20))
+    y[0][:, 0] = y[1][:, 0] = np.nan
+    scores = RidgeProbe().fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])["r2"]
+    assert np.isnan(scores[0])
+    assert scores[1] > 0.5

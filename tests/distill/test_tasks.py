@@ -30,6 +30,8 @@ def test_a_task_file_has_one_or_more_targets_and_labels_may_be_missing(tmp_path)
         ("smiles,a\nC,1\nC,x\n", "regression", "line 3: a is 'x', expected a number or nothing"),
         ("smiles,a\nC,2\n", "classification", "line 2: a is '2', expected 0, 1 or nothing"),
         ("smiles,a\n", "regression", "holds no rows"),
+        ("smiles,a\nC,inf\n", "regression", "line 2: a is 'inf', expected a finite number"),
+        ("smiles,a\nC,1,2\n", "regression", "line 2: more cells than the header has columns"),
     ],
 )
 def test_bad_task_files_say_what_to_do(tmp_path, text, kind, message):
@@ -85,3 +87,12 @@ def test_tasks_from_rdkits_own_files(task, provenance, low, high):
     assert labels.std() > 0
     assert task.provenance == provenance
     assert len(task.corpus("x").read()[0]) == len(set(items))
+
+
+def test_copies_of_a_molecule_stay_on_one_side_of_a_random_split():
+    items = ["C" * n for n in range(1, 31)] * 4
+    parts = PainsAlerts(limit=5).split("random", 0, items)
+    assert sorted(np.concatenate(parts)) == list(range(120))
+    molecules = [{items[row] for row in part} for part in parts]
+    assert not molecules[0] & molecules[2]
+    assert not molecules[1] & molecules[2]
