@@ -20,10 +20,10 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from torch_geometric.data import Batch, Data
 
 from cache_tools import store
+from cache_tools.build import build
 from cache_tools.columns import MoleculeGraph
 from cache_tools.console import start_logging
 from cache_tools.corpus import RdkitSamples
-from cache_tools.run import build
 from cache_tools.teachers.molecule import MorganCounts
 from distill.probes import LogisticProbe, RidgeProbe
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from cache_tools import build as corpus_build
 from cache_tools import run, store
 from cache_tools.columns import Featuriser
 from cache_tools.console import start
@@ -36,7 +37,7 @@ def build(
         name: the corpus's folder inside the cache.
         settings: batch size, device, worker processes, type on disk.
     """
-    run.build(cache, name, corpus, teachers, inputs, settings)
+    corpus_build.build(cache, name, corpus, teachers, inputs, settings)
     list_(cache)
 
 

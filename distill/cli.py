@@ -70,10 +70,10 @@ class DistillCLI(LightningCLI):
         self.untrained = copy.deepcopy(self.model.student)  # the checkpoint is loaded later, by the trainer
 
     def after_test(self) -> None:
-        students: dict[System, Student] = {"student": self.model.student, "untrained": self.untrained}
-        records = self.evaluation.run(list(self.datamodule.columns), students, str(self.trainer.strategy.root_device))
         if not self.trainer.is_global_zero:
             return
+        students: dict[System, Student] = {"student": self.model.student, "untrained": self.untrained}
+        records = self.evaluation.run(list(self.datamodule.columns), students, str(self.trainer.strategy.root_device))
         folder = Path(self.trainer.default_root_dir) / "probes"
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint = str(self.trainer.ckpt_path)

@@ -13,7 +13,7 @@ FLOORS = {  # a module may import those on lower floors, and those on its own fl
         ["console", "molecules", "producer", "statistics"],
         ["corpus", "store", "teacher", "columns", "verify"],
         ["teachers.molecule", "teachers.gnn"],
-        ["run"],
+        ["run", "build"],
         ["cli"],
     ],
     "distill": [
@@ -22,8 +22,8 @@ FLOORS = {  # a module may import those on lower floors, and those on its own fl
         ["study", "cli"],
     ],
 }
-# `run` embeds a task's items and `corpus` holds them: probing is a cache stage too
-FROM_CACHE_TOOLS = {"console", "errors", "store", "statistics", "corpus", "run"}
+# `build` embeds a task's items and `corpus` holds them: probing is a cache stage too
+FROM_CACHE_TOOLS = {"console", "errors", "store", "statistics", "corpus", "run", "build"}
 NO_LIGHTNING = {
     "cache_tools.store",
     "distill.order",
@@ -84,7 +84,7 @@ def test_importing_the_packages_loads_no_heavy_library():
     import subprocess
     import sys
 
-    code = "import sys, cache_tools.teachers.molecule, cache_tools.run; print([m for m in sys.modules if m in HEAVY])"
+    code = "import sys, cache_tools.teachers.molecule, cache_tools.build; print([m for m in sys.modules if m in HEAVY])"
     code = code.replace("HEAVY", "('rdkit', 'transformers', 'torch_geometric', 'lightning')")
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert found.strip() == "[]"

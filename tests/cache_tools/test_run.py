@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from cache_tools import store
+from cache_tools.build import build, build_like
 from cache_tools.columns import MoleculeGraph
 from cache_tools.corpus import Items, RdkitSamples
 from cache_tools.errors import CacheError, TeacherError
-from cache_tools.run import Settings, build, build_like
+from cache_tools.run import Settings
 from cache_tools.teacher import Teacher
 from cache_tools.teachers.molecule import Maccs, MorganBits
 from cache_tools.verify import column_faults, corpus_faults

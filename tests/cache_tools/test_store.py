@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from cache_tools import store
+from cache_tools.build import store_corpus
 from cache_tools.corpus import Items
 from cache_tools.errors import CacheError
-from cache_tools.run import store_corpus
 from cache_tools.statistics import Statistics
 from cache_tools.verify import column_faults, corpus_faults
 
@@ -57,9 +57,10 @@ def test_rows_come_in_the_order_asked_for_across_shards(tmp_path):
 
 
 def test_a_column_of_many_shards_equals_a_column_of_one(tmp_path):
+    from cache_tools.build import build
     from cache_tools.columns import MoleculeGraph
     from cache_tools.corpus import RdkitSamples
-    from cache_tools.run import Settings, build
+    from cache_tools.run import Settings
     from cache_tools.teachers.molecule import MorganBits, MorganCounts
 
     columns = {}

@@ -92,9 +92,9 @@ def test_training_lowers_the_loss_and_names_every_figure(data, tmp_path):
 
 
 def test_rows_that_no_student_can_read_are_left_out_and_others_masked(tmp_path):
+    from cache_tools.build import build
     from cache_tools.columns import MoleculeGraph
     from cache_tools.corpus import Items
-    from cache_tools.run import build
     from cache_tools.teachers.molecule import Maccs
 
     items = ["C" * n for n in range(1, 40)] + ["broken"]

@@ -1,0 +1,89 @@
+"""A corpus with all of its columns: store the items, then run every producer over them."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from cache_tools import store
+from cache_tools.columns import Featuriser
+from cache_tools.corpus import Corpus
+from cache_tools.errors import CacheError
+from cache_tools.producer import Producer, rebuild
+from cache_tools.run import Build, Settings
+from cache_tools.store import CorpusManifest
+from cache_tools.teacher import Teacher
+
+
+def build(
+    cache: Path,
+    name: str,
+    corpus: Corpus,
+    teachers: dict[str, Teacher],
+    inputs: dict[str, Featuriser],
+    settings: Settings | None = None,
+) -> Path:
+    """Store ``corpus`` as ``cache/name`` and make every column that it lacks.
+
+    Returns:
+        The corpus's folder.
+
+    Raises:
+        CacheError: when the folder holds another corpus, or a column was made by something else.
+    """
+    settings = settings or Settings()
+    folder = cache / name
+    manifest = store_corpus(folder, corpus, settings.shard_rows)
+    named: list[tuple[str, str, Producer]] = [("teachers", key, teacher) for key, teacher in teachers.items()]
+    named += [("inputs", key, featuriser) for key, featuriser in inputs.items()]
+    for kind, key, producer in named:
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", key):
+            raise CacheError(f"a column cannot be called {key!r}: use letters, digits, _ and -")
+        if producer.modality != manifest.modality:
+            raise CacheError(f"{key} reads {producer.modality}s, the corpus {folder} holds {manifest.modality}s")
+        Build(folder, manifest, kind, key, producer, settings).run()
+    return folder
+
+
+def build_like(columns: Iterable[Path], parent: Path, corpus: Corpus, settings: Settings | None = None) -> Path:
+    """Store ``corpus`` under ``parent`` with the same columns as another one, by the producers that their manifests name.
+
+    Args:
+        columns: the other corpus's columns.
+        parent: gets a folder named for the corpus's fingerprint, so that equal corpora share one.
+        corpus: the items.
+        settings: how.
+
+    Returns:
+        The corpus's folder.
+    """
+    settings = settings or Settings()
+    folder = parent / corpus.read()[2][:16]
+    task = store_corpus(folder, corpus, settings.shard_rows)
+    for path in columns:
+        manifest = store.read_manifest(path / store.MANIFEST)
+        base: type[Producer] = Teacher if path.parent.name == "teachers" else Featuriser
+        producer = rebuild(manifest["producer"], base)
+        like = replace(settings, dtype=manifest["requested_dtype"])
+        Build(folder, task, path.parent.name, path.name, producer, like, manifest["producer"]["fingerprint"]).run()
+    return folder
+
+
+def store_corpus(folder: Path, corpus: Corpus, shard_rows: int) -> CorpusManifest:
+    """Write the corpus's ids and items, or check that the same ones are there.
+
+    Raises:
+        CacheError: when ``folder`` holds another corpus.
+    """
+    ids, items, fingerprint = corpus.read()
+    if (folder / store.CORPUS).exists():
+        manifest = store.read_corpus(folder)
+        if manifest.fingerprint == fingerprint and not all(store.whole(folder / "items", each) for each in manifest.shards):
+            return store.write_corpus(folder, corpus.modality, fingerprint, corpus.source, ids, items, manifest.shard_rows)
+        if manifest.fingerprint != fingerprint:
+            raise CacheError(
+                f"{folder} holds another corpus ({manifest.rows} rows from {manifest.source}) than {corpus.source} "
+                f"({len(ids)} rows): choose another name (NAME=...) or cache folder (CACHE=...)"
+            )
+        return manifest
+    return store.write_corpus(folder, corpus.modality, fingerprint, corpus.source, ids, items, shard_rows)
