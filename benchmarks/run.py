@@ -19,7 +19,7 @@ from rich.table import Table
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch_geometric.data import Batch, Data
 
-from cache_tools import store
+from cache_tools import open_column
 from cache_tools.build import build
 from cache_tools.columns import MoleculeGraph
 from cache_tools.console import start_logging
@@ -45,7 +45,7 @@ def ratio(ours: Callable[[], object], peer: Callable[[], object], repeats: int) 
 
 
 def dense_rows(corpus: Path) -> dict[str, tuple[float, float, float]]:
-    column = store.open_column(corpus / "teachers" / "morgan_counts")
+    column = open_column(corpus / "teachers" / "morgan_counts")
     orders = [torch.randperm(len(column))[:BATCH] for _ in range(20)]
     in_memory = column.rows(torch.arange(len(column)))
     file = h5py.File(column.path / column.shards[0]["file"], "r")["embedding"]
@@ -62,7 +62,7 @@ def dense_rows(corpus: Path) -> dict[str, tuple[float, float, float]]:
 
 
 def graphs(corpus: Path) -> dict[str, tuple[float, float, float]]:
-    column = store.open_column(corpus / "inputs" / "graph")
+    column = open_column(corpus / "inputs" / "graph")
     rows = torch.randperm(len(column))[:BATCH]
     objects = []
     for row in rows:

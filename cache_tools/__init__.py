@@ -1,5 +1,5 @@
 """The cache stage: every teacher once over a corpus, written as HDF5 shards. Knows nothing of training."""
 
-from cache_tools.store import open_column
+from cache_tools.reader import Column, aligned, open_column
 
-__all__ = ["open_column"]
+__all__ = ["Column", "aligned", "open_column"]

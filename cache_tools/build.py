@@ -1,7 +1,8 @@
 """A corpus with all of its columns: store the items, then run every producer over them."""
 
 import re
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +10,13 @@ from cache_tools import store
 from cache_tools.columns import Featuriser
 from cache_tools.corpus import Corpus
 from cache_tools.errors import CacheError
+from cache_tools.launch import Place
 from cache_tools.producer import Producer, rebuild
 from cache_tools.run import Build, Settings
 from cache_tools.store import CorpusManifest
 from cache_tools.teacher import Teacher
+
+WAIT = 0.5  # seconds between looks at what other writers are making
 
 
 def build(
@@ -22,6 +26,7 @@ def build(
     teachers: dict[str, Teacher],
     inputs: dict[str, Featuriser],
     settings: Settings | None = None,
+    place: Place = Place(),  # noqa: B008 - a tuple
 ) -> Path:
     """Store ``corpus`` as ``cache/name`` and make every column that it lacks.
 
@@ -36,13 +41,23 @@ def build(
     manifest = store_corpus(folder, corpus, settings.shard_rows)
     named: list[tuple[str, str, Producer]] = [("teachers", key, teacher) for key, teacher in teachers.items()]
     named += [("inputs", key, featuriser) for key, featuriser in inputs.items()]
+    builds = []
     for kind, key, producer in named:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", key):
             raise CacheError(f"a column cannot be called {key!r}: use letters, digits, _ and -")
         if producer.modality != manifest.modality:
             raise CacheError(f"{key} reads {producer.modality}s, the corpus {folder} holds {manifest.modality}s")
-        Build(folder, manifest, kind, key, producer, settings).run()
+        builds.append(Build(folder, manifest, kind, key, producer, settings, place))
+    finish(builds)
     return folder
+
+
+def finish(builds: Sequence[Build]) -> None:
+    """Run every build until its column is finished: wait for shards of other writers, take over those of the dead."""
+    rest = [build for build in builds if not build.run()]
+    while rest:
+        time.sleep(WAIT)
+        rest = [build for build in rest if not build.run()]
 
 
 def build_like(columns: Iterable[Path], parent: Path, corpus: Corpus, settings: Settings | None = None) -> Path:
@@ -60,12 +75,15 @@ def build_like(columns: Iterable[Path], parent: Path, corpus: Corpus, settings: 
     settings = settings or Settings()
     folder = parent / corpus.read()[2][:16]
     task = store_corpus(folder, corpus, settings.shard_rows)
+    builds = []
     for path in columns:
         manifest = store.read_manifest(path / store.MANIFEST)
         base: type[Producer] = Teacher if path.parent.name == "teachers" else Featuriser
         producer = rebuild(manifest["producer"], base)
         like = replace(settings, dtype=manifest["requested_dtype"])
-        Build(folder, task, path.parent.name, path.name, producer, like, manifest["producer"]["fingerprint"]).run()
+        expected = manifest["producer"]["fingerprint"]
+        builds.append(Build(folder, task, path.parent.name, path.name, producer, like, expected=expected))
+    finish(builds)
     return folder
 
 
@@ -78,7 +96,10 @@ def store_corpus(folder: Path, corpus: Corpus, shard_rows: int) -> CorpusManifes
     ids, items, fingerprint = corpus.read()
     if (folder / store.CORPUS).exists():
         manifest = store.read_corpus(folder)
-        if manifest.fingerprint == fingerprint and not all(store.whole(folder / "items", each) for each in manifest.shards):
+        damaged = [each for each in manifest.shards if not store.whole(folder / "items", each)]
+        if manifest.fingerprint == fingerprint and damaged:
+            for each in damaged:
+                (folder / "items" / each["file"]).unlink(missing_ok=True)
             return store.write_corpus(folder, corpus.modality, fingerprint, corpus.source, ids, items, manifest.shard_rows)
         if manifest.fingerprint != fingerprint:
             raise CacheError(

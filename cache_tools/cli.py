@@ -1,6 +1,8 @@
 """``distill-cache build | list | verify``."""
 
+import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jsonargparse
@@ -10,7 +12,7 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from cache_tools import build as corpus_build
-from cache_tools import run, store
+from cache_tools import launch, run, store
 from cache_tools.columns import Featuriser
 from cache_tools.console import start
 from cache_tools.corpus import Corpus
@@ -26,8 +28,14 @@ def build(
     cache: Path = Path("cache"),
     name: str = "mol",
     settings: run.Settings = run.Settings(),  # noqa: B008 - frozen
+    devices: int = 1,
+    rank: int | None = None,
+    world: int | None = None,
 ) -> None:
     """Run every teacher and featuriser once over a corpus; what is there already is not made again.
+
+    Many processes and machines can work on one cache: each takes shards that nobody has. Under torchrun, srun and SLURM
+    arrays ``rank`` and ``world`` are known.
 
     Args:
         corpus: the items.
@@ -36,9 +44,21 @@ def build(
         cache: the cache's folder.
         name: the corpus's folder inside the cache.
         settings: batch size, device, worker processes, type on disk.
+        devices: processes on this machine, one per GPU.
+        rank: which writer this is ...
+        world: ... of how many.
     """
-    corpus_build.build(cache, name, corpus, teachers, inputs, settings)
-    list_(cache)
+    here = launch.place(rank, world)
+    if devices != 1 and here.world == 1:
+        here = launch.Place(0, devices)
+        share = settings.workers or max(1, (os.cpu_count() or 1) // devices)
+        settings = replace(settings, workers=share)
+        with launch.writers(devices, sys.argv[1:], share):
+            corpus_build.build(cache, name, corpus, teachers, inputs, settings, here)
+    else:
+        corpus_build.build(cache, name, corpus, teachers, inputs, settings, here)
+    if here.rank == 0:
+        list_(cache)
 
 
 def list_(cache: Path = Path("cache")) -> None:
@@ -56,9 +76,9 @@ def list_(cache: Path = Path("cache")) -> None:
         of_task = folder.parent.name == run.TASKS
         table.add_section()
         name = store.read_corpus(folder).source if of_task else str(folder.relative_to(cache))
-        for path in store.columns(folder):
+        for path in store.list_columns(folder):
             manifest = store.read_manifest(path / store.MANIFEST)
-            shards = manifest["shards"]
+            shards = store.listed_shards(path).values()
             table.add_row(
                 name,
                 path.name,
@@ -67,7 +87,7 @@ def list_(cache: Path = Path("cache")) -> None:
                 str(manifest.get("dim", "ragged")),
                 "bits" if manifest["kind"] == "bits" else manifest.get("dtype", ""),
                 decimal(sum(shard["bytes"] for shard in shards)),
-                store.state(manifest),
+                store.state(path),
             )
             name = ""  # said once
     Console().print(table)
@@ -83,7 +103,7 @@ def verify(cache: Path = Path("cache")) -> None:
     for folder in _corpora(cache):
         faults += corpus_faults(folder)
         fingerprint = store.read_corpus(folder).fingerprint
-        for path in store.columns(folder):
+        for path in store.list_columns(folder):
             faults += column_faults(path, fingerprint)
     if faults:
         raise CacheError("\n".join(faults))

@@ -6,7 +6,7 @@ from abc import ABC
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-from cache_tools.errors import CacheError
+from cache_tools.errors import BadItem, CacheError
 
 
 class Producer(ABC):
@@ -15,10 +15,12 @@ class Producer(ABC):
     Class attributes:
         modality: ``molecule``, ``text`` or ``image``; must equal the corpus's.
         python_bound: the time goes into Python or RDKit rather than into torch, so worker processes help.
+        by_id: :meth:`prepare` gets a row's id instead of its item.
     """
 
     modality: ClassVar[str]
     python_bound: ClassVar[bool] = False
+    by_id: ClassVar[bool] = False
     init_args: dict[str, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -42,7 +44,10 @@ class Producer(ABC):
         Raises:
             BadItem: when the item cannot be used; the row is masked and the reason listed.
         """
-        return item.decode()
+        text = item.decode()
+        if not text.strip():
+            raise BadItem("empty")
+        return text
 
     def fingerprint(self) -> dict[str, Any]:
         """What the output depends on, field by field; a difference in any field makes it another column."""

@@ -1,35 +1,30 @@
-"""One producer over one corpus, shard by shard; what is there already is not made again."""
+"""One producer over one corpus, shard by shard; what is there already is not made again, and many may work at once."""
 
 import csv
+import io
 import json
 import logging
-import multiprocessing
-import os
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+import torch
 
+from cache_tools import shard as shards
 from cache_tools import store
+from cache_tools.claims import Claims
 from cache_tools.columns import Featuriser
-from cache_tools.console import start_logging
-from cache_tools.errors import BadItem, CacheError, TeacherError
+from cache_tools.errors import CacheError, TeacherError
+from cache_tools.launch import Place
+from cache_tools.pipeline import Pipeline
 from cache_tools.producer import Producer, class_path
+from cache_tools.progress import Meter
 from cache_tools.statistics import Statistics
 from cache_tools.store import CorpusManifest
 from cache_tools.teacher import Teacher
@@ -38,76 +33,44 @@ log = logging.getLogger(__name__)
 
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 TASKS = "tasks"  # a folder of a corpus; holds the corpora of tasks, which are named by fingerprint
+SKIPPED = "skipped.csv"
 LIBRARIES = ("torch", "numpy", "rdkit", "torch_geometric", "transformers")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to run the producers; none of it changes the numbers beyond rounding.
+    """How to run the producers; but for ``dtype``, none of it changes the numbers beyond rounding.
 
     Args:
         batch_size: items that a producer gets at a time.
         device: ``auto`` (a GPU when there is one), ``cpu``, ``cuda``, ``cuda:1``, ...
         workers: processes for producers whose time goes into Python; 0 takes one per core.
-        dtype: of embeddings on disk; a shard whose values leave float16's range is written as float32.
+        dtype: of embeddings on disk; a shard whose values leave float16's range is written as float32. ``int8`` keeps
+            256 steps per dimension between the lowest and the highest value of each shard.
         shard_rows: rows of a shard of a new corpus.
     """
 
     batch_size: int = 256
     device: str = "auto"
     workers: int = 0
-    dtype: Literal["float16", "float32"] = "float16"
+    dtype: Literal["float16", "float32", "int8"] = "float16"
     shard_rows: int = store.SHARD_ROWS
 
 
 @dataclass(frozen=True)
-class Made:
-    """What one batch came to: values of the good positions, and why the others are bad."""
+class ShardFacts:
+    """A row of a column's manifest."""
 
-    good: list[int]
-    values: Any  # (good, dim) of a teacher; a list of field -> array of a featuriser
-    bad: dict[int, str]
-
-
-def make(producer: Producer, items: list[bytes]) -> Made:
-    """Prepare ``items`` and run ``producer`` on those that can be used."""
-    prepared: dict[int, Any] = {}
-    bad: dict[int, str] = {}
-    for position, item in enumerate(items):
-        try:
-            ready = producer.prepare(item)
-            prepared[position] = producer.featurise(ready) if isinstance(producer, Featuriser) else ready
-        except (BadItem, UnicodeDecodeError) as error:
-            bad[position] = str(error)
-    values: Any = list(prepared.values())
-    if isinstance(producer, Teacher) and prepared:
-        values = np.asarray(producer.embed(values))
-        if values.shape != (len(prepared), producer.dim):
-            raise TeacherError(
-                f"{class_path(producer)} gave an array of shape {values.shape}, expected {(len(prepared), producer.dim)}"
-            )
-    return Made(list(prepared), values, bad)
-
-
-_worker: Producer
-
-
-def _start_worker(producer: Producer) -> None:
-    import torch
-
-    global _worker  # noqa: PLW0603 - a pool can hand state to its workers in no other way
-    start_logging()
-    torch.set_num_threads(1)
-    producer.load("cpu")
-    _worker = producer
-
-
-def _work(items: list[bytes]) -> Made:
-    return make(_worker, items)
+    file: str
+    rows: int
+    valid: int
+    bytes: int
+    sha256: str
+    dtype: str = ""
 
 
 class Build:
-    """Makes one column of one corpus.
+    """Makes one column of one corpus, alone or beside other writers.
 
     Args:
         folder: the corpus's folder.
@@ -116,6 +79,7 @@ class Build:
         name: the column's name.
         producer: what makes it.
         settings: how.
+        place: which writer this is, of how many.
         expected: the fingerprint that the producer must have, where another column decides it.
     """
 
@@ -127,20 +91,42 @@ class Build:
         name: str,
         producer: Producer,
         settings: Settings,
+        place: Place = Place(),  # noqa: B008 - a tuple
         expected: dict[str, Any] | None = None,
     ):
-        self.expected = expected
         self.folder, self.corpus, self.producer, self.settings = folder, corpus, producer, settings
+        self.place, self.expected = place, expected
+        self.header: dict[str, Any] = {}
         self.path = folder / kind / name
         self.label = f"{corpus.source if folder.parent.name == TASKS else folder.name}, {name}"
 
-    def run(self) -> None:
-        """Make what is missing; a finished column costs a look at its manifest and file sizes.
+    def run(self) -> bool:
+        """Make what is missing and nobody else is making; a finished column costs a look at its manifest and file sizes.
+
+        Returns:
+            Whether the column is finished; if not, other writers hold the rest.
 
         Raises:
             CacheError: when the column on disk was made by something else; the field that differs is named.
         """
-        self.producer.load(_device(self.settings.device))
+        if not self.header:  # the first time
+            self.producer.load(_device(self.settings.device, self.place.local))
+            self._open()
+        done = self._done()
+        missing = [number for number in range(self.corpus.shard_count) if number not in done]
+        if missing:
+            shards.sweep(self.path)
+            self._require_space(missing)
+            self._make_missing(missing)
+            done = self._done()
+        if len(done) < self.corpus.shard_count:
+            return False
+        if missing or not self._manifest()["finished"]:
+            self._finish([done[number] for number in sorted(done)])
+        return True
+
+    def _open(self) -> None:
+        """Create the manifest, or compare what is there with what is asked for."""
         producer: dict[str, Any] = {
             "class_path": class_path(self.producer),
             "init_args": _plain(self.producer.init_args),
@@ -149,47 +135,30 @@ class Build:
         }
         if self.expected is not None:
             self._same(self.expected, producer["fingerprint"])
-        self.header = {"corpus_fingerprint": self.corpus.fingerprint, "producer": store.producer_key(producer)}
-        done = self._done(producer["fingerprint"])
-        missing = [number for number in range(self.corpus.shard_count) if number not in done]
-        if not missing:
-            log.debug("%s: nothing to do", self.label)
-            return
-        self.path.mkdir(parents=True, exist_ok=True)
-        store.sweep(self.path)
-        with ExitStack() as stack:
-            batches = self._pool(stack)
-            progress = stack.enter_context(_progress())
-            rows = sum(self.corpus.shard_span(number)[1] for number in missing)
-            task = progress.add_task(self.label, total=rows)
-            for number in missing:
-                done[number] = self._adopt(number) or self._make(number, batches, lambda n: progress.advance(task, n))
-                self._write_manifest(producer, done)
-        masked = sum(done[number]["rows"] - done[number]["valid"] for number in missing)
-        what = f", {masked} of them cannot be used, see {self.path / 'skipped.csv'}" if masked else ""
-        log.log(logging.WARNING if masked else logging.INFO, "%s: %d rows made%s", self.label, rows, what)
-
-    def _pool(self, stack: ExitStack) -> Any:
-        workers = self.settings.workers or os.cpu_count() or 1
-        if not self.producer.python_bound or workers == 1 or self.corpus.rows < 4 * self.settings.batch_size:
-            return lambda chunks: (make(self.producer, chunk) for chunk in chunks)
-        # forkserver: a fork of a process that has threads may hang
-        context = multiprocessing.get_context("forkserver")
-        pool = stack.enter_context(ProcessPoolExecutor(workers, context, _start_worker, (self.producer,)))
-        return lambda chunks: pool.map(_work, chunks)
-
-    def _done(self, fingerprint: dict[str, Any]) -> dict[int, dict[str, Any]]:
-        path = self.path / store.MANIFEST
-        if not path.exists():
-            return {}
-        manifest = store.read_manifest(path)
-        recorded = {
-            **manifest["producer"]["fingerprint"],
-            "corpus": manifest["corpus_fingerprint"],
-            "dtype": manifest["requested_dtype"],
+        manifest = {
+            "format_version": shards.FORMAT_VERSION,
+            "kind": "ragged",
+            "corpus_fingerprint": self.corpus.fingerprint,
+            "producer": producer,
+            "rows": self.corpus.rows,
+            "shard_rows": self.corpus.shard_rows,
+            "requested_dtype": self.settings.dtype,
+            "finished": False,
+            "shards": [],
         }
-        self._same(recorded, {**fingerprint, "corpus": self.corpus.fingerprint, "dtype": self.settings.dtype})
-        return {int(Path(each["file"]).stem): each for each in manifest["shards"] if store.whole(self.path, each)}
+        if isinstance(self.producer, Teacher):
+            manifest |= {"kind": "bits" if self.producer.binary else "dense", "dim": self.producer.dim}
+        elif isinstance(self.producer, Featuriser):
+            manifest["fields"] = {name: [dtype, *shape] for name, (dtype, shape) in self.producer.fields.items()}
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not (self.path / store.MANIFEST).exists():
+            shards.write_json(self.path / store.MANIFEST, manifest, keep=True)
+        there = self._manifest()
+        self._same(_identity(there), _identity(manifest))
+        self.header = store.identity_of(there)
+
+    def _manifest(self) -> dict[str, Any]:
+        return store.read_manifest(self.path / store.MANIFEST)
 
     def _same(self, recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
         for key in sorted(recorded.keys() | wanted.keys()):
@@ -199,64 +168,145 @@ class Build:
                     "give the new one another name, or delete that folder to make it again"
                 )
 
-    def _adopt(self, number: int) -> dict[str, Any] | None:
-        """The manifest row of a shard that was finished just before its writer died."""
-        path = self.path / f"{number:05d}.h5"
-        try:
-            arrays, attributes = store.map_shard(path)
-        except CacheError:
-            return None
-        if {key: attributes.get(key) for key in self.header} != self.header:
-            return None
-        facts = {"file": path.name, "bytes": path.stat().st_size, "sha256": store.sha256(path)}
-        return facts | _shard_row(arrays)
+    def _done(self) -> dict[int, ShardFacts]:
+        """Shards that are there whole."""
+        listed = store.listed_shards(self.path).items()
+        return {number: ShardFacts(**each) for number, each in listed if store.whole(self.path, each)}
 
-    def _make(self, number: int, batches: Any, advance: Any) -> dict[str, Any]:
+    def _require_space(self, missing: list[int]) -> None:
+        if isinstance(self.producer, Teacher):
+            width = self.producer.dim * (1 / 8 if self.producer.binary else np.dtype(self.settings.dtype).itemsize)
+            rows = sum(self.corpus.shard_span(number)[1] for number in missing)
+            shards.require_space(self.path, int(rows * (width + 1)))
+
+    def _make_missing(self, missing: list[int]) -> None:
+        """Claim shard after shard, beginning with those of this writer's own turn."""
+        rank, world = self.place.rank, self.place.world
+        turns = sorted(missing, key=lambda number: ((number - rank) % world, number))
+        made = masked = size = 0
+        mine: set[int] = set()
+        with ExitStack() as stack:
+            claims = stack.enter_context(Claims(self.path))
+            few = self.corpus.rows < 4 * self.settings.batch_size  # not worth a process
+            pipeline = stack.enter_context(Pipeline(self.producer, 1 if few else self.settings.workers))
+            meter = stack.enter_context(Meter(self.label, self._rows(missing), shown=rank == 0))
+            writer = stack.enter_context(ThreadPoolExecutor(1))  # one shard is written while the next is made
+            writing: Future[ShardFacts] | None = None
+            for number in turns:
+                if not claims.take(number):
+                    continue
+                if self._adopt(number):
+                    claims.release(number)
+                    continue
+                over = [each for each in missing if each in mine or self._is_there(each)]
+                arrays = self._arrays(number, pipeline, partial(_advance, meter, self._rows(over), size))
+                size += sum(array.nbytes for array in arrays.values())
+                meter.at(self._rows(over) + len(arrays["valid"]), size)
+                mine.add(number)
+                if writing is not None:
+                    writing.result()
+                writing = writer.submit(self._write, number, arrays, claims)
+                made += len(arrays["valid"])
+                masked += int(len(arrays["valid"]) - arrays["valid"].sum())
+            if writing is not None:
+                writing.result()
+        if made:
+            what = f", {masked} of them cannot be used, see {self.path / SKIPPED}" if masked else ""
+            log.log(
+                logging.WARNING if masked else logging.INFO, "%s: %d rows made, %s%s", self.label, made, meter.speed, what
+            )
+
+    def _rows(self, numbers: list[int]) -> int:
+        return sum(self.corpus.shard_span(number)[1] for number in numbers)
+
+    def _is_there(self, number: int) -> bool:
+        return (self.path / shards.file_name(number)).exists()
+
+    def _adopt(self, number: int) -> bool:
+        """Whether a shard is there after all: another writer's, or one whose writer died before its note.
+
+        What is there but is not this column's shard is removed.
+        """
+        path = self.path / shards.file_name(number)
+        if not path.exists():
+            return False
+        note = store.read_note(path.with_suffix(".json"))
+        if note and store.whole(self.path, note):
+            return True
+        try:
+            arrays, _ = shards.map_shard(path, store.checked_header(path, None, number, self.header))
+        except CacheError:
+            path.unlink()
+            return False
+        self._note(number, arrays, {"file": path.name, "bytes": path.stat().st_size, "sha256": shards.sha256(path)})
+        return True
+
+    def _write(self, number: int, arrays: shards.Arrays, claims: Claims) -> ShardFacts:
+        first, rows = self.corpus.shard_span(number)
+        header = self.header | {"shard": number, "first_row": first, "rows": rows}
+        note = self._note(number, arrays, shards.write_shard(self.path, number, arrays, header))
+        claims.release(number)
+        return note
+
+    def _note(self, number: int, arrays: shards.Arrays, facts: dict[str, Any]) -> ShardFacts:
+        """Write the facts of a finished shard beside it, so that writers need no common manifest until the end."""
+        dtype = str(arrays["embedding"].dtype) if "embedding" in arrays else ""
+        note = ShardFacts(rows=len(arrays["valid"]), valid=int(arrays["valid"].sum()), dtype=dtype, **facts)
+        shards.write_json(self.path / f"{number:05d}.json", asdict(note))
+        return note
+
+    def _arrays(self, number: int, pipeline: Pipeline, advance: Any) -> shards.Arrays:
         ids, items = store.read_items(self.folder, number)
+        given = [identity.encode() for identity in ids] if self.producer.by_id else items
         size = self.settings.batch_size
-        chunks = [items[start : start + size] for start in range(0, len(items), size)]
+        batches = [given[start : start + size] for start in range(0, len(given), size)]
         good: list[int] = []
         values: list[Any] = []
         bad: dict[int, str] = {}
-        for index, made in enumerate(batches(chunks)):
+        bytes_made = 0
+        for index, made in enumerate(pipeline(batches)):
             good += [index * size + position for position in made.good]
             bad |= {index * size + position: reason for position, reason in made.bad.items()}
-            values += [made.values] if isinstance(made.values, np.ndarray) else made.values
-            advance(len(chunks[index]))
-        first, rows = self.corpus.shard_span(number)
-        self._write_skipped(first, [(first + row, ids[row], reason) for row, reason in bad.items()])
-        arrays: store.Arrays = {"valid": np.isin(np.arange(rows), good).astype(np.uint8)}
-        if isinstance(self.producer, Teacher):
-            arrays |= self._dense(rows, good, values, ids)
-        else:
-            arrays |= self._ragged(rows, good, values)
-        facts = store.write_shard(
-            self.path, number, arrays, self.header | {"shard": number, "first_row": first, "rows": rows}
+            values += [self._checked(made.values, ids, good)] if isinstance(made.values, np.ndarray) else made.values
+            bytes_made += values[-1].nbytes if isinstance(made.values, np.ndarray) else 0
+            advance(index * size + len(batches[index]), bytes_made)
+        rows = len(ids)
+        arrays: shards.Arrays = {"valid": np.isin(np.arange(rows), good).astype(np.uint8)}
+        if bad:
+            arrays |= store.ragged_bytes("reasons", [bad[row].encode() for row in sorted(bad)])
+        return arrays | (
+            self._dense(rows, good, values) if isinstance(self.producer, Teacher) else self._ragged(rows, good, values)
         )
-        return facts | _shard_row(arrays)
 
-    def _dense(self, rows: int, good: list[int], values: list[Any], ids: list[str]) -> store.Arrays:
-        assert isinstance(self.producer, Teacher)
-        binary = self.producer.binary
-        embedded = np.concatenate([np.empty((0, self.producer.dim), np.float32), *values])
+    def _checked(self, embedded: np.ndarray[Any, Any], ids: list[str], good: list[int]) -> np.ndarray[Any, Any]:
+        """A batch as it will be stored, refused where it is no embedding."""
         if not np.isfinite(embedded).all():
-            row = good[int(np.flatnonzero(~np.isfinite(embedded).all(1))[0])]
+            row = good[len(good) - len(embedded) + int(np.flatnonzero(~np.isfinite(embedded).all(1))[0])]
             raise TeacherError(f"{self.label}: the embedding of id {ids[row]!r} has a NaN or an infinity; nothing written")
-        if binary and not np.isin(embedded, (0, 1)).all():
-            raise TeacherError(f"{self.label}: {class_path(self.producer)} is binary but gave values beside 0 and 1")
-        wide = self.settings.dtype == "float32" or np.abs(embedded).max(initial=0.0) > FLOAT16_MAX
-        full = np.zeros((rows, self.producer.dim), np.uint8 if binary else np.float32 if wide else np.float16)
-        full[good] = embedded
-        statistics = Statistics.of(full[good])  # of what is on disk
-        return {
-            "embedding": np.packbits(full, axis=1) if binary else full,
-            "statistics/mean": statistics.mean,
-            "statistics/var": statistics.var,
-        }
+        if isinstance(self.producer, Teacher) and self.producer.binary:
+            if not np.isin(embedded, (0, 1)).all():
+                raise TeacherError(f"{self.label}: {class_path(self.producer)} is binary but gave values beside 0 and 1")
+            return embedded.astype(np.uint8)
+        narrow = self.settings.dtype == "float16" and np.abs(embedded).max(initial=0.0) <= FLOAT16_MAX
+        return embedded.astype(np.float16 if narrow else np.float32)
 
-    def _ragged(self, rows: int, good: list[int], values: list[Any]) -> store.Arrays:
+    def _dense(self, rows: int, good: list[int], values: list[Any]) -> shards.Arrays:
+        assert isinstance(self.producer, Teacher)
+        start = np.uint8 if self.producer.binary else np.float16 if self.settings.dtype == "float16" else np.float32
+        embedded = np.concatenate([np.empty((0, self.producer.dim), start), *values])  # float32 if one batch is
+        stored: shards.Arrays = {"embedding": embedded}
+        if self.settings.dtype == "int8" and not self.producer.binary:
+            stored = store.quantise(embedded)
+            embedded = store.dequantise(**stored)
+        statistics = Statistics.of(embedded)  # of what a reader will get
+        full: np.ndarray[Any, Any] = np.zeros((rows, self.producer.dim), stored["embedding"].dtype)
+        full[good] = stored["embedding"]
+        stored["embedding"] = np.packbits(full, axis=1) if self.producer.binary else full
+        return stored | {"statistics/mean": statistics.mean, "statistics/var": statistics.var}
+
+    def _ragged(self, rows: int, good: list[int], values: list[Any]) -> shards.Arrays:
         assert isinstance(self.producer, Featuriser)
-        arrays: store.Arrays = {}
+        arrays: shards.Arrays = {}
         for field, (dtype, shape) in self.producer.fields.items():
             pieces = [np.empty((0, *shape), dtype)] * rows
             for row, value in zip(good, values, strict=True):
@@ -264,53 +314,53 @@ class Build:
             arrays |= store.ragged(field, pieces, dtype, shape)
         return arrays
 
-    def _write_skipped(self, first: int, bad: list[tuple[int, str, str]]) -> None:
-        path = self.path / "skipped.csv"
-        rows = range(first, first + self.corpus.shard_rows)
-        kept: list[Any] = []
-        if path.exists():
-            with open(path, newline="") as file:
-                kept = [line for line in list(csv.reader(file))[1:] if int(line[0]) not in rows]
-        if kept or bad:
-            with open(path, "w", newline="") as file:
-                csv.writer(file).writerows([("row", "id", "reason"), *kept, *bad])
-
-    def _write_manifest(self, producer: dict[str, Any], done: dict[int, dict[str, Any]]) -> None:
-        shards = [done[number] for number in sorted(done)]
-        manifest = {
-            "format_version": store.FORMAT_VERSION,
-            "kind": "ragged",
-            "corpus_fingerprint": self.corpus.fingerprint,
-            "producer": producer,
-            "rows": self.corpus.rows,
-            "shard_rows": self.corpus.shard_rows,
-            "finished": len(done) == self.corpus.shard_count,
-            "requested_dtype": self.settings.dtype,
-            "shards": shards,
-        }
+    def _finish(self, done: list[ShardFacts]) -> None:
+        """List the shards in the manifest and the skipped rows in a csv; two writers that do so write the same."""
+        self._write_skipped(done)
+        manifest = self._manifest() | {"finished": True, "shards": [asdict(each) for each in done]}
         if isinstance(self.producer, Teacher):
-            manifest |= {"kind": "bits" if self.producer.binary else "dense", "dim": self.producer.dim}
-            manifest["dtype"] = max((shard["dtype"] for shard in shards), key=lambda name: np.dtype(name).itemsize)
-            if manifest["finished"]:
-                manifest["statistics"] = self._statistics(shards).to_json()
-        elif isinstance(self.producer, Featuriser):
-            manifest["fields"] = {name: [dtype, *shape] for name, (dtype, shape) in self.producer.fields.items()}
-        store.write_json(self.path / store.MANIFEST, manifest)
+            manifest["dtype"] = max((each.dtype for each in done), key=lambda name: np.dtype(name).itemsize)
+            manifest["statistics"] = self._statistics(done).to_json()
+        shards.write_json(self.path / store.MANIFEST, manifest)
+        for path in [*self.path.glob(store.NOTES), *self.path.glob(".*.claim")]:
+            path.unlink(missing_ok=True)
+        shards.sweep(self.path)
 
-    def _statistics(self, shards: list[dict[str, Any]]) -> Statistics:
+    def _write_skipped(self, done: list[ShardFacts]) -> None:
+        bad = [line for number, each in enumerate(done) if each.valid < each.rows for line in self._skipped(number)]
+        if not bad:
+            (self.path / SKIPPED).unlink(missing_ok=True)
+            return
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([("row", "id", "reason"), *bad])
+        shards.write_file(self.path / SKIPPED, text.getvalue())
+
+    def _skipped(self, number: int) -> Iterator[tuple[int, str, str]]:
+        arrays, _ = shards.map_shard(self.path / shards.file_name(number))
+        ids, _ = store.read_items(self.folder, number)
+        first, _ = self.corpus.shard_span(number)
+        for row, reason in zip(np.flatnonzero(arrays["valid"] == 0).tolist(), store.cut(arrays, "reasons"), strict=True):
+            yield first + row, ids[row], reason.decode()
+
+    def _statistics(self, done: list[ShardFacts]) -> Statistics:
         total = Statistics(0, np.zeros(0), np.zeros(0))
-        for shard in shards:
-            arrays, _ = store.map_shard(self.path / shard["file"], shard["bytes"])
-            part = Statistics(shard["valid"], np.array(arrays["statistics/mean"]), np.array(arrays["statistics/var"]))
+        for each in done:
+            arrays, _ = shards.map_shard(self.path / each.file)
+            part = Statistics(each.valid, np.array(arrays["statistics/mean"]), np.array(arrays["statistics/var"]))
             total = total.merge(part)
         if not total.count:
-            raise CacheError(f"{self.label}: not one row could be embedded, see {self.path / 'skipped.csv'}")
+            raise CacheError(f"{self.label}: not one row could be embedded, see {self.path / SKIPPED}")
         return total
 
 
-def _shard_row(arrays: store.Arrays) -> dict[str, Any]:
-    row = {"rows": len(arrays["valid"]), "valid": int(arrays["valid"].sum())}
-    return row | ({"dtype": str(arrays["embedding"].dtype)} if "embedding" in arrays else {})
+def _advance(meter: Meter, elsewhere: int, before: int, rows: int, size: int) -> None:
+    meter.at(elsewhere + rows, before + size)
+
+
+def _identity(manifest: dict[str, Any]) -> dict[str, Any]:
+    """What decides a column's content, field by field."""
+    fields = {"corpus": manifest["corpus_fingerprint"], "dtype": manifest["requested_dtype"]}
+    return {**manifest["producer"]["fingerprint"], **fields}
 
 
 def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -319,12 +369,10 @@ def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def _device(device: str) -> str:
-    import torch
-
+def _device(device: str, local: int) -> str:
     if device != "auto":
         return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{local % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
 
 
 def _versions() -> Iterator[tuple[str, str]]:
@@ -333,17 +381,3 @@ def _versions() -> Iterator[tuple[str, str]]:
             yield library, version(library)
         except PackageNotFoundError:
             continue
-
-
-def _progress() -> Progress:
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description:<32}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TaskProgressColumn(show_speed=True),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )

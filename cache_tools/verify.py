@@ -1,18 +1,19 @@
 """Check a cache against its manifests: sizes, headers and SHA-256 of every shard."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from cache_tools import store
 from cache_tools.errors import CacheError
+from cache_tools.shard import file_name, sha256
 
 
 def corpus_faults(folder: Path) -> list[str]:
     """Everything that is wrong with the items of the corpus at ``folder``; empty when all is well."""
     manifest = store.read_corpus(folder)
     expected = {"corpus_fingerprint": manifest.fingerprint}
-    return list(_faults(folder / "items", manifest.shards, expected))
+    return list(_faults(folder / "items", dict(enumerate(manifest.shards)), expected))
 
 
 def column_faults(path: Path, fingerprint: str) -> list[str]:
@@ -22,23 +23,17 @@ def column_faults(path: Path, fingerprint: str) -> list[str]:
     if manifest["corpus_fingerprint"] != fingerprint:
         faults.append(f"{path} was made from another corpus: delete it and build again")
     if not manifest["finished"]:
-        faults.append(f"{path} is unfinished: {store.state(manifest)}; run the same build again")
-    expected = {"corpus_fingerprint": manifest["corpus_fingerprint"], "producer": store.producer_key(manifest["producer"])}
-    return faults + list(_faults(path, manifest["shards"], expected))
+        faults.append(f"{path} is {store.state(path)}: run the same build again")
+    return faults + list(_faults(path, store.listed_shards(path), store.identity_of(manifest)))
 
 
-def _faults(folder: Path, shards: Iterable[Mapping[str, Any]], expected: Mapping[str, Any]) -> Iterator[str]:
-    for shard in shards:
-        path, number = folder / shard["file"], int(Path(shard["file"]).stem)
+def _faults(folder: Path, shards: Mapping[int, Mapping[str, Any]], expected: Mapping[str, Any]) -> Iterator[str]:
+    for number, shard in shards.items():
+        path = folder / file_name(number)
         try:
-            _, attributes = store.map_shard(path, shard["bytes"])
+            store.checked_header(path, shard["bytes"], number, expected)
         except CacheError as error:
             yield str(error)
             continue
-        for key, value in {**expected, "shard": number}.items():
-            if attributes.get(key) != value:
-                yield f"shard {path}: header says {key} {attributes.get(key)}, expected {value}: delete it, build again"
-                break
-        else:
-            if store.sha256(path) != shard["sha256"]:
-                yield f"shard {path}: bytes changed since it was written (SHA-256 differs): delete it and build again"
+        if sha256(path) != shard["sha256"]:
+            yield f"shard {path}: bytes changed since it was written (SHA-256 differs): delete it and build again"

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cache_tools import store
 from cache_tools.errors import CacheError, ConfigError
-from cache_tools.store import Column
+from cache_tools.reader import Column
 from distill.order import BatchOrder, split
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def open_columns(corpus: Path, names: list[str] | None, input: str) -> tuple[Col
         CacheError: when the corpus or a column is missing or unfinished, or belongs to another corpus.
     """
     fingerprint = store.read_corpus(corpus).fingerprint
-    there = [path.name for path in store.columns(corpus) if path.parent.name == "teachers"]
+    there = [path.name for path in store.list_columns(corpus) if path.parent.name == "teachers"]
     if missing := [name for name in names or [] if name not in there]:
         raise CacheError(
             f"{corpus} has no teacher column {', '.join(missing)}; it has: {', '.join(there) or 'none'}. "

@@ -11,8 +11,8 @@ from rich.progress import track
 
 from cache_tools.build import build_like
 from cache_tools.errors import CacheError, ConfigError
+from cache_tools.reader import Column
 from cache_tools.run import TASKS, Settings
-from cache_tools.store import Column
 from distill.probes import PROBES
 from distill.student import Student
 from distill.tasks import Array, Task

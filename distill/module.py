@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from cache_tools.errors import ConfigError
+from cache_tools.reader import Column
 from cache_tools.statistics import Statistics
-from cache_tools.store import Column
 from distill.data import Batch
 from distill.heads import GaussianHead, Head
 from distill.metrics import TeacherMetrics

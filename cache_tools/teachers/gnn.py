@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from cache_tools.errors import BadItem, TeacherError
 from cache_tools.molecules import parse_smiles
-from cache_tools.store import sha256
+from cache_tools.shard import sha256
 from cache_tools.teacher import Teacher
 
 LAYERS, WIDTH = 5, 300

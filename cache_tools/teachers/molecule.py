@@ -51,7 +51,7 @@ def _descriptor_scales() -> dict[str, tuple[float, float]]:
 
 
 def _descriptor_scales_hash() -> str:
-    from cache_tools.store import sha256
+    from cache_tools.shard import sha256
 
     return sha256(SCALES)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cache_tools import store
+from cache_tools import open_column, shard, store
 from cache_tools.build import build, build_like
 from cache_tools.columns import MoleculeGraph
 from cache_tools.corpus import Items, RdkitSamples
@@ -53,12 +53,12 @@ def test_running_again_makes_only_what_is_missing(tmp_path):
 def test_a_lost_shard_is_made_again_and_only_that(tmp_path):
     settings = Settings(workers=1, shard_rows=4)
     folder = build(tmp_path, "c", corpus(), {"a": Lengths()}, {}, settings)
-    before = store.sha256(folder / "teachers" / "a" / "00001.h5")
+    before = shard.sha256(folder / "teachers" / "a" / "00001.h5")
     (folder / "teachers" / "a" / "00001.h5").unlink()
     teacher = Lengths()
     build(tmp_path, "c", corpus(), {"a": teacher}, {}, settings)
     assert teacher.calls == 1
-    assert store.sha256(folder / "teachers" / "a" / "00001.h5") == before
+    assert shard.sha256(folder / "teachers" / "a" / "00001.h5") == before
     assert column_faults(folder / "teachers" / "a", store.read_corpus(folder).fingerprint) == []
 
 
@@ -90,12 +90,12 @@ def test_a_bad_embedding_stops_the_build_and_leaves_no_shard(tmp_path, embedding
 
     with pytest.raises(TeacherError, match=message):
         build(tmp_path, "c", Items(["x"], "text"), {"a": Bad()}, {}, QUIET)
-    assert list((tmp_path / "c" / "teachers" / "a").glob("*")) == []
+    assert [path.name for path in (tmp_path / "c" / "teachers" / "a").iterdir()] == ["manifest.json"], "no shard, no claim"
 
 
 def test_values_beyond_float16_are_kept_in_float32(tmp_path):
     folder = build(tmp_path, "c", corpus(), {"a": Lengths(1e5)}, {}, QUIET)
-    column = store.open_column(folder / "teachers" / "a")
+    column = open_column(folder / "teachers" / "a")
     assert column.dtype == torch.float32
     assert column.rows(torch.tensor([9])).tolist() == [[1e6, 1.0]]
 
@@ -103,12 +103,12 @@ def test_values_beyond_float16_are_kept_in_float32(tmp_path):
 def test_a_broken_smiles_is_masked_and_listed(tmp_path):
     items = Items(["CCO", "not a molecule", "CCN"], "molecule")
     folder = build(tmp_path, "c", items, {"maccs": Maccs()}, {"graph": MoleculeGraph()}, QUIET)
-    for path in store.columns(folder):
-        column = store.open_column(path)
+    for path in store.list_columns(folder):
+        column = open_column(path)
         assert column.valid(torch.arange(3)).tolist() == [True, False, True]
         listed = list(csv.DictReader((path / "skipped.csv").read_text().splitlines()))
         assert [(row["row"], row["id"]) for row in listed] == [("1", items.read()[0][1])]
-    assert store.open_column(folder / "teachers" / "maccs").statistics.count == 2
+    assert open_column(folder / "teachers" / "maccs").statistics.count == 2
 
 
 def test_a_corpus_without_a_usable_row_is_an_error(tmp_path):
@@ -120,7 +120,7 @@ def test_worker_processes_give_the_same_column(cache, tmp_path):
     folder = build(tmp_path, "mol", RdkitSamples(limit=600), {"maccs": Maccs()}, {}, Settings(batch_size=50, workers=2))
     one = cache / "mol" / "teachers" / "maccs" / "00000.h5"
     assert np.array_equal(
-        store.map_shard(folder / "teachers" / "maccs" / "00000.h5")[0]["embedding"], store.map_shard(one)[0]["embedding"]
+        shard.map_shard(folder / "teachers" / "maccs" / "00000.h5")[0]["embedding"], shard.map_shard(one)[0]["embedding"]
     )
 
 
@@ -129,7 +129,7 @@ def test_build_like_embeds_other_items_with_the_same_producers(cache, tmp_path):
     folder = build_like(columns, tmp_path, Items(["CCO", "CCCl"], "molecule"), QUIET)
     teacher = MorganBits(256)
     expected = teacher.embed([teacher.prepare(b"CCO"), teacher.prepare(b"CCCl")])
-    np.testing.assert_array_equal(store.open_column(folder / "teachers" / "morgan").rows(torch.arange(2)), expected)
+    np.testing.assert_array_equal(open_column(folder / "teachers" / "morgan").rows(torch.arange(2)), expected)
 
 
 def test_a_killed_build_goes_on_and_leaves_no_bad_shard(tmp_path):
@@ -187,9 +187,9 @@ def test_a_task_is_never_embedded_by_a_teacher_that_changed(tmp_path):
     weights = tmp_path / "weights.txt"
     weights.write_text("old")
     settings = Settings(workers=1, dtype="float32")
-    columns = store.columns(build(tmp_path, "c", corpus(), {"a": Weighted(weights)}, {}, settings))
+    columns = store.list_columns(build(tmp_path, "c", corpus(), {"a": Weighted(weights)}, {}, settings))
     folder = build_like(columns, tmp_path / "tasks", corpus(3), QUIET)
-    assert store.open_column(folder / "teachers" / "a").dtype == torch.float32, "as the corpus's column"
+    assert open_column(folder / "teachers" / "a").dtype == torch.float32, "as the corpus's column"
     weights.write_text("new")
     with pytest.raises(CacheError, match="was made with weights = 'old', now it is 'new'"):
         build_like(columns, tmp_path / "tasks", corpus(4), QUIET)

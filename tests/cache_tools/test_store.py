@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from cache_tools import store
+from cache_tools import open_column, shard, store
 from cache_tools.build import store_corpus
 from cache_tools.corpus import Items
 from cache_tools.errors import CacheError
@@ -27,7 +27,9 @@ def copy(cache: Path, tmp_path: Path) -> Path:
 
 def faults(folder: Path) -> list[str]:
     fingerprint = store.read_corpus(folder).fingerprint
-    return [fault for path in store.columns(folder) for fault in column_faults(path, fingerprint)] + corpus_faults(folder)
+    return [fault for path in store.list_columns(folder) for fault in column_faults(path, fingerprint)] + corpus_faults(
+        folder
+    )
 
 
 def test_a_sound_cache_has_no_faults(cache):
@@ -41,8 +43,8 @@ def test_a_sound_cache_has_no_faults(cache):
 def test_what_is_written_is_mapped_back(tmp_path_factory, data, rows, dim, dtype):
     array = data.draw(arrays.arrays(dtype, (rows, dim)))
     folder = tmp_path_factory.mktemp("shard")
-    facts = store.write_shard(folder, 3, {"a/b": array}, {"first_row": 7})
-    mapped, attributes = store.map_shard(folder / facts["file"], facts["bytes"])
+    facts = shard.write_shard(folder, 3, {"a/b": array}, {"first_row": 7})
+    mapped, attributes = shard.map_shard(folder / facts["file"])
     np.testing.assert_array_equal(mapped["a/b"], array)
     assert attributes["first_row"] == 7
     assert [path.name for path in folder.iterdir()] == ["00003.h5"]
@@ -73,7 +75,7 @@ def test_a_column_of_many_shards_equals_a_column_of_one(tmp_path):
             {"graph": MoleculeGraph()},
             Settings(shard_rows=shard_rows, workers=1),
         )
-        columns[shard_rows] = {path.name: store.open_column(path) for path in store.columns(folder)}
+        columns[shard_rows] = {path.name: open_column(path) for path in store.list_columns(folder)}
     indices = torch.tensor([69, 0, 17, 16, 15, 17, 40])
     many, one = columns[16], columns[1000]
     for name in ("bits", "counts"):
@@ -87,14 +89,14 @@ def test_a_column_of_many_shards_equals_a_column_of_one(tmp_path):
 
 
 def test_opening_reads_no_shard_and_pickles_without_rows(cache):
-    column = store.open_column(cache / "mol" / "teachers" / "counts")
+    column = open_column(cache / "mol" / "teachers" / "counts")
     column.rows(torch.tensor([1, 2]))
     assert len(pickle.dumps(column)) < 20_000
     assert pickle.loads(pickle.dumps(column)).rows(torch.tensor([3])).shape == (1, 128)
 
 
 def test_a_row_beyond_the_end_is_refused(cache):
-    column = store.open_column(cache / "mol" / "inputs" / "graph")
+    column = open_column(cache / "mol" / "inputs" / "graph")
     with pytest.raises(IndexError, match="rows 0 to 599"):
         column.rows(torch.tensor([600]))
 
@@ -113,52 +115,52 @@ def test_statistics_merge_exactly(parts, seed):
 
 
 def test_a_flipped_bit_is_found(copy):
-    shard = copy / "teachers" / "counts" / "00000.h5"
-    content = bytearray(shard.read_bytes())
+    file = copy / "teachers" / "counts" / "00000.h5"
+    content = bytearray(file.read_bytes())
     content[-100] ^= 1
-    shard.write_bytes(content)
+    file.write_bytes(content)
     assert len(faults(copy)) == 1
     assert "SHA-256" in faults(copy)[0]
 
 
 def test_a_truncated_and_a_missing_shard_are_found(copy):
-    shard = copy / "teachers" / "counts" / "00000.h5"
-    shard.write_bytes(shard.read_bytes()[:-10])
+    file = copy / "teachers" / "counts" / "00000.h5"
+    file.write_bytes(file.read_bytes()[:-10])
     (copy / "teachers" / "maccs" / "00000.h5").unlink()
     assert len(faults(copy)) == 2
     with pytest.raises(CacheError, match="its manifest says"):
-        store.open_column(copy / "teachers" / "counts").rows(torch.tensor([0]))
+        open_column(copy / "teachers" / "counts").rows(torch.tensor([0]))
     with pytest.raises(CacheError, match="missing"):
-        store.open_column(copy / "teachers" / "maccs").rows(torch.tensor([0]))
+        open_column(copy / "teachers" / "maccs").rows(torch.tensor([0]))
 
 
 def test_links_to_elsewhere_are_refused(tmp_path):
     with h5py.File(tmp_path / "00000.h5", "w") as file:
         file["embedding"] = h5py.ExternalLink("/etc/passwd", "/")
     with pytest.raises(CacheError, match="link to elsewhere"):
-        store.map_shard(tmp_path / "00000.h5")
+        shard.map_shard(tmp_path / "00000.h5")
     with h5py.File(tmp_path / "00001.h5", "w") as file:
         file.create_dataset("embedding", (10,), "u1", external=[("/etc/passwd", 0, 10)])
     with pytest.raises(CacheError, match="not contiguous data inside"):
-        store.map_shard(tmp_path / "00001.h5")
+        shard.map_shard(tmp_path / "00001.h5")
 
 
 def test_a_newer_format_is_refused(copy):
     path = copy / "teachers" / "counts" / store.MANIFEST
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 2}))
     with pytest.raises(CacheError, match="upgrade"):
-        store.open_column(path.parent)
+        open_column(path.parent)
 
 
 def test_an_unfinished_column_is_refused(copy):
     path = copy / "teachers" / "counts" / store.MANIFEST
     path.write_text(json.dumps({**json.loads(path.read_text()), "finished": False, "shards": []}))
     with pytest.raises(CacheError, match="0 of 600 rows.*run the same build again"):
-        store.open_column(path.parent)
+        open_column(path.parent)
 
 
 def test_a_row_cannot_be_changed_through_the_map(copy):
-    column = store.open_column(copy / "teachers" / "counts")
+    column = open_column(copy / "teachers" / "counts")
     column.rows(torch.tensor([0])).fill_(9)
-    column._shard(0)["embedding"].fill_(9)
+    column._shard(0)["embedding"].fill(9)
     assert column_faults(column.path, column.corpus_fingerprint) == []

@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from cache_tools import store
+from cache_tools import open_column
 from cache_tools.store import Ragged
 from distill.students.molecule import GraphStudent
 
 
 @pytest.fixture
 def column(cache):
-    return store.open_column(cache / "mol" / "inputs" / "graph")
+    return open_column(cache / "mol" / "inputs" / "graph")
 
 
 OPTIONS = [

@@ -1,0 +1,84 @@
+"""Which of several writers this process is, and more writers on this machine."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from cache_tools.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+class Place(NamedTuple):
+    """Writer ``rank`` of ``world``; ``local`` counts those of one machine."""
+
+    rank: int = 0
+    world: int = 1
+    local: int = 0
+
+
+def place(rank: int | None = None, world: int | None = None, environment: Mapping[str, str] = os.environ) -> Place:
+    """From arguments, or from what torchrun, srun or a SLURM array (also with several tasks) set.
+
+    Example:
+        >>> place(environment={"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"})
+        Place(rank=3, world=8, local=1)
+        >>> place(environment={"SLURM_ARRAY_TASK_ID": "12", "SLURM_ARRAY_TASK_MIN": "10", "SLURM_ARRAY_TASK_COUNT": "4"})
+        Place(rank=2, world=4, local=0)
+
+    Raises:
+        ConfigError: when one of ``rank`` and ``world`` is missing, or the rank is not below the world.
+    """
+
+    def number(name: str, default: int) -> int:
+        return int(environment.get(name) or default)
+
+    local = number("LOCAL_RANK", number("SLURM_LOCALID", 0))
+    if rank is not None or world is not None:
+        if rank is None or world is None or not 0 <= rank < world:
+            raise ConfigError(f"--rank {rank} --world {world}: expected both, with 0 <= rank < world")
+        return Place(rank, world, local)
+    if "WORLD_SIZE" in environment:
+        return Place(number("RANK", 0), number("WORLD_SIZE", 1), local)
+    tasks, task = number("SLURM_NTASKS", 1), number("SLURM_PROCID", 0)
+    if "SLURM_ARRAY_TASK_ID" in environment:
+        step = number("SLURM_ARRAY_TASK_STEP", 1)
+        index = (number("SLURM_ARRAY_TASK_ID", 0) - number("SLURM_ARRAY_TASK_MIN", 0)) // step
+        return Place(index * tasks + task, number("SLURM_ARRAY_TASK_COUNT", 1) * tasks, local)
+    return Place(task, tasks, local)
+
+
+@contextmanager
+def writers(devices: int, arguments: list[str], workers: int) -> Iterator[None]:
+    """Start ``devices - 1`` more processes of this command; on leaving, wait for them.
+
+    A process that dies leaves its shards to the others, so nothing but time is lost.
+
+    Args:
+        devices: processes in all; each takes the GPU of its number when there are GPUs.
+        arguments: of this command, which the others get too.
+        workers: processes that each may start for producers whose time goes into Python.
+    """
+    if devices < 1:
+        raise ConfigError(f"--devices is {devices}, expected at least 1")
+    threads = str(max(1, (os.cpu_count() or 1) // devices))
+    command = [sys.executable, "-m", "cache_tools.cli", *arguments, "--devices", "1", "--world", str(devices)]
+    command += ["--settings.workers", str(workers)]
+    others = []
+    for local in range(1, devices):
+        environment = {"OMP_NUM_THREADS": threads, **os.environ, "LOCAL_RANK": str(local)}
+        others.append(subprocess.Popen([*command, "--rank", str(local)], env=environment))
+    try:
+        yield
+    except BaseException:
+        for process in others:
+            process.terminate()
+        raise
+    finally:
+        for local, process in enumerate(others, 1):
+            if process.wait():
+                log.warning("writer %d ended with %d; the others made its shards", local, process.returncode)
