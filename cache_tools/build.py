@@ -43,8 +43,7 @@ def build(
     named += [("inputs", key, featuriser) for key, featuriser in inputs.items()]
     builds = []
     for kind, key, producer in named:
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", key):
-            raise CacheError(f"a column cannot be called {key!r}: use letters, digits, _ and -")
+        check_name(key)
         if producer.modality != manifest.modality:
             raise CacheError(f"{key} reads {producer.modality}s, the corpus {folder} holds {manifest.modality}s")
         builds.append(Build(folder, manifest, kind, key, producer, settings, place))
@@ -58,6 +57,16 @@ def finish(builds: Sequence[Build]) -> None:
     while rest:
         time.sleep(WAIT)
         rest = [build for build in rest if not build.run()]
+
+
+def check_name(name: str) -> None:
+    """A column's name becomes a folder and a key of configurations.
+
+    Raises:
+        CacheError: when it cannot.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise CacheError(f"a column cannot be called {name!r}: use letters, digits, _ and -")
 
 
 def build_like(columns: Iterable[Path], parent: Path, corpus: Corpus, settings: Settings | None = None) -> Path:
@@ -96,10 +105,11 @@ def store_corpus(folder: Path, corpus: Corpus, shard_rows: int) -> CorpusManifes
     ids, items, fingerprint = corpus.read()
     if (folder / store.CORPUS).exists():
         manifest = store.read_corpus(folder)
-        damaged = [each for each in manifest.shards if not store.whole(folder / "items", each)]
+        paths = [folder / "items" / each["file"] for each in manifest.shards]
+        damaged = [path for path, each in zip(paths, manifest.shards, strict=True) if not store.whole(path, each)]
         if manifest.fingerprint == fingerprint and damaged:
-            for each in damaged:
-                (folder / "items" / each["file"]).unlink(missing_ok=True)
+            for path in damaged:
+                path.unlink(missing_ok=True)
             return store.write_corpus(folder, corpus.modality, fingerprint, corpus.source, ids, items, manifest.shard_rows)
         if manifest.fingerprint != fingerprint:
             raise CacheError(

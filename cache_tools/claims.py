@@ -12,6 +12,7 @@ from typing import Self
 from cache_tools.shard import running
 
 BEAT = 30.0  # seconds between signs of life
+UNSIGNED = 2.0  # seconds that a living writer has to sign the claim it made
 STALE = 300.0  # seconds without one after which a writer of another machine counts as dead
 
 
@@ -66,7 +67,7 @@ class Claims:
         if host == socket.gethostname() and process.isdecimal():
             # my own number on a claim that I do not hold: a restarted container gives numbers anew
             return (int(process) == os.getpid() and number not in self._held) or not running(int(process))
-        return silent > STALE
+        return silent > (STALE if host else UNSIGNED)
 
     def _now(self) -> float:
         """The file system's clock: those of two machines may differ."""

@@ -1,9 +1,10 @@
-"""``distill-cache build | list | verify``."""
+"""``distill-cache build | list | verify | import | export | sample``."""
 
 import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
 from rich import box
@@ -17,7 +18,9 @@ from cache_tools.columns import Featuriser
 from cache_tools.console import start
 from cache_tools.corpus import Corpus
 from cache_tools.errors import CacheError, QuorumError
+from cache_tools.sample import sample
 from cache_tools.teacher import Teacher
+from cache_tools.transfer import export, import_
 from cache_tools.verify import column_faults, corpus_faults
 
 
@@ -116,11 +119,33 @@ def _corpora(cache: Path) -> list[Path]:
     return found
 
 
+class _Parser(jsonargparse.ArgumentParser):
+    """Lets ``--check`` stand for ``--check true``."""
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> Any:
+        action = super().add_argument(*args, **kwargs)
+        if kwargs.get("type") is bool:
+            action.nargs, action.const = "?", True
+        return action
+
+
 def main() -> None:
     """Entry point of ``distill-cache``."""
     start()
     try:
-        jsonargparse.auto_cli({"build": build, "list": list_, "verify": verify}, prog="distill-cache", as_positional=False)
+        jsonargparse.auto_cli(
+            {
+                "build": build,
+                "list": list_,
+                "verify": verify,
+                "import": import_,
+                "export": export,
+                "sample": sample,
+            },
+            prog="distill-cache",
+            as_positional=False,
+            parser_class=_Parser,
+        )
     except QuorumError as error:
         sys.exit(f"error: {error}")
 

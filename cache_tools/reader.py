@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from cache_tools.errors import CacheError
-from cache_tools.shard import Arrays, Header, file_name, map_shard, sha256
+from cache_tools.shard import Arrays, Header, file_name, map_shard
 from cache_tools.statistics import Statistics
 from cache_tools.store import (
     MANIFEST,
     Array,
     Ragged,
+    check_hash,
     checked_header,
     dequantise,
     identity_of,
@@ -112,8 +113,8 @@ class Column:
             self._dtype = np.dtype(str(self.dtype).removeprefix("torch."))
             self.statistics = Statistics.from_json(self.manifest["statistics"])
         for number, shard in enumerate(self.shards if check_hashes else []):
-            if sha256(self.path / file_name(number)) != shard["sha256"]:
-                raise CacheError(f"shard {self.path / file_name(number)}: bytes changed since it was written: delete it")
+            self._header(number)
+            check_hash(self.path / file_name(number), shard)
 
     def __len__(self) -> int:
         return self._rows
@@ -175,28 +176,28 @@ class Column:
         if not hasattr(os, "posix_fadvise"):  # macOS reads ahead by itself
             return
         arrays, fields = self._shard(number), self._headers[number].fields
+        ragged = self.manifest.get("fields", ())
+        runs = {f"{name}/values": arrays[f"{name}/offsets"][[start, stop]].tolist() for name in ragged}
         with open(self.path / file_name(number), "rb") as file:
-            for name, (offset, dtype, shape) in fields.items():
-                low, high = start, stop
-                if name.endswith("/values"):
-                    offsets = arrays[name.removesuffix("values") + "offsets"]
-                    low, high = int(offsets[start]), int(offsets[stop])
-                if name == "embedding" or name.endswith("/values"):
-                    size = dtype.itemsize * int(np.prod(shape[1:]))
-                    # madvise(MADV_WILLNEED) by another name, without an address
-                    os.posix_fadvise(file.fileno(), offset + low * size, (high - low) * size, os.POSIX_FADV_WILLNEED)
+            for name, (low, high) in (runs or {"embedding": [start, stop]}).items():
+                offset, dtype, shape = fields[name]
+                size = dtype.itemsize * int(np.prod(shape[1:]))
+                # madvise(MADV_WILLNEED) by another name, without an address
+                os.posix_fadvise(file.fileno(), offset + low * size, (high - low) * size, os.POSIX_FADV_WILLNEED)
 
     def _shard(self, number: int) -> Arrays:
         arrays = self._mapped.get(number)
         if arrays is None:
-            path = self.path / file_name(number)
-            if number not in self._headers:
-                shard = self.shards[number]
-                header = checked_header(path, shard["bytes"], number, identity_of(self.manifest))
-                _check_layout(path, header, self.manifest, shard["rows"])
-                self._headers[number] = header
-            arrays = self._mapped[number] = map_shard(path, self._headers[number])[0]
+            arrays = self._mapped[number] = map_shard(self.path / file_name(number), self._header(number))[0]
         return arrays
+
+    def _header(self, number: int) -> Header:
+        if number not in self._headers:
+            path, shard = self.path / file_name(number), self.shards[number]
+            header = checked_header(path, shard["bytes"], number, identity_of(self.manifest))
+            _check_layout(path, header, self.manifest, shard["rows"])
+            self._headers[number] = header
+        return self._headers[number]
 
     def _ragged(self, field: str, selection: Selection) -> Ragged:
         counts = np.zeros(selection.count, np.int64)
@@ -295,7 +296,10 @@ def _check_layout(path: Path, header: Header, manifest: Mapping[str, Any], rows:
     elif manifest["kind"] == "bits":
         expected["embedding"] = "uint8", (rows, -(-manifest["dim"] // 8))
     else:
-        expected["embedding"] = "float16 float32 int8", (rows, manifest["dim"])
+        narrower = "float16 " if manifest["dtype"] == "float32" else ""  # shards of a widened column
+        expected["embedding"] = narrower + manifest["dtype"], (rows, manifest["dim"])
+        if manifest["dtype"] == "int8":
+            expected |= dict.fromkeys(("scale", "offset"), ("float32", (manifest["dim"],)))
     for name, (dtypes, wanted) in expected.items():
         if name not in header.fields:
             raise CacheError(f"shard {path} has no data set {name}: delete it and build again")

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -109,8 +109,12 @@ class Build:
         Raises:
             CacheError: when the column on disk was made by something else; the field that differs is named.
         """
+        with shards.full_disk_in_words(self.path.parent):
+            return self._run()
+
+    def _run(self) -> bool:
         if not self.header:  # the first time
-            self.producer.load(_device(self.settings.device, self.place.local))
+            self.producer.load(choose_device(self.settings.device, self.place.local))
             self._open()
         done = self._done()
         missing = [number for number in range(self.corpus.shard_count) if number not in done]
@@ -123,18 +127,19 @@ class Build:
             return False
         if missing or not self._manifest()["finished"]:
             self._finish([done[number] for number in sorted(done)])
+        self._tidy_up()
         return True
 
     def _open(self) -> None:
         """Create the manifest, or compare what is there with what is asked for."""
         producer: dict[str, Any] = {
             "class_path": class_path(self.producer),
-            "init_args": _plain(self.producer.init_args),
-            "fingerprint": _plain(self.producer.fingerprint()),
+            "init_args": as_json(self.producer.init_args),
+            "fingerprint": as_json(self.producer.fingerprint()),
             "libraries": dict(_versions()),
         }
         if self.expected is not None:
-            self._same(self.expected, producer["fingerprint"])
+            require_same(self.path, self.expected, producer["fingerprint"])
         manifest = {
             "format_version": shards.FORMAT_VERSION,
             "kind": "ragged",
@@ -153,25 +158,19 @@ class Build:
         self.path.mkdir(parents=True, exist_ok=True)
         if not (self.path / store.MANIFEST).exists():
             shards.write_json(self.path / store.MANIFEST, manifest, keep=True)
+        elif not any(self.path.glob("[0-9.]*")):  # nothing was ever made, for instance of a teacher since mended
+            shards.write_json(self.path / store.MANIFEST, manifest)
         there = self._manifest()
-        self._same(_identity(there), _identity(manifest))
+        require_same(self.path, _identity(there), _identity(manifest))
         self.header = store.identity_of(there)
 
     def _manifest(self) -> dict[str, Any]:
         return store.read_manifest(self.path / store.MANIFEST)
 
-    def _same(self, recorded: dict[str, Any], wanted: dict[str, Any]) -> None:
-        for key in sorted(recorded.keys() | wanted.keys()):
-            if recorded.get(key) != wanted.get(key):
-                raise CacheError(
-                    f"{self.path} was made with {key} = {recorded.get(key)!r}, now it is {wanted.get(key)!r}: "
-                    "give the new one another name, or delete that folder to make it again"
-                )
-
     def _done(self) -> dict[int, ShardFacts]:
         """Shards that are there whole."""
         listed = store.listed_shards(self.path).items()
-        return {number: ShardFacts(**each) for number, each in listed if store.whole(self.path, each)}
+        return {number: ShardFacts(**each) for number, each in listed if store.whole(self._shard(number), each)}
 
     def _require_space(self, missing: list[int]) -> None:
         if isinstance(self.producer, Teacher):
@@ -219,34 +218,36 @@ class Build:
     def _rows(self, numbers: list[int]) -> int:
         return sum(self.corpus.shard_span(number)[1] for number in numbers)
 
+    def _shard(self, number: int) -> Path:
+        return self.path / shards.file_name(number)
+
     def _is_there(self, number: int) -> bool:
-        return (self.path / shards.file_name(number)).exists()
+        return self._shard(number).exists()
 
     def _adopt(self, number: int) -> bool:
         """Whether a shard is there after all: another writer's, or one whose writer died before its note.
 
         What is there but is not this column's shard is removed.
         """
-        path = self.path / shards.file_name(number)
-        if not path.exists():
+        path = self._shard(number)
+        header = store.remove_foreign(path, number, self._header(number))
+        if header is None:
             return False
         note = store.read_note(path.with_suffix(".json"))
-        if note and store.whole(self.path, note):
+        if note and store.whole(path, note):
             return True
-        try:
-            arrays, _ = shards.map_shard(path, store.checked_header(path, None, number, self.header))
-        except CacheError:
-            path.unlink()
-            return False
+        arrays, _ = shards.map_shard(path, header)
         self._note(number, arrays, {"file": path.name, "bytes": path.stat().st_size, "sha256": shards.sha256(path)})
         return True
 
     def _write(self, number: int, arrays: shards.Arrays, claims: Claims) -> ShardFacts:
-        first, rows = self.corpus.shard_span(number)
-        header = self.header | {"shard": number, "first_row": first, "rows": rows}
-        note = self._note(number, arrays, shards.write_shard(self.path, number, arrays, header))
+        note = self._note(number, arrays, shards.write_shard(self.path, number, arrays, self._header(number)))
         claims.release(number)
         return note
+
+    def _header(self, number: int) -> dict[str, Any]:
+        first, rows = self.corpus.shard_span(number)
+        return self.header | {"shard": number, "first_row": first, "rows": rows}
 
     def _note(self, number: int, arrays: shards.Arrays, facts: dict[str, Any]) -> ShardFacts:
         """Write the facts of a finished shard beside it, so that writers need no common manifest until the end."""
@@ -275,20 +276,24 @@ class Build:
         if bad:
             arrays |= store.ragged_bytes("reasons", [bad[row].encode() for row in sorted(bad)])
         return arrays | (
-            self._dense(rows, good, values) if isinstance(self.producer, Teacher) else self._ragged(rows, good, values)
+            self._dense(rows, good, values) if isinstance(self.producer, Teacher) else self._ragged(ids, good, values)
         )
 
     def _checked(self, embedded: np.ndarray[Any, Any], ids: list[str], good: list[int]) -> np.ndarray[Any, Any]:
         """A batch as it will be stored, refused where it is no embedding."""
+        binary = isinstance(self.producer, Teacher) and self.producer.binary
+        if not binary:
+            with np.errstate(over="ignore"):
+                embedded = embedded.astype(np.float32, copy=False)  # first: what it cannot hold is an infinity
         if not np.isfinite(embedded).all():
             row = good[len(good) - len(embedded) + int(np.flatnonzero(~np.isfinite(embedded).all(1))[0])]
             raise TeacherError(f"{self.label}: the embedding of id {ids[row]!r} has a NaN or an infinity; nothing written")
-        if isinstance(self.producer, Teacher) and self.producer.binary:
+        if binary:
             if not np.isin(embedded, (0, 1)).all():
                 raise TeacherError(f"{self.label}: {class_path(self.producer)} is binary but gave values beside 0 and 1")
             return embedded.astype(np.uint8)
         narrow = self.settings.dtype == "float16" and np.abs(embedded).max(initial=0.0) <= FLOAT16_MAX
-        return embedded.astype(np.float16 if narrow else np.float32)
+        return embedded.astype(np.float16) if narrow else embedded
 
     def _dense(self, rows: int, good: list[int], values: list[Any]) -> shards.Arrays:
         assert isinstance(self.producer, Teacher)
@@ -304,13 +309,18 @@ class Build:
         stored["embedding"] = np.packbits(full, axis=1) if self.producer.binary else full
         return stored | {"statistics/mean": statistics.mean, "statistics/var": statistics.var}
 
-    def _ragged(self, rows: int, good: list[int], values: list[Any]) -> shards.Arrays:
+    def _ragged(self, ids: list[str], good: list[int], values: list[Any]) -> shards.Arrays:
         assert isinstance(self.producer, Featuriser)
         arrays: shards.Arrays = {}
         for field, (dtype, shape) in self.producer.fields.items():
-            pieces = [np.empty((0, *shape), dtype)] * rows
+            pieces = [np.empty((0, *shape), dtype)] * len(ids)
             for row, value in zip(good, values, strict=True):
-                pieces[row] = value[field]
+                with np.errstate(over="ignore"):
+                    pieces[row] = value[field].astype(dtype)
+                if np.dtype(dtype).kind == "f" and not np.isfinite(pieces[row]).all():
+                    raise TeacherError(
+                        f"{self.label}: {field} of id {ids[row]!r} has a NaN or an infinity; nothing written"
+                    )
             arrays |= store.ragged(field, pieces, dtype, shape)
         return arrays
 
@@ -322,6 +332,9 @@ class Build:
             manifest["dtype"] = max((each.dtype for each in done), key=lambda name: np.dtype(name).itemsize)
             manifest["statistics"] = self._statistics(done).to_json()
         shards.write_json(self.path / store.MANIFEST, manifest)
+
+    def _tidy_up(self) -> None:
+        """Remove what is of no use beside a finished column; a writer that was killed while finishing left it."""
         for path in [*self.path.glob(store.NOTES), *self.path.glob(".*.claim")]:
             path.unlink(missing_ok=True)
         shards.sweep(self.path)
@@ -360,16 +373,31 @@ def _advance(meter: Meter, elsewhere: int, before: int, rows: int, size: int) ->
 def _identity(manifest: dict[str, Any]) -> dict[str, Any]:
     """What decides a column's content, field by field."""
     fields = {"corpus": manifest["corpus_fingerprint"], "dtype": manifest["requested_dtype"]}
-    return {**manifest["producer"]["fingerprint"], **fields}
+    return {**manifest["producer"]["fingerprint"], **fields, "shard_rows": manifest["shard_rows"]}
 
 
-def _plain(arguments: dict[str, Any]) -> dict[str, Any]:
+def require_same(path: Path, recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse to go on with a column that something else made.
+
+    Raises:
+        CacheError: naming the field that differs.
+    """
+    for key in sorted(recorded.keys() | wanted.keys()):
+        if recorded.get(key) != wanted.get(key):
+            raise CacheError(
+                f"{path} was made with {key} = {recorded.get(key)!r}, now it is {wanted.get(key)!r}: "
+                "give the new one another name, or delete that folder to make it again"
+            )
+
+
+def as_json(arguments: dict[str, Any]) -> dict[str, Any]:
     """As JSON would give them back: paths as text, tuples as lists."""
     plain: dict[str, Any] = json.loads(json.dumps(arguments, default=str))
     return plain
 
 
-def _device(device: str, local: int) -> str:
+def choose_device(device: str, local: int = 0) -> str:
+    """``auto`` is the GPU of this writer's number, when there are GPUs."""
     if device != "auto":
         return device
     return f"cuda:{local % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"

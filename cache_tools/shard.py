@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import socket
@@ -107,15 +108,23 @@ def _full(folder: Path, found: str) -> CacheError:
 
 
 @contextmanager
-def _tidy(temporary: Path) -> Iterator[None]:
-    """Remove ``temporary`` whatever happens, and say in words when the disk is full."""
+def full_disk_in_words(folder: Path) -> Iterator[None]:
+    """Turn what the system raises when ``folder``'s disk is full into a :class:`CacheError`."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # h5py reports a failed flush as a RuntimeError
         code = getattr(error, "errno", None)
         if code in (errno.ENOSPC, errno.EDQUOT) or f"errno = {errno.ENOSPC}" in str(error):
-            raise _full(temporary.parent, "the disk filled up while writing") from None
+            raise _full(folder, "the disk filled up while writing") from None
         raise
+
+
+@contextmanager
+def _tidy(temporary: Path) -> Iterator[None]:
+    """Remove ``temporary`` whatever happens, and say in words when the disk is full."""
+    try:
+        with full_disk_in_words(temporary.parent):
+            yield
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -200,7 +209,7 @@ def read_header(path: Path, size: int | None = None) -> Header:
         with h5py.File(path, "r") as file:
             fields = {name: _plain(path, dataset, found) for name, dataset in _datasets(path, file)}
             return Header(fields, {key: _python(value) for key, value in file.attrs.items()})
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:  # h5py: a type without one in numpy
         raise CacheError(f"shard {path} is not readable HDF5 ({error}): delete it and build again") from None
 
 
@@ -217,7 +226,7 @@ def map_shard(path: Path, header: Header | None = None) -> tuple[Arrays, dict[st
     # from_file maps without keeping the file open: ten thousand shards need no ten thousand file descriptors
     whole = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8).numpy()
     arrays = {
-        name: whole[offset : offset + dtype.itemsize * int(np.prod(shape))].view(dtype).reshape(shape)
+        name: whole[offset : offset + dtype.itemsize * math.prod(shape)].view(dtype).reshape(shape)
         for name, (offset, dtype, shape) in header.fields.items()
     }
     return arrays, header.attributes
@@ -248,7 +257,7 @@ def read_foreign(path: Path, name: str) -> np.ndarray[Any, Any]:
 
 
 def _python(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
 
 
 def _datasets(path: Path, group: h5py.Group, prefix: str = "") -> Iterator[tuple[str, h5py.Dataset]]:
@@ -270,7 +279,10 @@ def _plain(path: Path, dataset: h5py.Dataset, size: int) -> tuple[int, np.dtype[
         raise CacheError(f"shard {path}: {dataset.name} is not contiguous data inside the file")
     if dataset.dtype.kind not in "fiu" or not dataset.dtype.isnative:
         raise CacheError(f"shard {path}: {dataset.name} has type {dataset.dtype}, expected this machine's numbers")
-    offset = dataset.id.get_offset() if dataset.size else 0
-    if offset is None or offset + dataset.nbytes > size:
+    if dataset.shape is None:
+        raise CacheError(f"shard {path}: {dataset.name} is null, expected numbers")
+    claimed = math.prod(dataset.shape) * dataset.dtype.itemsize  # Python's numbers do not wrap
+    offset = dataset.id.get_offset() if claimed else 0
+    if offset is None or offset + claimed > size:
         raise CacheError(f"shard {path}: {dataset.name} claims bytes beyond the end of the file")
     return offset, dataset.dtype, dataset.shape

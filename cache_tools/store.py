@@ -19,6 +19,8 @@ from cache_tools.shard import (
     file_name,
     map_shard,
     read_header,
+    sha256,
+    sweep,
     write_json,
     write_shard,
 )
@@ -65,7 +67,8 @@ def quantise(rows: Array) -> Arrays:
     low, high = (rows.min(0), rows.max(0)) if len(rows) else (np.zeros(rows.shape[1]),) * 2
     low, high = low.astype(np.float32), high.astype(np.float32)
     offset = low / 2 + high / 2  # halves first: the sum of two large floats may overflow
-    scale = np.maximum((high - offset) / 127, np.finfo(np.float32).tiny)
+    # of the larger half, for the offset is rounded; a hair above 127, so that what is read back never leaves float32
+    scale = np.maximum(np.maximum(high - offset, offset - low) / 127.0001, np.finfo(np.float32).tiny)
     return {"embedding": np.rint((rows - offset) / scale).astype(np.int8), "scale": scale, "offset": offset}
 
 
@@ -90,12 +93,22 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise CacheError(f"nothing at {path}: build it first, for instance `make cache TEACHERS=mol`") from None
     except ValueError as error:
         raise CacheError(f"{path} is not JSON ({error}): restore it, or delete its folder and build again") from None
-    if content.get("format_version") != FORMAT_VERSION:
-        raise CacheError(
-            f"{path} has format version {content.get('format_version')}, this version reads {FORMAT_VERSION}: "
-            "upgrade quorum-distill"
-        )
+    if not isinstance(content, dict):
+        raise CacheError(f"{path} is no manifest: restore it, or delete its folder and build again")
+    _check_version(path, content)
+    for number, shard in enumerate(content.get("shards", [])):
+        if shard.get("file") != file_name(number):  # a name that is no number could be anybody's file
+            raise CacheError(
+                f"{path} lists {shard.get('file')!r} as shard {number}, expected {file_name(number)}: "
+                "restore it, or delete its folder and build again"
+            )
     return content
+
+
+def _check_version(path: Path, content: Mapping[str, Any]) -> None:
+    found = content.get("format_version")
+    if found != FORMAT_VERSION:
+        raise CacheError(f"{path} has format version {found}, this version reads {FORMAT_VERSION}: upgrade quorum-distill")
 
 
 def identity_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,9 +125,10 @@ def checked_header(path: Path, size: int | None, number: int, expected: Mapping[
     """The header of shard ``number``, refused when the shard belongs elsewhere.
 
     Raises:
-        CacheError: when it is missing, of another size, not plain, or swapped with another.
+        CacheError: when it is missing, of another size, not plain, of a newer format, or swapped with another.
     """
     header = read_header(path, size)
+    _check_version(path, header.attributes)
     for key, value in {**expected, "shard": number}.items():
         if header.attributes.get(key) != value:
             found = header.attributes.get(key)
@@ -122,17 +136,26 @@ def checked_header(path: Path, size: int | None, number: int, expected: Mapping[
     return header
 
 
-def whole(folder: Path, shard: Mapping[str, Any]) -> bool:
+def check_hash(path: Path, shard: Mapping[str, Any]) -> None:
+    """Read all of a shard and compare it with what its manifest says.
+
+    Raises:
+        CacheError: when a byte changed.
+    """
+    if sha256(path) != shard["sha256"]:
+        raise CacheError(f"shard {path}: bytes changed since it was written (SHA-256 differs): delete it and build again")
+
+
+def whole(path: Path, shard: Mapping[str, Any]) -> bool:
     """Whether the shard that a manifest lists is there with its size."""
-    path = folder / shard["file"]
     return path.is_file() and bool(path.stat().st_size == shard["bytes"])
 
 
 def read_note(path: Path) -> dict[str, Any] | None:
-    """The facts of a finished shard, beside it while its column is unfinished."""
+    """The facts of a finished shard, beside it while its column is unfinished; None when they are gone or damaged."""
     try:
         note: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return None
     return note
 
@@ -141,7 +164,7 @@ def listed_shards(folder: Path) -> dict[int, dict[str, Any]]:
     """Number -> facts of the shards of a column, finished or not."""
     # notes first: they go away when somebody has put them into the manifest
     notes = {int(path.stem): note for path in folder.glob(NOTES) if (note := read_note(path))}
-    return {int(Path(each["file"]).stem): each for each in read_manifest(folder / MANIFEST)["shards"]} | notes
+    return dict(enumerate(read_manifest(folder / MANIFEST)["shards"])) | notes
 
 
 def state(folder: Path) -> str:
@@ -181,16 +204,30 @@ def write_corpus(
 ) -> CorpusManifest:
     """Write ids and raw items as ragged bytes under ``folder/items``, then ``corpus.json``."""
     (folder / "items").mkdir(parents=True, exist_ok=True)
+    for here in (folder, folder / "items"):
+        sweep(here)
     shards = []
     for number, first in enumerate(range(0, len(ids), shard_rows)):
         chunk = slice(first, first + shard_rows)
         encoded = [identity.encode() for identity in ids[chunk]]
         arrays = ragged_bytes("ids", encoded) | ragged_bytes("items", items[chunk])
         header = {"corpus_fingerprint": fingerprint, "shard": number, "first_row": first, "rows": len(encoded)}
+        remove_foreign(folder / "items" / file_name(number), number, header)
         shards.append(write_shard(folder / "items", number, arrays, header) | {"rows": len(encoded)})
     manifest = CorpusManifest(modality, len(ids), shard_rows, fingerprint, source, shards)
     write_json(folder / CORPUS, asdict(manifest))
     return manifest
+
+
+def remove_foreign(path: Path, number: int, header: Mapping[str, Any]) -> Header | None:
+    """The header of the shard at ``path``; what is there but is no such shard is removed."""
+    if not path.exists():
+        return None
+    try:
+        return checked_header(path, None, number, header)
+    except CacheError:
+        path.unlink(missing_ok=True)
+        return None
 
 
 def read_corpus(folder: Path) -> CorpusManifest:

@@ -24,10 +24,12 @@ class Teacher(Producer):
 
     Class attributes:
         binary: embeddings are 0 or 1; the cache packs eight to a byte.
+        live: it can embed items that it has never seen; embeddings imported from a file cannot.
     """
 
     dim: int
     binary: ClassVar[bool] = False
+    live: ClassVar[bool] = True
 
     @abstractmethod
     def embed(self, items: Sequence[Any]) -> np.ndarray[Any, Any]:

@@ -33,7 +33,7 @@ class DistillCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=Path, default=Path("runs/mol"), help="folder of this run")
         parser.add_class_arguments(Evaluation, "probe")
-        parser.link_arguments("data.columns", "model.columns", apply_on="instantiate")
+        parser.link_arguments("data.statistics", "model.statistics", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
         if self.subcommand == "fit":
@@ -73,7 +73,7 @@ class DistillCLI(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         students: dict[System, Student] = {"student": self.model.student, "untrained": self.untrained}
-        records = self.evaluation.run(list(self.datamodule.columns), students, str(self.trainer.strategy.root_device))
+        records = self.evaluation.run(students, str(self.trainer.strategy.root_device))
         folder = Path(self.trainer.default_root_dir) / "probes"
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint = str(self.trainer.ckpt_path)

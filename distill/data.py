@@ -1,6 +1,10 @@
-"""Aligned batches from a cache: the student's input and every teacher's embedding of the same rows."""
+"""Aligned batches from one cache or several: the student's input and every teacher's embedding of the same rows."""
 
 import logging
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,10 +13,11 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cache_tools import store
+from cache_tools import Column, aligned, store
 from cache_tools.errors import CacheError, ConfigError
-from cache_tools.reader import Column
-from distill.order import BatchOrder, split
+from cache_tools.statistics import Statistics
+from cache_tools.store import Ragged
+from distill.order import BatchOrder, Source, Step, held_out
 
 log = logging.getLogger(__name__)
 
@@ -22,30 +27,110 @@ class Batch(NamedTuple):
 
     inputs: Any  # the student's input of each row
     targets: dict[str, Tensor]  # teacher -> (batch, teacher_dim)
-    valid: dict[str, Tensor]  # teacher -> (batch,), bool
+    valid: dict[str, Tensor]  # teacher -> (batch,), bool: False where the teacher has not seen the row
     rows: Tensor  # (batch,): rows of the corpus
+    corpora: Tensor  # (batch,): number of each row's corpus
 
 
-class AlignedRows(Dataset[Batch]):
-    """Rows of several columns of one corpus; rows that the student cannot read are left out of a batch.
+@dataclass(frozen=True)
+class CorpusSource:
+    """One of several corpora of a run.
+
+    Args:
+        path: the corpus's folder in a cache.
+        teachers: its columns to distil; all of them when not given.
+        weight: its share of every batch, relative to the others'; by default its number of rows.
+    """
+
+    path: Path
+    teachers: list[str] | None = None
+    weight: float | None = None
+
+
+class Part:
+    """The columns of one corpus that a run reads.
 
     Args:
         inputs: the column that the student reads.
         teachers: name -> column.
     """
 
-    def __init__(self, inputs: Column, teachers: dict[str, Column]):
-        self.inputs, self.teachers = inputs, teachers
+    def __init__(self, inputs: Column, teachers: Mapping[str, Column]):
+        self.inputs, self.teachers = inputs, dict(teachers)
 
-    def __getitems__(self, indices: list[int]) -> Batch:
-        rows = torch.tensor(indices)
-        rows = rows[self.inputs.valid(rows)]
+    def read(self, rows: Any, number: int = 0) -> Batch:
+        """The batch of ``rows`` (batch,); rows that the student cannot read are left out."""
+        chosen = self.inputs.select(rows)
+        readable = self.inputs.valid(chosen).numpy()
+        if not readable.all():
+            rows = rows[readable]
+            chosen = self.inputs.select(rows)
         return Batch(
-            self.inputs.rows(rows),
-            {name: column.rows(rows) for name, column in self.teachers.items()},
-            {name: column.valid(rows) for name, column in self.teachers.items()},
-            rows,
+            self.inputs.rows(chosen),
+            {name: column.rows(chosen) for name, column in self.teachers.items()},
+            {name: column.valid(chosen) for name, column in self.teachers.items()},
+            torch.as_tensor(rows),
+            torch.full((len(rows),), number),
         )
+
+    def read_ahead(self, runs: list[tuple[int, int]]) -> None:
+        """Begin to fetch runs of (first row, count) into memory."""
+        for column in (self.inputs, *self.teachers.values()):
+            for first, count in runs:
+                column.read_ahead(first, count)
+
+    def release(self) -> None:
+        """Let go of the pages that were read."""
+        for column in (self.inputs, *self.teachers.values()):
+            column.release()
+
+
+class AlignedRows(Dataset[Batch]):
+    """Batches of the rows of several corpora.
+
+    Args:
+        parts: a part per corpus.
+        dims: teacher -> its width, over all corpora.
+    """
+
+    def __init__(self, parts: Sequence[Part], dims: Mapping[str, int]):
+        self.parts, self.dims = list(parts), dict(dims)
+        self._windows: tuple[int, ...] = ()
+
+    def __getitems__(self, step: Step) -> Batch:
+        for part, window, before in zip(self.parts, step.windows, self._windows, strict=False):
+            if window != before:
+                part.release()
+        self._windows = step.windows
+        for part, runs in zip(self.parts, step.ahead, strict=False):
+            part.read_ahead(runs)
+        read = [part.read(rows, k) for k, (part, rows) in enumerate(zip(self.parts, step.rows, strict=True)) if len(rows)]
+        return read[0] if len(read) == 1 and read[0].targets.keys() == self.dims.keys() else join(read, self.dims)
+
+
+def join(batches: Sequence[Batch], dims: Mapping[str, int]) -> Batch:
+    """Batches one after the other; a teacher that a batch lacks has not seen its rows.
+
+    Args:
+        batches: of different corpora.
+        dims: teacher -> its width.
+    """
+    targets, valid = {}, {}
+    for name, dim in dims.items():
+        dtype = next((each.targets[name].dtype for each in batches if name in each.targets), torch.float16)
+        unseen = [torch.zeros(0 if name in each.targets else len(each.rows), dim, dtype=dtype) for each in batches]
+        targets[name] = torch.cat([each.targets.get(name, none) for each, none in zip(batches, unseen, strict=True)])
+        valid[name] = torch.cat([each.valid.get(name, torch.zeros(len(each.rows), dtype=torch.bool)) for each in batches])
+    rows, corpora = torch.cat([each.rows for each in batches]), torch.cat([each.corpora for each in batches])
+    return Batch(_join_inputs([each.inputs for each in batches]), targets, valid, rows, corpora)
+
+
+def _join_inputs(inputs: Sequence[Any]) -> Any:
+    if isinstance(inputs[0], dict):
+        return {name: _join_inputs([each[name] for each in inputs]) for name in inputs[0]}
+    if isinstance(inputs[0], Ragged):
+        return Ragged(torch.cat([each.values for each in inputs]), torch.cat([each.counts for each in inputs]))
+    return torch.cat(list(inputs))
 
 
 def as_is(batch: Any) -> Any:
@@ -53,27 +138,59 @@ def as_is(batch: Any) -> Any:
     return batch
 
 
-def open_columns(corpus: Path, names: list[str] | None, input: str) -> tuple[Column, dict[str, Column]]:
+class AheadLoader(DataLoader[Batch]):
+    """A DataLoader that gathers the next two batches in a thread while the model works on this one.
+
+    Gathering is numpy and memory, which need no Python lock; a worker process would add a pipe and a copy.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        source = super().__iter__()
+        if self.num_workers:
+            yield from source
+            return
+        with ThreadPoolExecutor(1) as thread:
+            coming = deque(thread.submit(next, source, None) for _ in range(2))
+            while (batch := coming.popleft().result()) is not None:
+                coming.append(thread.submit(next, source, None))
+                yield batch
+
+
+def open_part(corpus: Path, names: list[str] | None, input: str) -> Part:
     """Open the student's input and the teachers of the corpus folder ``corpus``; all of its teachers without ``names``.
 
     Raises:
         CacheError: when the corpus or a column is missing or unfinished, or belongs to another corpus.
     """
-    fingerprint = store.read_corpus(corpus).fingerprint
+    store.read_corpus(corpus)  # says so when there is none
     there = [path.name for path in store.list_columns(corpus) if path.parent.name == "teachers"]
     if missing := [name for name in names or [] if name not in there]:
         raise CacheError(
             f"{corpus} has no teacher column {', '.join(missing)}; it has: {', '.join(there) or 'none'}. "
             "Name one of these in data.teachers, or add the missing one with `distill-cache build`"
         )
-    teachers = {name: Column(corpus / "teachers" / name) for name in (there if names is None else names)}
-    if not teachers:
+    names = there if names is None else names
+    if not names:
         raise CacheError(f"{corpus} has no teacher column: add some with `make cache TEACHERS=mol`")
-    inputs = Column(corpus / "inputs" / input)
-    for column in (inputs, *teachers.values()):
-        if column.corpus_fingerprint != fingerprint:
-            raise CacheError(f"{column.path} was made from another corpus than {corpus}: delete it and build again")
-    return inputs, teachers
+    columns = aligned(corpus, [Path("inputs") / input, *(Path("teachers") / name for name in names)]).columns
+    return Part(columns[input], {name: columns[name] for name in names})
+
+
+def merge_statistics(parts: Sequence[Part]) -> dict[str, Statistics]:
+    """Each teacher's statistics over all corpora that it has seen.
+
+    Raises:
+        CacheError: when a name stands for different teachers in two corpora.
+    """
+    merged: dict[str, Statistics] = {}
+    first: dict[str, Column] = {}
+    for part in parts:
+        for name, column in part.teachers.items():
+            other = first.setdefault(name, column)
+            if other.manifest["producer"]["fingerprint"] != column.manifest["producer"]["fingerprint"]:
+                raise CacheError(f"{other.path} and {column.path} were made by different teachers: give one another name")
+            merged[name] = merged[name].merge(column.statistics) if name in merged else column.statistics
+    return merged
 
 
 class DistillData(LightningDataModule):
@@ -81,12 +198,16 @@ class DistillData(LightningDataModule):
 
     Args:
         corpus: the corpus's folder in the cache.
+        corpora: several corpora instead of one, each with its own teachers and weight.
         teachers: columns to distil; all of them when not given.
         input: the column that the student reads.
         batch_size: rows of a step, over all ranks together.
-        held_out: rows that are never trained on, for validation.
+        held_out: rows of each corpus that are never trained on, for validation.
         seed: of the split and of the order of rows.
-        num_workers: processes that gather batches; 0 gathers in the training process.
+        num_workers: processes that gather batches; 0 gathers in a thread of the training process.
+        block_rows: for a cache larger than memory: shuffle whole blocks of so many rows, and the rows of
+            ``window_blocks`` blocks together; 0 shuffles all rows at once.
+        window_blocks: blocks that are shuffled together.
 
     Raises:
         CacheError: when a column is missing or belongs to another corpus.
@@ -95,41 +216,61 @@ class DistillData(LightningDataModule):
     def __init__(
         self,
         corpus: Path = Path("cache/mol"),
+        corpora: list[CorpusSource] | None = None,
         teachers: list[str] | None = None,
         input: str = "graph",
         batch_size: int = 256,
         held_out: int = 1000,
         seed: int = 0,
         num_workers: int = 0,
+        block_rows: int = 0,
+        window_blocks: int = 16,
     ):
         super().__init__()
-        self.corpus, self.batch_size, self.seed, self.num_workers = Path(corpus), batch_size, seed, num_workers
-        for key, value in (("held_out", held_out), ("batch_size", batch_size)):
-            if value < 1:
-                raise ConfigError(f"data.{key} is {value}, expected at least 1")
-        self.inputs, self.columns = open_columns(self.corpus, teachers, input)
-        self.train_rows, self.held_out_rows = split(len(self.inputs), held_out, seed)
-        if len(self.train_rows) < batch_size:
+        limits = {"held_out": (held_out, 1), "batch_size": (batch_size, 1), "block_rows": (block_rows, 0)}
+        for key, (value, least) in {**limits, "window_blocks": (window_blocks, 1)}.items():
+            if value < least:
+                raise ConfigError(f"data.{key} is {value}, expected at least {least}")
+        if corpora and teachers:
+            raise ConfigError("data.teachers belongs to data.corpus: name teachers inside each of data.corpora")
+        chosen = corpora or [CorpusSource(Path(corpus), teachers)]
+        if bad := [each for each in chosen if each.weight is not None and not each.weight > 0]:
+            raise ConfigError(f"the weight of {bad[0].path} is {bad[0].weight}, expected more than 0")
+        self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
+        self.parts = [open_part(Path(each.path), each.teachers, input) for each in chosen]
+        self.statistics = merge_statistics(self.parts)
+        self.sources = [
+            self._source(part, each, held_out, block_rows, window_blocks)
+            for part, each in zip(self.parts, chosen, strict=True)
+        ]
+        self.inputs = self.parts[0].inputs  # tasks are kept beside the first corpus
+        self.columns = {name: column for part in reversed(self.parts) for name, column in part.teachers.items()}
+        self.columns = {name: self.columns[name] for name in self.statistics}
+
+    def _source(self, part: Part, chosen: CorpusSource, count: int, block: int, window: int) -> Source:
+        rows = len(part.inputs)
+        if rows - count < self.batch_size:
             raise ConfigError(
-                f"{self.corpus} has {len(self.inputs)} rows; without {held_out} held out, "
-                f"no batch of {batch_size} is left: lower data.held_out or data.batch_size"
+                f"{chosen.path} has {rows} rows; without {count} held out, "
+                f"no batch of {self.batch_size} is left: lower data.held_out or data.batch_size"
             )
+        return Source(rows, held_out(rows, count, self.seed), chosen.weight, block, window)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.train_rows, shuffle=True)
+        return self._loader(shuffle=True)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.held_out_rows, shuffle=False)
+        return self._loader(shuffle=False)
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.held_out_rows, shuffle=False)
+        return self._loader(shuffle=False)
 
-    def _loader(self, rows: Tensor, shuffle: bool) -> DataLoader[Batch]:
+    def _loader(self, shuffle: bool) -> DataLoader[Batch]:
         trainer = self.trainer
         rank, ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        return DataLoader(
-            AlignedRows(self.inputs, self.columns),
-            batch_sampler=BatchOrder(rows, self.batch_size, self.seed, rank, ranks, shuffle),
+        return AheadLoader(
+            AlignedRows(self.parts, {name: len(each.mean) for name, each in self.statistics.items()}),
+            batch_sampler=BatchOrder(self.sources, self.batch_size, self.seed, rank, ranks, shuffle),  # type: ignore[arg-type]
             collate_fn=as_is,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,

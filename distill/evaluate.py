@@ -11,8 +11,10 @@ from rich.progress import track
 
 from cache_tools.build import build_like
 from cache_tools.errors import CacheError, ConfigError
+from cache_tools.producer import rebuild
 from cache_tools.reader import Column
 from cache_tools.run import TASKS, Settings
+from cache_tools.teacher import Teacher
 from distill.probes import PROBES
 from distill.student import Student
 from distill.tasks import Array, Task
@@ -78,15 +80,27 @@ class Evaluation:
             raise ConfigError(
                 "no task to probe: name some under probe.tasks in the configuration, as configs/mol.yaml does"
             )
-        columns = [column.path for column in (*teachers.values(), inputs)]
+        live = {name: column for name, column in teachers.items() if is_live(column)}
+        columns = [column.path for column in (*live.values(), inputs)]
         parent = inputs.path.parents[1] / TASKS
         self.folders = {name: build_like(columns, parent, task.corpus(name), settings) for name, task in self.tasks.items()}
+        self.teachers = [name for name in teachers if name in live or self._imported(name)]
 
-    def run(self, teachers: list[str], students: dict[System, Student], device: str) -> list[Record]:
+    def _imported(self, teacher: str) -> bool:
+        """Whether every task has a column of a teacher that cannot embed by itself."""
+        lacking = [folder for folder in self.folders.values() if not (folder / "teachers" / teacher).is_dir()]
+        if lacking:
+            log.warning(
+                "teacher %s was imported and is left out of the probes: it cannot embed the items of %d tasks. Import its "
+                "embeddings of them: distill-cache import --corpus %s --name %s --embeddings FILE --key item",
+                *(teacher, len(lacking), lacking[0], teacher),
+            )
+        return not lacking
+
+    def run(self, students: dict[System, Student], device: str) -> list[Record]:
         """Probe every system on every task; :meth:`prepare` comes first.
 
         Args:
-            teachers: columns that were distilled.
             students: the trained student, and optionally the ``untrained`` one.
             device: where the students run.
 
@@ -94,7 +108,7 @@ class Evaluation:
             A record per system, task, split and seed.
         """
         work = [(name, split, seed) for name in self.tasks for split in self.splits for seed in self.seeds]
-        embedded = {name: self._embed(name, teachers, students, device) for name in self.tasks}
+        embedded = {name: self._embed(name, students, device) for name in self.tasks}
         records = [
             record
             for name, split, seed in track(work, "probing")
@@ -105,11 +119,11 @@ class Evaluation:
         return records
 
     def _embed(
-        self, name: str, teachers: list[str], students: dict[System, Student], device: str
+        self, name: str, students: dict[System, Student], device: str
     ) -> tuple[list[str], Array, dict[str, tuple[System, Array]]]:
         """Items, labels and each system's embeddings of the task's rows that every system can read."""
         folder = self.folders[name]
-        columns = {each: Column(folder / "teachers" / each) for each in teachers}
+        columns = {each: Column(folder / "teachers" / each) for each in self.teachers}
         inputs = Column(folder / "inputs" / students["student"].input)
         usable = torch.stack([each.valid(torch.arange(len(inputs))) for each in (inputs, *columns.values())]).all(0)
         items, labels = self.tasks[name].load()
@@ -124,7 +138,7 @@ class Evaluation:
             if kind in self.systems:
                 systems[kind] = kind, embed(student, inputs, rows, device)
         dense = {each: np.asarray(column.rows(rows).float()) for each, column in columns.items()}
-        if "concatenated" in self.systems:
+        if "concatenated" in self.systems and dense:
             systems["concatenated"] = "concatenated", np.concatenate(list(dense.values()), 1)
         if "teachers" in self.systems:
             systems |= {each: ("teachers", x) for each, x in dense.items()}
@@ -147,6 +161,12 @@ class Evaluation:
                 return
             score = float(np.nanmean(scores))
             yield Record(system, kind, name, task.provenance, split, seed, probe.metric, score, len(test))
+
+
+def is_live(column: Column) -> bool:
+    """Whether the teacher of a column can embed items that it has never seen."""
+    teacher = rebuild(column.manifest["producer"], Teacher)
+    return isinstance(teacher, Teacher) and teacher.live
 
 
 def embed(student: Student, inputs: Column, rows: torch.Tensor, device: str, batch: int = 512) -> Array:

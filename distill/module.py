@@ -11,7 +11,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from cache_tools.errors import ConfigError
-from cache_tools.reader import Column
 from cache_tools.statistics import Statistics
 from distill.data import Batch
 from distill.heads import GaussianHead, Head
@@ -25,7 +24,7 @@ class Distiller(LightningModule):
     """One student under a head per teacher (arXiv 2510.18680).
 
     Args:
-        columns: teacher -> cache column; linked from the data, so nobody types a dimension.
+        statistics: teacher -> statistics of its embeddings; linked from the data, so nobody types a dimension.
         student: the encoder that is kept.
         head: (student_dim, teacher_dim) -> head, for every teacher without one of its own.
         heads: teacher -> a head of its own.
@@ -44,7 +43,7 @@ class Distiller(LightningModule):
 
     def __init__(
         self,
-        columns: dict[str, Column],
+        statistics: dict[str, Statistics],
         student: Student,
         head: Callable[[int, int], Head] = GaussianHead,
         heads: dict[str, Callable[[int, int], Head]] | None = None,
@@ -56,15 +55,15 @@ class Distiller(LightningModule):
         warmup: float = 0.05,
     ):
         super().__init__()
-        if unknown := sorted(set(heads or {}) - set(columns)):
-            raise ConfigError(f"model.heads names {', '.join(unknown)}; the teachers are: {', '.join(columns)}")
+        if unknown := sorted(set(heads or {}) - set(statistics)):
+            raise ConfigError(f"model.heads names {', '.join(unknown)}; the teachers are: {', '.join(statistics)}")
         self.student, self.objective = student, objective or WeightedSum()
-        self.teachers = list(columns)
+        self.teachers = list(statistics)
         self.normalisers, self.heads, self.metrics = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
-        for name, column in columns.items():
-            self._add_teacher(name, column.statistics, (heads or {}).get(name, head), normaliser)
+        for name, known in statistics.items():
+            self._add_teacher(name, known, (heads or {}).get(name, head), normaliser)
         weights = [
-            student.dim / self._normaliser(name).dim if self._head(name).sums_dimensions else 1.0 for name in columns
+            student.dim / self._normaliser(name).dim if self._head(name).sums_dimensions else 1.0 for name in statistics
         ]
         self.register_buffer("weights", torch.tensor(weights), persistent=False)
         self.student_lr, self.head_lr = student_lr, head_lr

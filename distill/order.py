@@ -1,66 +1,266 @@
-"""The order of samples as a pure function of numbers: (seed, epoch, rows, ranks, batch). No torch Dataset in it."""
+"""The order of samples as a pure function of numbers: (seed, epoch, rows, weights, block, ranks, batch). No torch Dataset.
 
-from collections.abc import Iterator
+Nothing here is as long as the corpus: a permutation of a billion rows is a formula, evaluated where it is needed.
+"""
 
-import torch
-from torch import Tensor
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
 from torch.utils.data import Sampler
 
+Array = np.ndarray[Any, Any]
 
-def split(rows: int, held_out: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Cut rows 0 to ``rows`` into training rows and ``held_out`` validation rows, at random but for good.
+ROUNDS = 4
+SLAB = 128  # batches whose rows are computed at once: numpy's cost per call is shared by all of them
+GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+def permute(positions: Array, rows: int, *key: int) -> Array:
+    """The rows at ``positions`` of a permutation of ``range(rows)`` that only the ``key`` decides; (positions,), int64.
+
+    Rounds of an affine map and a shift-xor are a bijection of a power of two; a value beyond ``rows`` goes round
+    again until it falls inside (cycle walking; Black and Rogaway, CT-RSA 2002).
 
     Example:
-        >>> train, held_out = split(rows=10, held_out=2, seed=0)
-        >>> len(train), len(held_out), len(set(train.tolist()) & set(held_out.tolist()))
-        (8, 2, 0)
+        >>> sorted(permute(np.arange(5), 5, 42).tolist())
+        [0, 1, 2, 3, 4]
     """
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
-    return order[held_out:].sort().values, order[:held_out].sort().values
+    bits = max(6, (rows - 1).bit_length())  # rounds of fewer bits mix badly
+    mask, shift = np.uint64((1 << bits) - 1), np.uint64((bits + 1) // 2)
+    constants = np.random.SeedSequence(key).generate_state(2 * ROUNDS, np.uint64).reshape(ROUNDS, 2)
+    out = np.asarray(positions).astype(np.uint64)
+    outside = np.ones(len(out), np.bool_)
+    while outside.any():
+        x = out[outside]
+        for factor, summand in constants:
+            x = (x * (factor | np.uint64(1)) + summand) & mask
+            x ^= x >> shift
+        out[outside] = x
+        outside = out >= rows
+    return out.astype(np.int64)
 
 
-def global_batches(rows: Tensor, batch: int, seed: int, epoch: int) -> Tensor:
-    """The epoch's batches over all ranks, (batches, batch); the tail that fills no batch is dropped.
+@dataclass(frozen=True)
+class Source:
+    """One corpus of a run.
 
     Args:
-        rows: the rows to go through, (rows,).
-        batch: rows of a step over all ranks together.
-        seed: of the run.
-        epoch: number of the epoch; each has its own order.
+        rows: of the corpus.
+        held_out: rows that are never trained on, sorted, (held_out,).
+        weight: share of a batch, relative to the other corpora's; by default the rows to train on.
+        block: rows of a block of a block shuffle; 0 shuffles all rows at once.
+        window: blocks that are shuffled together.
     """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    count = len(rows) // batch
-    return rows[torch.randperm(len(rows), generator=generator)[: count * batch]].view(count, batch)
+
+    rows: int
+    held_out: Array = field(default_factory=lambda: np.empty(0, np.int64))
+    weight: float | None = None
+    block: int = 0
+    window: int = 16
+
+    def __len__(self) -> int:
+        return self.rows - len(self.held_out)
+
+    def training(self, positions: Array) -> Array:
+        """The rows to train on at ``positions`` of their list in the corpus's order."""
+        before = self.held_out - np.arange(len(self.held_out))  # training rows before each held-out one
+        return positions + np.searchsorted(before, positions, side="right")
 
 
-class BatchOrder(Sampler[list[int]]):
+def held_out(rows: int, count: int, seed: int) -> Array:
+    """``count`` rows of ``range(rows)`` for validation, at random but for good; sorted.
+
+    Example:
+        >>> len(held_out(10, 2, seed=0))
+        2
+    """
+    return np.sort(permute(np.arange(count), rows, seed))
+
+
+class Shuffled:
+    """One pass over a source's rows, all shuffled at once; the order of a cache in memory or on a fast disk."""
+
+    def __init__(self, source: Source, *key: int):
+        self.source, self.key = source, key
+
+    def take(self, start: int, stop: int) -> Array:
+        """The rows at positions ``start`` to ``stop`` of the pass."""
+        return self.source.training(permute(np.arange(start, stop), len(self.source), *self.key))
+
+    def window_at(self, position: int) -> int:
+        """Number of the window that holds ``position``."""
+        return 0
+
+    def blocks(self, window: int) -> list[tuple[int, int]]:
+        """First row and rows of each block of a window, to be read ahead."""
+        return []
+
+
+class BlockShuffled(Shuffled):
+    """One pass in blocks: whole blocks in a random sequence, the rows of ``window`` blocks shuffled together.
+
+    For caches larger than memory: the disk reads long runs.
+    """
+
+    def __init__(self, source: Source, *key: int):
+        super().__init__(source, *key)
+        count = -(-source.rows // source.block)
+        self.order = permute(np.arange(count), count, *key, 1)  # (blocks,)
+        starts = np.minimum(np.arange(count + 1) * source.block, source.rows)
+        kept = np.diff(starts - np.searchsorted(source.held_out, starts))  # rows to train on, (blocks,)
+        ends = np.concatenate([[0], np.cumsum(kept[self.order])])
+        self.edges = np.append(ends[: -1 : source.window], ends[-1])  # positions at which windows begin, and the end
+
+    def take(self, start: int, stop: int) -> Array:
+        first, last = self.window_at(start), self.window_at(stop - 1)
+        rows = np.concatenate([self._rows(window) for window in range(first, last + 1)])
+        return rows[start - self.edges[first] : stop - self.edges[first]]
+
+    def window_at(self, position: int) -> int:
+        return int(np.searchsorted(self.edges, position, side="right")) - 1
+
+    def blocks(self, window: int) -> list[tuple[int, int]]:
+        size, rows = self.source.block, self.source.rows
+        numbers = self.order[window * self.source.window : (window + 1) * self.source.window]
+        return [(number * size, min(size, rows - number * size)) for number in sorted(numbers.tolist())]
+
+    def _rows(self, window: int) -> Array:
+        every = np.concatenate([np.arange(first, first + count) for first, count in self.blocks(window)])
+        kept = every[~np.isin(every, self.source.held_out)]
+        return kept[permute(np.arange(len(kept)), len(kept), *self.key, 2, window)]
+
+
+class Stream:
+    """A source's rows for one epoch, pass after pass when its weight asks for more rows than it has."""
+
+    def __init__(self, source: Source, *key: int):
+        self.source, self.key = source, key
+        self._passes: dict[int, Shuffled] = {}
+
+    def pass_at(self, position: int) -> tuple[Shuffled, int]:
+        """The pass that holds ``position`` of the stream, and the position inside it."""
+        number, inside = divmod(position, len(self.source))
+        if number not in self._passes:
+            kind = BlockShuffled if self.source.block else Shuffled
+            near = {key: each for key, each in self._passes.items() if abs(key - number) == 1}
+            self._passes = {**near, number: kind(self.source, *self.key, number)}
+        return self._passes[number], inside
+
+    def take(self, start: int, stop: int) -> Array:
+        """The rows at positions ``start`` to ``stop`` of the stream."""
+        parts = [np.empty(0, np.int64)]
+        while start < stop:
+            one, inside = self.pass_at(start)
+            count = min(stop - start, len(self.source) - inside)
+            parts.append(one.take(inside, inside + count))
+            start += count
+        return np.concatenate(parts)
+
+
+def shares(sources: Sequence[Source], batch: int, batches: int, seed: int, epoch: int) -> Array:
+    """Rows that each source gives to each batch, (batches, sources); every batch sums to ``batch``.
+
+    A fraction of a row is given by systematic sampling, with offsets that fill [0, 1) evenly.
+
+    Example:
+        >>> shares([Source(30), Source(10)], batch=8, batches=2, seed=0, epoch=0).tolist()
+        [[6, 2], [6, 2]]
+    """
+    weights = np.array([len(each) if each.weight is None else each.weight for each in sources], np.float64)
+    exact = batch * np.cumsum(weights) / weights.sum()
+    exact[-1] = batch
+    start = np.random.SeedSequence((seed, epoch, 3)).generate_state(1, np.uint64)[0] / 2**64
+    offset = (start + GOLDEN * np.arange(batches)) % 1
+    edges = np.floor(exact + offset[:, None] + 1e-9).astype(np.int64)  # (batches, sources)
+    return np.diff(edges, axis=1, prepend=0)
+
+
+class Step(NamedTuple):
+    """One rank's rows of one batch."""
+
+    rows: list[Array]  # per source: rows of its corpus, sorted
+    windows: tuple[int, ...] = ()  # per source: changes when the rows before will not come again soon
+    ahead: tuple[list[tuple[int, int]], ...] = ()  # per source: first row and count of runs that come soon
+
+
+class BatchOrder(Sampler[Step]):
     """Batch sampler of one rank: rank r of R takes every R-th row of each global batch.
 
+    Rows of a batch are sorted: their order inside it means nothing, and memory likes it.
+
     Args:
-        rows: the rows to go through, (rows,).
+        sources: the corpora.
         batch: rows of a step over all ranks together; a multiple of ``ranks``.
         seed: of the run.
         rank: this process.
         ranks: all of them.
-        shuffle: off for validation; then the last batch may be smaller and rows keep their order.
+        shuffle: off for validation: then the held-out rows come in order, corpus after corpus.
     """
 
-    def __init__(self, rows: Tensor, batch: int, seed: int, rank: int = 0, ranks: int = 1, shuffle: bool = True):
-        self.rows, self.batch, self.seed, self.rank, self.ranks, self.shuffle = rows, batch, seed, rank, ranks, shuffle
-        self.epoch = 0
+    def __init__(
+        self, sources: Sequence[Source], batch: int, seed: int, rank: int = 0, ranks: int = 1, shuffle: bool = True
+    ):
+        self.sources, self.batch, self.seed, self.rank, self.ranks = list(sources), batch, seed, rank, ranks
+        self.shuffle, self.epoch = shuffle, 0
         self.sampler = self  # Lightning calls set_epoch on `batch_sampler.sampler`
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        mine = self.rows[self.rank :: self.ranks]
-        return len(self.rows) // self.batch if self.shuffle else -(-len(mine) // self.batch)
-
-    def __iter__(self) -> Iterator[list[int]]:
         if self.shuffle:
-            for whole in global_batches(self.rows, self.batch, self.seed, self.epoch):
-                yield whole[self.rank :: self.ranks].tolist()
-        else:
-            for part in self.rows[self.rank :: self.ranks].split(self.batch):
-                yield part.tolist()
+            return sum(len(source) for source in self.sources) // self.batch
+        return sum(-(-len(self._mine(source)) // self.batch) for source in self.sources)
+
+    def __iter__(self) -> Iterator[Step]:
+        return self._training() if self.shuffle else self._validation()
+
+    def _mine(self, source: Source) -> Array:
+        return source.held_out[self.rank :: self.ranks]
+
+    def _validation(self) -> Iterator[Step]:
+        for number, source in enumerate(self.sources):
+            mine = self._mine(source)
+            for start in range(0, len(mine), self.batch):
+                rows = [np.empty(0, np.int64)] * len(self.sources)
+                rows[number] = mine[start : start + self.batch]
+                yield Step(rows)
+
+    def _training(self) -> Iterator[Step]:
+        streams = [Stream(source, self.seed, self.epoch, number) for number, source in enumerate(self.sources)]
+        counts = shares(self.sources, self.batch, len(self), self.seed, self.epoch)
+        ends = np.concatenate([np.zeros((1, len(streams)), np.int64), np.cumsum(counts, 0)])  # (batches + 1, sources)
+        seen: tuple[int, ...] = ()
+        for first in range(0, len(counts), SLAB):
+            last = min(first + SLAB, len(counts))
+            slab = [stream.take(*ends[[first, last], k].tolist()) for k, stream in enumerate(streams)]
+            for number in range(first, last):
+                spans = (ends[[number, number + 1]] - ends[first]).T.tolist()  # (sources, 2)
+                rows = [slab[k][start:stop] for k, (start, stop) in enumerate(spans)]
+                windows, ahead = self._windows(streams, ends[number].tolist(), seen)
+                seen = windows
+                yield Step(self._slice(rows), windows, ahead)
+
+    def _slice(self, rows: list[Array]) -> list[Array]:
+        before = itertools.accumulate((len(each) for each in rows), initial=0)
+        return [
+            np.sort(each[(self.rank - start) % self.ranks :: self.ranks]) for each, start in zip(rows, before, strict=False)
+        ]
+
+    @staticmethod
+    def _windows(
+        streams: list[Stream], starts: list[int], seen: tuple[int, ...]
+    ) -> tuple[tuple[int, ...], tuple[list[tuple[int, int]], ...]]:
+        """Each source's window, and where it is a new one, the blocks of it (at first) and of the next."""
+        windows, ahead = [], []
+        for k, (stream, start) in enumerate(zip(streams, starts, strict=True)):
+            one, inside = stream.pass_at(start)
+            window = one.window_at(inside)
+            windows.append(start // len(stream.source) * 1_000_000_000 + window)
+            new = not seen or seen[k] != windows[k]
+            ahead.append((one.blocks(window) if not seen else []) + one.blocks(window + 1) if new else [])
+        return tuple(windows), tuple(ahead)

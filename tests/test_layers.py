@@ -23,7 +23,7 @@ FLOORS = {  # a module may import those on lower floors, and those on its own fl
     ],
 }
 # `build` embeds a task's items and `corpus` holds them: probing is a cache stage too
-FROM_CACHE_TOOLS = {"console", "errors", "store", "reader", "statistics", "corpus", "run", "build"}
+FROM_CACHE_TOOLS = {"console", "errors", "store", "reader", "statistics", "corpus", "run", "build", "producer", "teacher"}
 NO_LIGHTNING = {
     "cache_tools.store",
     "cache_tools.reader",

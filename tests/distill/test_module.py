@@ -22,7 +22,7 @@ def student() -> GraphStudent:
 
 def model(data: DistillData, **options) -> Distiller:
     torch.manual_seed(0)
-    return Distiller(data.columns, student(), **options)
+    return Distiller(data.statistics, student(), **options)
 
 
 def trainer(tmp_path: Path, **options) -> Trainer:
@@ -101,8 +101,9 @@ def test_rows_that_no_student_can_read_are_left_out_and_others_masked(tmp_path):
     build(tmp_path, "c", Items(items, "molecule"), {"maccs": Maccs()}, {"graph": MoleculeGraph()})
     data = DistillData(tmp_path / "c", batch_size=39, held_out=1)
     batch = next(iter(data.train_dataloader()))
-    assert 39 in data.train_rows, "the broken molecule must be among the rows of the batch"
-    assert sorted(batch.rows.tolist()) == [row for row in data.train_rows.tolist() if row != 39]
+    held = data.sources[0].held_out.tolist()
+    assert held != [39], "the broken molecule must be among the rows of the batch"
+    assert batch.rows.tolist() == [row for row in range(40) if row not in (39, *held)]
     assert len(batch.targets["maccs"]) == len(batch.inputs["atoms"].counts) == 38
 
 

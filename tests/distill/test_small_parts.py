@@ -9,7 +9,6 @@ from distill.heads import CosineHead, GaussianHead, MseHead
 from distill.metrics import TeacherMetrics
 from distill.normalize import Raw, Standardise
 from distill.objective import WeightedSum
-from distill.order import BatchOrder, global_batches, split
 
 
 def test_standardise_leaves_constant_dimensions_out():
@@ -41,34 +40,6 @@ def test_a_teacher_without_any_valid_row_adds_nothing():
     losses = torch.tensor([[3.0, 3.0], [1.0, 1.0]])
     valid = torch.tensor([[False, False], [True, True]])
     assert WeightedSum()(losses, valid, torch.ones(2)).item() == 1
-
-
-def test_order_is_a_pure_function_and_each_epoch_has_its_own():
-    rows = torch.arange(100, 200)
-    first = global_batches(rows, 8, seed=1, epoch=0)
-    assert torch.equal(first, global_batches(rows, 8, seed=1, epoch=0))
-    assert not torch.equal(first, global_batches(rows, 8, seed=1, epoch=1))
-    assert not torch.equal(first, global_batches(rows, 8, seed=2, epoch=0))
-    assert first.shape == (12, 8)
-    assert len(set(first.flatten().tolist())) == 96
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_ranks_together_see_the_same_global_batches(ranks):
-    rows = torch.arange(50)
-    orders = [BatchOrder(rows, 8, seed=3, rank=rank, ranks=ranks) for rank in range(ranks)]
-    for order in orders:
-        order.set_epoch(2)
-    together = [sorted(sum(parts, [])) for parts in zip(*orders, strict=True)]
-    assert together == [sorted(batch.tolist()) for batch in global_batches(rows, 8, 3, 2)]
-    assert {len(order) for order in orders} == {6}
-
-
-def test_validation_covers_every_held_out_row_once():
-    train, held_out = split(103, 20, seed=5)
-    seen = [row for batch in BatchOrder(held_out, 8, seed=0, shuffle=False) for row in batch]
-    assert sorted(seen) == held_out.tolist()
-    assert sorted([*train.tolist(), *seen]) == list(range(103))
 
 
 @pytest.mark.parametrize("head", [GaussianHead(4, 3), MseHead(4, 3), CosineHead(4, 3)])

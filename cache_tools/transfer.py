@@ -1,0 +1,337 @@
+"""Embeddings from elsewhere into a cache, joined by id, and a cache's columns back into plain files."""
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from cache_tools import store
+from cache_tools.build import check_name, finish
+from cache_tools.corpus import open_text, read_csv
+from cache_tools.errors import BadItem, CacheError, TeacherError
+from cache_tools.reader import Column, aligned
+from cache_tools.run import SKIPPED, Build, Settings
+from cache_tools.shard import read_foreign, require_space, sha256
+from cache_tools.store import Array
+from cache_tools.teacher import Teacher
+
+log = logging.getLogger(__name__)
+
+# ------------------------------------------------------------------------------------------------ foreign files
+
+
+def _library(name: str, extra: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError:
+        raise CacheError(f"{name} is not installed, this format needs it: pip install 'quorum-distill[{extra}]'") from None
+
+
+def _npy(path: Path, field: str) -> Array:
+    array: Array = np.lib.format.open_memmap(path, mode="r")  # refuses pickled objects
+    return array
+
+
+def _safetensors(path: Path, field: str) -> Array:
+    library = _library("safetensors", "mol")
+    try:
+        with library.safe_open(path, framework="pt") as file:
+            if field not in (there := file.keys()):
+                raise CacheError(f"{path} has no tensor {field}; it has: {', '.join(there)}")
+            rows: Array = file.get_tensor(field).float().numpy()  # numpy knows no bfloat16
+            return rows
+    except library.SafetensorError as error:
+        raise ValueError(error) from None
+
+
+def _parquet(path: Path, field: str) -> Array:
+    file = _library("pyarrow.parquet", "parquet").ParquetFile(path)
+    if field not in (there := file.schema_arrow.names):
+        raise CacheError(f"{path} has no column {field}; it has: {', '.join(there)}")
+    column = file.read(columns=[field]).column(field)
+    if column.null_count:
+        raise ValueError(f"{column.null_count} rows of {field} are null: leave them out")
+    if "list" not in str(column.type):
+        return np.array(column.to_pylist(), object)
+    lengths = _library("pyarrow.compute", "parquet").list_value_length(column).unique().to_pylist()
+    if len(lengths) != 1:
+        raise ValueError(f"the lists of {field} have lengths {sorted(lengths)[:5]}, expected one and the same")
+    flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    return np.concatenate(flat).reshape(-1, lengths[0])  # (rows, dim)
+
+
+def _lines(path: Path, field: str) -> Array:
+    with open_text(path) as file:
+        return np.array([line.removesuffix("\r") for line in file.read().rstrip("\r\n").split("\n")], object)
+
+
+def _cells(path: Path, field: str) -> Array:
+    with open_text(path) as file:
+        return np.array([row[field] for row in read_csv(path, file, [field])], object)
+
+
+READERS: dict[str, Callable[[Path, str], Array]] = {
+    ".txt": _lines,
+    ".txt.gz": _lines,
+    ".csv": _cells,
+    ".csv.gz": _cells,
+    ".npy": _npy,
+    ".parquet": _parquet,
+    ".h5": read_foreign,
+    ".hdf5": read_foreign,
+    ".safetensors": _safetensors,
+}
+ENDINGS = {"ids": list(READERS)[:-1], "embeddings": list(READERS)[4:]}
+BESIDE = (".ids.txt", ".ids.txt.gz", ".ids.npy")  # where the ids of NAME.npy are looked for
+
+
+def _read(path: Path, field: str, what: Literal["embeddings", "ids"]) -> Array:
+    ending = "".join(path.suffixes[-2:] if path.suffix == ".gz" else path.suffixes[-1:])
+    if ending not in ENDINGS[what]:
+        raise CacheError(f"cannot read {what} from {path}: its name must end in {', '.join(ENDINGS[what])}")
+    if not path.is_file():
+        raise CacheError(f"no file {path.absolute()}: expected {what} there, check the path")
+    try:
+        return READERS[ending](path, field)
+    except (ValueError, EOFError, OSError) as error:
+        raise CacheError(f"cannot read {what} from {path}: {error}") from None
+
+
+def _embeddings(path: Path, field: str) -> Array:
+    rows = _read(path, field, "embeddings")
+    if rows.ndim != 2 or not rows.size or rows.dtype.kind not in "fiub":
+        found = f"shape {rows.shape}, type {rows.dtype}"
+        raise CacheError(f"{path}: expected embeddings as numbers of shape (rows, dim), found {found}")
+    return rows
+
+
+def _ids(path: Path, field: str) -> list[str]:
+    ids = _read(path, field, "ids")
+    if ids.ndim != 1 or ids.dtype.kind not in "USOiu":
+        found = f"shape {ids.shape}, type {ids.dtype}"
+        raise CacheError(f"{path}: expected ids as texts or whole numbers of shape (rows,), found {found}")
+    return [each.decode(errors="backslashreplace") if isinstance(each, bytes) else str(each) for each in ids.tolist()]
+
+
+# ------------------------------------------------------------------------------------------------------- import
+
+
+class Imported(Teacher):
+    """A teacher whose embeddings were made elsewhere: every row is looked up in a file, nothing new can be embedded.
+
+    Args:
+        embeddings: the file, (rows, dim): ``.npy``, ``.parquet``, ``.h5``, ``.hdf5`` or ``.safetensors``.
+        ids: the file of ids, in the order of the embeddings; see :func:`import_`.
+        key: what the ids are: the corpus's ids (``id``) or the items themselves (``item``).
+        modality: of the corpus.
+        embedding_field: the embeddings' column, data set or tensor.
+        id_field: the ids' column or data set.
+    """
+
+    live = False
+
+    def __init__(
+        self,
+        embeddings: str,
+        ids: str | None,
+        key: Literal["id", "item"],
+        modality: str,
+        embedding_field: str = "embedding",
+        id_field: str = "id",
+    ):
+        self.modality = modality  # type: ignore[misc]  # a fact of the instance here
+        self.by_id = key == "id"  # type: ignore[misc]
+        self.key, self.embedding_field, self.id_field = key, embedding_field, id_field
+        self.embeddings, self.ids = Path(embeddings), Path(ids) if ids else None
+        self.row: dict[bytes, int] = {}  # id -> row of the file
+
+    def load(self, device: str) -> None:
+        if self.row:
+            return
+        self._table = _embeddings(self.embeddings, self.embedding_field)  # (rows, dim)
+        rows, self.dim = self._table.shape
+        ids = _ids(self.source, self.id_field)
+        if len(ids) != rows:
+            raise CacheError(
+                f"{self.embeddings} has {rows} rows, {self.source} has {len(ids)} ids: expected one id for each row"
+            )
+        self.row = self._join(ids)
+
+    def prepare(self, item: bytes) -> int:
+        if item not in self.row:
+            raise BadItem(f"no embedding for this {self.key} in {self.embeddings}")
+        return self.row[item]
+
+    def embed(self, items: Sequence[int]) -> Array:
+        with np.errstate(over="ignore"):  # the build refuses an infinity by its id
+            rows: Array = self._table[items].astype(np.float32)  # (batch, dim)
+        return rows
+
+    def fingerprint(self) -> dict[str, Any]:
+        hashes = {path: sha256(path) for path in {self.embeddings, self.source}}
+        return {**super().fingerprint(), "embeddings": hashes[self.embeddings], "ids": hashes[self.source]}
+
+    @cached_property
+    def source(self) -> Path:
+        """The file that holds the ids."""
+        if self.ids or self.embeddings.suffix in (".parquet", ".h5", ".hdf5"):
+            return self.ids or self.embeddings
+        names = [self.embeddings.with_suffix(ending) for ending in BESIDE]
+        found = [path for path in names if path.is_file()]
+        if len(found) != 1:
+            there = " and ".join(path.name for path in found) or "none of " + ", ".join(path.name for path in names)
+            raise CacheError(f"beside {self.embeddings} there is {there}: name the file of ids with --ids")
+        return found[0]
+
+    def _join(self, ids: list[str]) -> dict[bytes, int]:
+        rows: dict[bytes, int] = {}
+        twice = {at: row for at, each in enumerate(ids) if (row := rows.setdefault(each.encode(), at)) != at}
+        table = self._table
+        other = [ids[at] for at, row in twice.items() if not np.array_equal(table[at], table[row], equal_nan=True)]
+        if other := list(dict.fromkeys(other)):
+            raise CacheError(
+                f"{self.embeddings}: {len(other)} ids stand for different embeddings, for instance "
+                f"{', '.join(map(repr, other[:5]))}: keep one row for each id"
+            )
+        if twice:
+            example = ids[next(iter(twice))]
+            log.warning("%s: %d rows repeat an id and are equal, for instance %r", self.embeddings, len(twice), example)
+        return rows
+
+
+def import_(
+    corpus: Path,
+    name: str,
+    embeddings: Path,
+    ids: Path | None = None,
+    key: Literal["id", "item"] = "id",
+    embedding_field: str = "embedding",
+    id_field: str = "id",
+    dtype: Literal["float16", "float32", "int8"] = "float16",
+) -> None:
+    """Make a column from embeddings that were made elsewhere, joined to the corpus by id.
+
+    A row without an embedding is masked and listed in the column's skipped.csv.
+
+    Args:
+        corpus: the corpus's folder in the cache, for instance cache/mol.
+        name: of the new column.
+        embeddings: rows of embeddings in a .npy, .parquet, .h5, .hdf5 or .safetensors file.
+        ids: the id of each row, in the same order: a .txt (one a line), .csv (both also .gz), .npy, .parquet or .h5 file.
+            Without it, parquet and HDF5 hold the ids themselves; for others NAME.ids.txt, NAME.ids.txt.gz or NAME.ids.npy
+            lies beside NAME.npy.
+        key: what the ids are: ids of the corpus (a corpus without an id column has hashes), or the items themselves, for
+            instance SMILES.
+        embedding_field: parquet column, HDF5 data set or safetensors key of the embeddings.
+        id_field: csv or parquet column or HDF5 data set of the ids.
+        dtype: on disk; values beyond float16's range widen it to float32.
+
+    Raises:
+        CacheError: when the files do not fit together, one id has two embeddings, or no id is known to the corpus.
+        TeacherError: on a NaN or an infinity, with its id; no column is left.
+    """
+    check_name(name)
+    manifest = store.read_corpus(corpus)
+    files = str(embeddings.resolve()), str(ids.resolve()) if ids else None
+    teacher = Imported(*files, key, manifest.modality, embedding_field, id_field)
+    teacher.load("cpu")
+    rows, used = _matches(corpus, key, teacher.row)
+    if not rows:
+        other = "item" if key == "id" else "id"
+        raise CacheError(
+            f"no {key} of {corpus} stands in {teacher.source}, which begins with {next(iter(teacher.row)).decode()!r}: "
+            f"name the file of this corpus; with --key {other}, {_matches(corpus, other, teacher.row)[0]} rows would match"
+        )
+    settings = Settings(batch_size=4096, device="cpu", workers=1, dtype=dtype)
+    build = Build(corpus, manifest, "teachers", name, teacher, settings)
+    try:
+        finish([build])
+    except TeacherError:  # a NaN; what was made of this file is of no use to the file that replaces it
+        shutil.rmtree(build.path)
+        raise
+    rest = f"the others are listed in {build.path / SKIPPED}" if rows < manifest.rows else "none lacks one"
+    log.info("%s: %d of %d rows have an embedding, %s", name, rows, manifest.rows, rest)
+    log.info("%s: %d of the file's %d ids are not in the corpus", name, len(teacher.row) - used, len(teacher.row))
+
+
+def _matches(corpus: Path, key: str, known: dict[bytes, int]) -> tuple[int, int]:
+    """How many rows of the corpus are known, and how many of those known they use."""
+    rows, used = 0, set()
+    for number in range(store.read_corpus(corpus).shard_count):
+        ids, items = store.read_items(corpus, number)
+        keys = [each for each in ([each.encode() for each in ids] if key == "id" else items) if each in known]
+        rows += len(keys)
+        used.update(keys)
+    return rows, len(used)
+
+
+# ------------------------------------------------------------------------------------------------------- export
+
+
+def export(column: Path, to: Path) -> None:
+    """Write the valid rows of a teacher's column to a plain file.
+
+    Args:
+        column: the column's folder, for instance cache/mol/teachers/maccs.
+        to: NAME.npy, which gets the ids beside it in NAME.ids.npy, or NAME.parquet (columns id and embedding).
+
+    Raises:
+        CacheError: when the file is there already, or the column holds rows of different lengths.
+    """
+    opened = Column(column.absolute())
+    if opened.kind == "ragged":
+        raise CacheError(f"{column} holds rows of different lengths; only columns of teachers can be exported")
+    writers = {".npy": _write_npy, ".parquet": _write_parquet}
+    if to.suffix not in writers:
+        raise CacheError(f"cannot write {to}: its name must end in {' or '.join(writers)}")
+    made = [to.with_suffix(".ids.npy"), to] if to.suffix == ".npy" else [to]
+    if there := [str(path) for path in made if path.exists()]:
+        raise CacheError(f"{' and '.join(there)} would be overwritten: move that away, or choose another name")
+    if not to.parent.is_dir():
+        raise CacheError(f"no folder {to.parent.absolute()}: make it first")
+    rows = sum(shard["valid"] for shard in opened.shards)
+    require_space(to.parent, rows * opened.dim * (torch.float32 if to.suffix == ".parquet" else opened.dtype).itemsize)
+    aligned(opened.path.parent.parent, [opened])  # the corpus whose ids are written must be the column's
+    with TemporaryDirectory(prefix=".export", dir=to.parent) as folder:
+        writers[to.suffix](opened, rows, Path(folder) / to.name)
+        for path in made:
+            (Path(folder) / path.name).rename(path)
+    log.info("%s: %d rows of %d written to %s", opened.name, rows, len(opened), ", ".join(map(str, reversed(made))))
+
+
+def _shards(column: Column) -> Iterator[tuple[list[str], Array]]:
+    """Ids and embeddings (valid rows, dim) of the valid rows, shard by shard."""
+    for number, shard in enumerate(column.shards):
+        ids, _ = store.read_items(column.path.parent.parent, number)
+        span = np.arange(shard["rows"]) + number * column.shard_rows
+        valid = column.valid(span).numpy()
+        yield [identity for identity, there in zip(ids, valid, strict=True) if there], column.rows(span[valid]).numpy()
+        column.release()
+
+
+def _write_npy(column: Column, rows: int, path: Path) -> None:
+    dtype = str(column.dtype).removeprefix("torch.")
+    out = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(rows, column.dim))
+    names: list[str] = []
+    for ids, part in _shards(column):
+        out[len(names) : len(names) + len(ids)] = part
+        names += ids
+    out.flush()
+    np.save(path.with_suffix(".ids.npy"), np.array(names, np.str_), allow_pickle=False)
+
+
+def _write_parquet(column: Column, rows: int, path: Path) -> None:
+    arrow, parquet = _library("pyarrow", "parquet"), _library("pyarrow.parquet", "parquet")
+    schema = arrow.schema([("id", arrow.string()), ("embedding", arrow.list_(arrow.float32()))])
+    with parquet.ParquetWriter(path, schema, use_dictionary=False) as writer:
+        for ids, part in _shards(column):
+            offsets = np.arange(len(ids) + 1, dtype=np.int32) * column.dim
+            embedding = arrow.ListArray.from_arrays(offsets, part.astype(np.float32).ravel())
+            writer.write_table(arrow.table([ids, embedding], schema=schema), row_group_size=max(1, len(ids)))

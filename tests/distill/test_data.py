@@ -1,0 +1,142 @@
+import itertools
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+
+from cache_tools.build import build
+from cache_tools.columns import MoleculeGraph
+from cache_tools.corpus import Items
+from cache_tools.errors import CacheError, ConfigError
+from cache_tools.run import Settings
+from cache_tools.teachers.molecule import Maccs, MorganBits, MorganCounts
+from distill.data import CorpusSource, DistillData
+from distill.heads import MseHead
+from distill.module import Distiller
+from distill.students.molecule import GraphStudent
+
+
+@pytest.fixture(scope="module")
+def two(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two corpora: one knows counts, maccs and morgan, the other maccs alone."""
+    items = Items(["C" * n + "O" for n in range(1, 60)] + ["broken"], "molecule")
+    settings = Settings(shard_rows=16, workers=1)
+    other = build(tmp_path_factory.mktemp("other"), "c", items, {"maccs": Maccs()}, {"graph": MoleculeGraph()}, settings)
+    return [cache / "mol", other]
+
+
+def mixed(two: list[Path], **options) -> DistillData:
+    corpora = [CorpusSource(two[0], weight=1.0), CorpusSource(two[1], weight=1.0)]
+    return DistillData(corpora=corpora, batch_size=32, held_out=10, **options)
+
+
+def test_rows_that_a_teacher_has_not_seen_are_masked(two):
+    batch = next(iter(mixed(two).train_dataloader()))
+    assert set(batch.corpora.tolist()) == {0, 1}
+    assert torch.equal(batch.valid["counts"], batch.corpora == 0)
+    assert batch.valid["maccs"].all()
+    assert not batch.targets["counts"][batch.corpora == 1].any()
+    assert len(batch.inputs["atoms"].counts) == len(batch.rows) == len(batch.targets["maccs"])
+    mine = batch.corpora == 1
+    carbons = batch.inputs["atoms"].counts[mine]
+    assert torch.equal(carbons, batch.rows[mine] + 2), "inputs and rows stay aligned through the mixture"
+
+
+def test_a_loss_does_not_depend_on_what_stands_in_masked_rows(two):
+    data = mixed(two)
+    torch.manual_seed(0)
+    model = Distiller(data.statistics, GraphStudent(layers=1, width=8, dim=8)).eval()
+    batch = next(iter(data.train_dataloader()))
+    losses, valid, _, _ = model.losses(batch)
+    expected = model.objective(losses, valid, model.weights)
+    batch.targets["counts"][batch.corpora == 1] = torch.nan
+    losses, valid, _, _ = model.losses(batch)
+    assert torch.equal(model.objective(losses, valid, model.weights), expected)
+
+
+def test_a_mixture_trains(two, tmp_path):
+    data = mixed(two)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", max_epochs=2, **quiet)
+    student = GraphStudent(layers=1, width=16, dim=16)
+    model = Distiller(data.statistics, student, head=MseHead, student_lr=3e-3, head_lr=3e-3)
+    before = trainer.validate(model, data, verbose=False)[0]["val/loss"]
+    trainer.fit(model, data)
+    assert trainer.validate(model, data, verbose=False)[0]["val/loss"] < before
+
+
+def test_statistics_of_a_teacher_are_merged_over_corpora(two):
+    data = mixed(two)
+    rows = torch.cat(
+        [
+            part.teachers["maccs"].rows(torch.arange(len(part.inputs)))[: 600 if k == 0 else 59].double()
+            for k, part in enumerate(data.parts)
+        ]
+    )
+    torch.testing.assert_close(torch.from_numpy(data.statistics["maccs"].mean), rows.mean(0))
+    torch.testing.assert_close(torch.from_numpy(data.statistics["maccs"].var), rows.var(0, correction=0))
+    assert list(data.columns) == ["counts", "maccs", "morgan"]
+
+
+def test_one_name_for_two_teachers_is_refused(two, tmp_path):
+    items = Items(["CCO", "CCN", "CCC"], "molecule")
+    other = build(tmp_path, "c", items, {"morgan": MorganBits(128)}, {"graph": MoleculeGraph()})
+    with pytest.raises(CacheError, match="made by different teachers: give one another name"):
+        DistillData(corpora=[CorpusSource(two[0]), CorpusSource(other)], batch_size=1, held_out=1)
+
+
+def test_weights_and_names_are_checked(two):
+    with pytest.raises(ConfigError, match="the weight of .* is -1, expected more than 0"):
+        DistillData(corpora=[CorpusSource(two[0], weight=-1)], batch_size=8, held_out=8)
+    with pytest.raises(ConfigError, match="name teachers inside each of data.corpora"):
+        DistillData(corpora=[CorpusSource(two[0])], teachers=["maccs"])
+    with pytest.raises(ConfigError, match="data.block_rows is -1, expected at least 0"):
+        DistillData(two[0], block_rows=-1)
+
+
+@pytest.mark.parametrize("options", [{}, {"block_rows": 64, "window_blocks": 2}])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_loader_gives_the_rows_of_the_order_whoever_gathers_them(two, options, workers):
+    data = mixed(two, num_workers=workers, **options)
+    loader = data.train_dataloader()
+    for batch, step in zip(itertools.islice(loader, 12), loader.batch_sampler, strict=False):
+        for number, rows in enumerate(step.rows):
+            kept = rows[data.parts[number].inputs.valid(rows).numpy()]
+            assert batch.rows[batch.corpora == number].tolist() == kept.tolist()
+            expected = data.parts[number].teachers["maccs"].rows(kept)
+            assert torch.equal(batch.targets["maccs"][batch.corpora == number], expected)
+
+
+def test_an_error_in_the_gathering_thread_reaches_the_training(tmp_path):
+    folder = build(
+        tmp_path,
+        "c",
+        Items(["C" * n for n in range(1, 50)], "molecule"),
+        {"counts": MorganCounts(32)},
+        {"graph": MoleculeGraph()},
+    )
+    data = DistillData(folder, batch_size=8, held_out=8)
+    (folder / "teachers" / "counts" / "00000.h5").unlink()
+    with pytest.raises(CacheError, match="missing: run the build again"):
+        list(data.train_dataloader())
+
+
+def test_block_shuffle_lets_go_of_what_it_has_read(two):
+    data = DistillData(two[1], batch_size=8, held_out=8, block_rows=4, window_blocks=2)
+    sizes = []
+    for _ in data.train_dataloader():
+        sizes.append(len(data.parts[0].teachers["maccs"]._mapped))
+    assert max(sizes) < 4, "the column has four shards"
+
+
+def test_hundreds_of_mapped_shards_need_no_file_descriptors(tmp_path):
+    items = Items(["C" * n for n in range(1, 201)], "molecule")
+    folder = build(tmp_path, "c", items, {"maccs": Maccs()}, {"graph": MoleculeGraph()}, Settings(shard_rows=1, workers=1))
+    before = len(os.listdir("/proc/self/fd"))
+    data = DistillData(folder, batch_size=8, held_out=8)
+    column = data.parts[0].teachers["maccs"]
+    column.rows(torch.arange(200))
+    assert len(column._mapped) == 200
+    assert len(os.listdir("/proc/self/fd")) <= before + 5
