@@ -8,7 +8,7 @@ GROUPS := $(basename $(notdir $(wildcard configs/cache/*.yaml)))
 export WEIGHTS
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo cache fit probe lint type test bench study-mol clean
+.PHONY: help install demo cache fit probe lint type test bench bench-peers study-mol study-quantised clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -53,9 +53,22 @@ test: install ## all tests, with style and types
 bench: install ## speed as ratios, measured side by side
 	$(BIN)/python benchmarks/run.py
 
+bench-peers: .venv-bench/.installed ## the cache beside litdata, mosaicml-streaming and webdataset, in an environment of their own
+	.venv-bench/bin/python benchmarks/peers.py
+
+.venv-bench/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --disable-pip-version-check --quiet --progress-bar on -e '.[mol,bench]'
+	@touch $@
+
+study-quantised: install ## what int8 columns cost: students of float16 and of int8 teachers, probed alike
+	$(BIN)/distill-cache build --config configs/cache/mol.yaml --cache $(CACHE) --name mol
+	$(BIN)/distill-cache build --config configs/cache/mol.yaml --cache $(CACHE) --name mol-int8 --settings.dtype int8
+	$(BIN)/distill study --config configs/studies/quantised.yaml
+
 study-mol: install ## methods compared on molecules with pretrained teachers, resumable: WEIGHTS=../shared/weights/mol
 	WEIGHTS=$(or $(WEIGHTS),../shared/weights/mol) $(BIN)/distill-cache build --config configs/studies/mol-cache.yaml --cache $(CACHE)
 	$(BIN)/distill study --config configs/studies/mol.yaml
 
 clean: ## remove the environment and what tools left; caches and runs stay
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-bench build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

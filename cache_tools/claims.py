@@ -64,10 +64,13 @@ class Claims:
             silent = self._now() - path.stat().st_mtime
         except FileNotFoundError:  # released just now: the next pass sees what came of it
             return False
+        limit = STALE if host else UNSIGNED
         if host == socket.gethostname() and process.isdecimal():
             # my own number on a claim that I do not hold: a restarted container gives numbers anew
-            return (int(process) == os.getpid() and number not in self._held) or not running(int(process))
-        return silent > (STALE if host else UNSIGNED)
+            mine = int(process) == os.getpid() and number not in self._held
+            # a number that is running may be another program's by now: then it gives no sign of life
+            return mine or not running(int(process)) or silent > limit
+        return silent > limit
 
     def _now(self) -> float:
         """The file system's clock: those of two machines may differ."""

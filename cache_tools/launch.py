@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -72,6 +73,7 @@ def writers(devices: int, arguments: list[str], workers: int) -> Iterator[None]:
     for local in range(1, devices):
         environment = {"OMP_NUM_THREADS": threads, **os.environ, "LOCAL_RANK": str(local)}
         others.append(subprocess.Popen([*command, "--rank", str(local)], env=environment))
+        threading.Thread(target=others[-1].wait, daemon=True).start()  # one that died unawaited would count as running
     try:
         yield
     except BaseException:

@@ -1,8 +1,9 @@
 """Read rows of columns: through memory maps, in any order, from any process, several columns aligned."""
 
 import itertools
+import mmap
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cache_tools.addresses import PAGE, AddressRange
 from cache_tools.errors import CacheError
 from cache_tools.shard import Arrays, Header, file_name, map_shard
 from cache_tools.statistics import Statistics
@@ -42,6 +44,7 @@ class Selection:
 
     def __init__(self, indices: Tensor | Array, shard_rows: int, rows: int):
         wanted = np.asarray(indices, np.int64)
+        self.wanted = torch.from_numpy(wanted)
         self.count = len(wanted)
         lowest, highest = (int(wanted.min()), int(wanted.max())) if self.count else (0, -1)
         if lowest < 0 or highest >= rows:
@@ -63,13 +66,51 @@ class Selection:
             number = int(shards[start])
             self.pieces.append((number, slice(start, stop), wanted[start:stop] - number * shard_rows))
 
-    def restore(self, rows: Array) -> Array:
+    def restore(self, rows: Tensor) -> Tensor:
         """Sorted rows in the order asked for."""
         if self.order is None:
             return rows
-        out = np.empty_like(rows)
-        out[self.order] = rows
-        return out
+        return torch.empty_like(rows).index_copy_(0, torch.from_numpy(self.order), rows)
+
+
+class Consecutive:
+    """The embeddings of a column's shards at consecutive addresses: one gather reads them all, as if of one tensor.
+
+    Args:
+        path: the column's folder.
+        shards: rows of its manifest.
+        width: of a stored row.
+        dtype: of the column.
+        shard_rows: rows of a shard.
+    """
+
+    def __init__(self, path: Path, shards: list[dict[str, Any]], width: int, dtype: torch.dtype, shard_rows: int):
+        self.path, self.missing = path, set(range(len(shards)))
+        self.table: Tensor | None = None
+        stored = np.dtype(str(dtype).removeprefix("torch."))
+        self.bytes = shard_rows * width * stored.itemsize  # of a full shard
+        rows = sum(shard["rows"] for shard in shards)
+        alike = all(shard["dtype"] == stored.name for shard in shards)
+        if alike and rows * width and (self.bytes % PAGE == 0 or len(shards) == 1):
+            self.range = AddressRange(-(-rows * width * stored.itemsize // PAGE) * PAGE)
+            self.table = torch.from_numpy(self.range.array(stored, (rows, width)))
+
+    def place(self, number: int, header: Callable[[int], Header]) -> None:
+        """Map a shard to its place; where its data does not begin at a page, the column has no table."""
+        if self.table is None or number not in self.missing:
+            return
+        offset, dtype, shape = header(number).fields["embedding"]
+        if offset % PAGE:
+            self.table = None
+            return
+        size = dtype.itemsize * int(np.prod(shape))
+        self.range.place(self.path / file_name(number), offset, size, number * self.bytes)
+        self.missing.discard(number)
+
+    def release(self) -> None:
+        """Let go of the pages; the next gather maps them again by itself."""
+        if self.table is not None:
+            self.range.advise(0, self.range.size, mmap.MADV_DONTNEED)
 
 
 class Column:
@@ -106,11 +147,12 @@ class Column:
         self._complete = all(shard["valid"] == shard["rows"] for shard in self.shards)
         self._headers: dict[int, Header] = {}
         self._mapped: dict[int, Arrays] = {}
+        self._consecutive: Consecutive | None = None
         if self.kind != "ragged":
             self.dim: int = self.manifest["dim"]
             stored = self.manifest["dtype"]
             self.dtype = torch.uint8 if self.kind == "bits" else torch.float16 if stored == "float16" else torch.float32
-            self._dtype = np.dtype(str(self.dtype).removeprefix("torch."))
+            self._width = -(-self.dim // 8) if self.kind == "bits" else self.dim  # of a stored row
             self.statistics = Statistics.from_json(self.manifest["statistics"])
         for number, shard in enumerate(self.shards if check_hashes else []):
             self._header(number)
@@ -120,7 +162,7 @@ class Column:
         return self._rows
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mapped": {}, "_headers": {}}
+        return {**self.__dict__, "_mapped": {}, "_headers": {}, "_consecutive": None}
 
     def select(self, indices: Tensor | Array) -> Selection:
         """Rows sorted into this column's shards, for :meth:`rows` and :meth:`valid` of columns with equal shards."""
@@ -139,28 +181,22 @@ class Column:
         selection = indices if isinstance(indices, Selection) else self.select(indices)
         if self.kind == "ragged":
             return {field: self._ragged(field, selection) for field in self.manifest["fields"]}
-        width = -(-self.dim // 8) if self.kind == "bits" else self.dim
-        out = np.empty((selection.count, width), self._dtype)
-        for number, span, rows in selection.pieces:
-            arrays = self._shard(number)
-            stored = arrays["embedding"]
-            if stored.dtype == self._dtype:
-                stored.take(rows, 0, out=out[span], mode="clip")  # rows are checked; clip writes without a buffer
-            elif "scale" in arrays:
-                out[span] = dequantise(stored[rows], arrays["scale"], arrays["offset"])
-            else:
-                out[span] = stored[rows]  # a narrower shard of a widened column
-        out = selection.restore(out)
-        return torch.from_numpy(np.unpackbits(out, axis=1, count=self.dim) if self.kind == "bits" else out)
+        table = self._table(selection)
+        rows = self._gather(selection) if table is None else table.index_select(0, selection.wanted)
+        if self.kind == "bits":
+            return torch.from_numpy(np.unpackbits(rows.numpy(), axis=1, count=self.dim))
+        return rows
 
     def valid(self, indices: Tensor | Array | Selection) -> Tensor:
         """Whether each row at ``indices`` (batch,) could be made; bool (batch,)."""
         selection = indices if isinstance(indices, Selection) else self.select(indices)
-        out = np.ones(selection.count, np.bool_)
-        if not self._complete:
-            for number, span, rows in selection.pieces:
-                out[span] = self._shard(number)["valid"][rows]
-        return torch.from_numpy(selection.restore(out))
+        out = torch.ones(selection.count, dtype=torch.bool)
+        if self._complete:
+            return out
+        for number, span, rows in selection.pieces:
+            if self.shards[number]["valid"] < self.shards[number]["rows"]:
+                out[span] = torch.from_numpy(self._shard(number)["valid"][rows].astype(np.bool_))
+        return selection.restore(out)
 
     def read_ahead(self, first: int, count: int) -> None:
         """Ask the operating system to fetch ``count`` rows from ``first`` on into memory, without waiting for them."""
@@ -169,21 +205,42 @@ class Column:
             self._advise(number, max(0, start), min(self.shards[number]["rows"], stop))
 
     def release(self) -> None:
-        """Unmap every shard, so that pages which were read no longer count as this process's memory."""
+        """Let go of the pages that were read, so that they no longer count as this process's memory."""
         self._mapped.clear()
+        if self._consecutive is not None:
+            self._consecutive.release()
 
     def _advise(self, number: int, start: int, stop: int) -> None:
-        if not hasattr(os, "posix_fadvise"):  # macOS reads ahead by itself
-            return
-        arrays, fields = self._shard(number), self._headers[number].fields
+        fields = self._header(number).fields
         ragged = self.manifest.get("fields", ())
-        runs = {f"{name}/values": arrays[f"{name}/offsets"][[start, stop]].tolist() for name in ragged}
+        runs = {f"{name}/values": self._shard(number)[f"{name}/offsets"][[start, stop]].tolist() for name in ragged}
         with open(self.path / file_name(number), "rb") as file:
             for name, (low, high) in (runs or {"embedding": [start, stop]}).items():
                 offset, dtype, shape = fields[name]
                 size = dtype.itemsize * int(np.prod(shape[1:]))
-                # madvise(MADV_WILLNEED) by another name, without an address
-                os.posix_fadvise(file.fileno(), offset + low * size, (high - low) * size, os.POSIX_FADV_WILLNEED)
+                if hasattr(os, "posix_fadvise"):  # madvise(MADV_WILLNEED) without a map; macOS reads ahead by itself
+                    os.posix_fadvise(file.fileno(), offset + low * size, (high - low) * size, os.POSIX_FADV_WILLNEED)
+
+    def _table(self, selection: Selection) -> Tensor | None:
+        """The whole column as one tensor whose shards of ``selection`` are mapped; None when shards do not fit together."""
+        if self._consecutive is None:
+            self._consecutive = Consecutive(self.path, self.shards, self._width, self.dtype, self.shard_rows)
+        for number, _, _ in selection.pieces if self._consecutive.missing else ():
+            self._consecutive.place(number, self._header)
+        return self._consecutive.table
+
+    def _gather(self, selection: Selection) -> Tensor:
+        """Rows (batch, width) shard by shard."""
+        out = torch.empty(selection.count, self._width, dtype=self.dtype)
+        for number, span, rows in selection.pieces:
+            arrays = self._shard(number)
+            if "scale" in arrays:
+                part = dequantise(arrays["embedding"][rows], arrays["scale"], arrays["offset"])
+                part[arrays["valid"][rows] == 0] = 0
+            else:
+                part = arrays["embedding"][rows]  # may be narrower than a widened column
+            out[span] = torch.from_numpy(part)
+        return selection.restore(out)
 
     def _shard(self, number: int) -> Arrays:
         arrays = self._mapped.get(number)
@@ -236,13 +293,14 @@ class Aligned:
     """Columns of one corpus, read row by row together; see :func:`aligned`."""
 
     def __init__(self, corpus: Path, columns: Sequence[Column]):
-        self.corpus, self.columns = corpus, {column.path.name: column for column in columns}
+        self.corpus, self.columns = corpus, {column.name: column for column in columns}
         self._one = columns[0]
 
     def __len__(self) -> int:
         return len(self._one)
 
     def select(self, indices: Tensor | Array) -> Selection:
+        """Rows sorted into the shards that hold them."""
         return self._one.select(indices)
 
     def rows(self, indices: Tensor | Array | Selection) -> dict[str, Any]:
@@ -254,6 +312,16 @@ class Aligned:
         """Column -> whether it has each row, as :meth:`Column.valid`."""
         selection = indices if isinstance(indices, Selection) else self.select(indices)
         return {name: column.valid(selection) for name, column in self.columns.items()}
+
+    def read_ahead(self, first: int, count: int) -> None:
+        """As :meth:`Column.read_ahead`, of every column."""
+        for column in self.columns.values():
+            column.read_ahead(first, count)
+
+    def release(self) -> None:
+        """As :meth:`Column.release`, of every column."""
+        for column in self.columns.values():
+            column.release()
 
 
 def aligned(corpus: str | Path, columns: Iterable[str | Path | Column]) -> Aligned:

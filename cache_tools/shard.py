@@ -21,7 +21,7 @@ import torch
 from cache_tools.errors import CacheError
 
 FORMAT_VERSION = 1
-ALIGNMENT = 64  # bytes: no element of a data set straddles a cache line
+ALIGNMENT = 65_536  # bytes: larger data sets begin at a page, whatever the machine's page is, and can be mapped anywhere
 SPARE = 1 << 20  # bytes that must stay free beside the arrays themselves
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -68,13 +68,14 @@ def write_shard(folder: Path, number: int, arrays: Arrays, attributes: Mapping[s
     require_space(folder, needed)
     temporary = _temporary(path)
     with _tidy(temporary):
-        # an alignment of its own, so that every reader gets aligned arrays from the map
-        with h5py.File(temporary, "w", libver="latest", alignment_threshold=1, alignment_interval=ALIGNMENT) as file:
-            for name, array in arrays.items():
-                file.create_dataset(name, data=np.ascontiguousarray(array))
-            for key, value in attributes.items():
-                file.attrs[key] = value
-            file.attrs["format_version"] = FORMAT_VERSION
+        aligned = {"alignment_threshold": ALIGNMENT, "alignment_interval": ALIGNMENT}
+        with h5py.File(temporary, "w", libver="latest", **aligned) as file:
+            try:
+                _reserve(temporary, needed)
+                _fill(file, arrays, attributes)
+            except (OSError, RuntimeError):
+                os.truncate(temporary, 0)  # gives the space back, else HDF5 cannot close the file
+                raise
         with ThreadPoolExecutor(1) as pool, open(temporary, "rb+") as written:
             synced = pool.submit(os.fsync, written.fileno())  # the disk works while the hash is taken
             facts = {"file": path.name, "bytes": temporary.stat().st_size, "sha256": sha256(temporary)}
@@ -82,6 +83,26 @@ def write_shard(folder: Path, number: int, arrays: Arrays, attributes: Mapping[s
         if not _publish(temporary, path, keep=True):
             facts |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
     return facts
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Take the space of the arrays at once: HDF5 that runs out of it halfway prints tracebacks of its own."""
+    if size and hasattr(os, "posix_fallocate"):  # macOS has none
+        with open(path, "rb+") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                    raise
+
+
+def _fill(file: h5py.File, arrays: Arrays, attributes: Mapping[str, Any]) -> None:
+    for name, array in arrays.items():
+        file.create_dataset(name, data=np.ascontiguousarray(array))
+    for key, value in {**attributes, "format_version": FORMAT_VERSION}.items():
+        # text of a fixed length lies in the header, which has a checksum; HDF5 can hang on a damaged other one
+        file.attrs[key] = np.bytes_(value.encode()) if isinstance(value, str) else value
+    file.flush()
 
 
 def file_name(number: int) -> str:
@@ -257,7 +278,8 @@ def read_foreign(path: Path, name: str) -> np.ndarray[Any, Any]:
 
 
 def _python(value: Any) -> Any:
-    return value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+    plain = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+    return plain.decode() if isinstance(plain, bytes) else plain
 
 
 def _datasets(path: Path, group: h5py.Group, prefix: str = "") -> Iterator[tuple[str, h5py.Dataset]]:

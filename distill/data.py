@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cache_tools import Column, aligned, store
 from cache_tools.errors import CacheError, ConfigError
+from cache_tools.reader import Aligned
 from cache_tools.statistics import Statistics
 from cache_tools.store import Ragged
 from distill.order import BatchOrder, Source, Step, held_out
@@ -51,38 +52,25 @@ class Part:
     """The columns of one corpus that a run reads.
 
     Args:
-        inputs: the column that the student reads.
-        teachers: name -> column.
+        columns: the student's input and the teachers.
+        input: name of the input.
     """
 
-    def __init__(self, inputs: Column, teachers: Mapping[str, Column]):
-        self.inputs, self.teachers = inputs, dict(teachers)
+    def __init__(self, columns: Aligned, input: str):
+        self.columns, self.inputs = columns, columns.columns[input]
+        self.teachers = {name: column for name, column in columns.columns.items() if name != input}
 
     def read(self, rows: Any, number: int = 0) -> Batch:
         """The batch of ``rows`` (batch,); rows that the student cannot read are left out."""
-        chosen = self.inputs.select(rows)
+        chosen = self.columns.select(rows)
         readable = self.inputs.valid(chosen).numpy()
         if not readable.all():
             rows = rows[readable]
-            chosen = self.inputs.select(rows)
-        return Batch(
-            self.inputs.rows(chosen),
-            {name: column.rows(chosen) for name, column in self.teachers.items()},
-            {name: column.valid(chosen) for name, column in self.teachers.items()},
-            torch.as_tensor(rows),
-            torch.full((len(rows),), number),
-        )
-
-    def read_ahead(self, runs: list[tuple[int, int]]) -> None:
-        """Begin to fetch runs of (first row, count) into memory."""
-        for column in (self.inputs, *self.teachers.values()):
-            for first, count in runs:
-                column.read_ahead(first, count)
-
-    def release(self) -> None:
-        """Let go of the pages that were read."""
-        for column in (self.inputs, *self.teachers.values()):
-            column.release()
+            chosen = self.columns.select(rows)
+        read = self.columns.rows(chosen)
+        inputs = read.pop(self.inputs.name)
+        valid = {name: column.valid(chosen) for name, column in self.teachers.items()}
+        return Batch(inputs, read, valid, torch.as_tensor(rows), torch.full((len(rows),), number))
 
 
 class AlignedRows(Dataset[Batch]):
@@ -100,10 +88,11 @@ class AlignedRows(Dataset[Batch]):
     def __getitems__(self, step: Step) -> Batch:
         for part, window, before in zip(self.parts, step.windows, self._windows, strict=False):
             if window != before:
-                part.release()
+                part.columns.release()
         self._windows = step.windows
         for part, runs in zip(self.parts, step.ahead, strict=False):
-            part.read_ahead(runs)
+            for first, count in runs:
+                part.columns.read_ahead(first, count)
         read = [part.read(rows, k) for k, (part, rows) in enumerate(zip(self.parts, step.rows, strict=True)) if len(rows)]
         return read[0] if len(read) == 1 and read[0].targets.keys() == self.dims.keys() else join(read, self.dims)
 
@@ -139,14 +128,15 @@ def as_is(batch: Any) -> Any:
 
 
 class AheadLoader(DataLoader[Batch]):
-    """A DataLoader that gathers the next two batches in a thread while the model works on this one.
+    """A DataLoader that gathers the next two batches in a thread while a GPU works on this one.
 
-    Gathering is numpy and memory, which need no Python lock; a worker process would add a pipe and a copy.
+    Gathering is copying, which needs no Python lock; a worker process would add a pipe and one more copy. Without a GPU
+    the model's own threads gather best: two teams of threads on the same cores wait for each other.
     """
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         source = super().__iter__()
-        if self.num_workers:
+        if self.num_workers or not self.pin_memory:
             yield from source
             return
         with ThreadPoolExecutor(1) as thread:
@@ -172,8 +162,7 @@ def open_part(corpus: Path, names: list[str] | None, input: str) -> Part:
     names = there if names is None else names
     if not names:
         raise CacheError(f"{corpus} has no teacher column: add some with `make cache TEACHERS=mol`")
-    columns = aligned(corpus, [Path("inputs") / input, *(Path("teachers") / name for name in names)]).columns
-    return Part(columns[input], {name: columns[name] for name in names})
+    return Part(aligned(corpus, [Path("inputs") / input, *(Path("teachers") / name for name in names)]), input)
 
 
 def merge_statistics(parts: Sequence[Part]) -> dict[str, Statistics]:

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {  # a module may import those on lower floors, and those on its own floor that stand before it
     "cache_tools": [
         ["errors"],
-        ["console", "launch", "molecules", "images", "producer", "progress", "shard", "statistics"],
+        ["addresses", "console", "launch", "molecules", "images", "producer", "progress", "shard", "statistics"],
         ["corpus", "store", "reader", "claims", "teacher", "columns", "verify"],
         ["teachers.molecule", "teachers.gnn"],
         ["pipeline", "run", "build", "transfer", "sample"],
