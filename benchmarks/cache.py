@@ -71,7 +71,7 @@ def reading(corpus: Path) -> dict[str, Row]:
     batches = list(torch.randperm(len(columns))[: 300 * BATCH].view(-1, BATCH).sort(1).values)
     data = DistillData(corpus, input="length", batch_size=BATCH, held_out=1000)
     files = [h5py.File(column.path / "00000.h5")["embedding"] for column in columns.columns.values()]
-    in_first = [np.sort(np.random.default_rng(k).permutation(store.SHARD_ROWS)[:BATCH]) for k in range(3)]
+    in_first = [np.sort(np.random.default_rng(k).permutation(store.SHARD_ROWS)[:BATCH]) for k in range(30)]
 
     def ours() -> None:
         for rows in batches:

@@ -53,6 +53,12 @@ class AddressRange:
         finally:
             os.close(file)
 
+    def fill(self, content: bytes, at: int) -> None:
+        """Put a copy of ``content`` at ``at``, a multiple of a page; :meth:`advise` may drop it."""
+        writable = mmap.PROT_READ | mmap.PROT_WRITE
+        _map(self.address + at, len(content), writable, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED, -1, 0)
+        ctypes.memmove(self.address + at, content, len(content))
+
     def array(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
         """The range as an array; reading where nothing was placed ends the process."""
         memory: Any = (ctypes.c_uint8 * self.size).from_address(self.address)

@@ -1,9 +1,10 @@
 """Read rows of columns: through memory maps, in any order, from any process, several columns aligned."""
 
-import itertools
+import math
 import mmap
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from cache_tools.store import (
 
 
 class Selection:
-    """Rows of a corpus, sorted into the shards that hold them; columns with equal shards share one.
+    """Rows of a corpus and the shards that hold them; columns with equal shards share one.
 
     Args:
         indices: rows, (batch,).
@@ -43,74 +44,73 @@ class Selection:
     """
 
     def __init__(self, indices: Tensor | Array, shard_rows: int, rows: int):
-        wanted = np.asarray(indices, np.int64)
-        self.wanted = torch.from_numpy(wanted)
-        self.count = len(wanted)
-        lowest, highest = (int(wanted.min()), int(wanted.max())) if self.count else (0, -1)
-        if lowest < 0 or highest >= rows:
+        self.wanted: Array = np.asarray(indices, np.int64)
+        self.count, self.shard_rows = len(self.wanted), shard_rows
+        lowest, highest = (self.wanted.min(), self.wanted.max()) if self.count else (0, 0)
+        if lowest < 0 or highest >= max(1, rows):
             raise IndexError(f"rows 0 to {rows - 1} are there; asked for {lowest if lowest < 0 else highest}")
-        self.order: Array | None = None  # how to put sorted rows back into the order asked for
-        self.pieces: list[tuple[int, slice, Array]] = []  # shard, positions in the sorted batch, rows inside the shard
-        if not self.count:
-            return
-        first = lowest // shard_rows
-        if highest // shard_rows == first:
-            self.pieces = [(first, slice(0, self.count), wanted - first * shard_rows)]
-            return
-        if (wanted[1:] < wanted[:-1]).any():
-            self.order = np.argsort(wanted, kind="stable")
-            wanted = wanted[self.order]
-        shards = wanted // shard_rows
-        cuts = [0, *(np.flatnonzero(np.diff(shards)) + 1).tolist(), self.count]
-        for start, stop in itertools.pairwise(cuts):
-            number = int(shards[start])
-            self.pieces.append((number, slice(start, stop), wanted[start:stop] - number * shard_rows))
 
-    def restore(self, rows: Tensor) -> Tensor:
-        """Sorted rows in the order asked for."""
-        if self.order is None:
-            return rows
-        return torch.empty_like(rows).index_copy_(0, torch.from_numpy(self.order), rows)
+    @cached_property
+    def shards(self) -> Array:
+        """The shard of each row, (batch,)."""
+        return self.wanted // self.shard_rows
+
+    @cached_property
+    def touched(self) -> list[int]:
+        """Every shard that holds a row."""
+        return [int(number) for number in np.unique(self.shards)]
+
+    def pieces(self) -> Iterator[tuple[int, Array, Array]]:
+        """Per shard touched: its number, positions in the batch, rows inside the shard."""
+        for number in self.touched:
+            positions = np.flatnonzero(self.shards == number)
+            yield number, positions, self.wanted[positions] - number * self.shard_rows
 
 
-class Consecutive:
-    """The embeddings of a column's shards at consecutive addresses: one gather reads them all, as if of one tensor.
+class Stack:
+    """One data set of all shards of a column at consecutive addresses: one gather reads it as if it were one array.
 
     Args:
-        path: the column's folder.
-        shards: rows of its manifest.
-        width: of a stored row.
-        dtype: of the column.
-        shard_rows: rows of a shard.
+        name: of the data set.
+        dtype: of its elements.
+        tail: shape of an element.
+        length: the most elements that a shard has; each gets room for so many, rounded up to whole pages.
+        shards: of the column.
     """
 
-    def __init__(self, path: Path, shards: list[dict[str, Any]], width: int, dtype: torch.dtype, shard_rows: int):
-        self.path, self.missing = path, set(range(len(shards)))
-        self.table: Tensor | None = None
-        stored = np.dtype(str(dtype).removeprefix("torch."))
-        self.bytes = shard_rows * width * stored.itemsize  # of a full shard
-        rows = sum(shard["rows"] for shard in shards)
-        alike = all(shard["dtype"] == stored.name for shard in shards)
-        if alike and rows * width and (self.bytes % PAGE == 0 or len(shards) == 1):
-            self.range = AddressRange(-(-rows * width * stored.itemsize // PAGE) * PAGE)
-            self.table = torch.from_numpy(self.range.array(stored, (rows, width)))
+    def __init__(self, name: str, dtype: str, tail: Sequence[int], length: int, shards: int):
+        self.name, self.missing = name, set(range(shards))
+        self._copied: set[int] = set()
+        self._element = np.dtype(dtype).itemsize * math.prod(tail)
+        room = math.lcm(PAGE, max(1, self._element))  # whole pages and whole elements
+        if shards > 1:
+            self._room = -(-max(1, length * self._element) // room) * room
+            exact = length * self._element
+            self._room = exact if exact and exact % PAGE == 0 else self._room
+        else:
+            self._room = -(-max(1, length * self._element) // PAGE) * PAGE
+        self.stride = self._room // max(1, self._element)  # elements from a shard's first to the next one's
+        self.range = AddressRange(self._room * shards)
+        self.array = self.range.array(np.dtype(dtype), ((self.stride if shards > 1 else length) * shards, *tail))
 
-    def place(self, number: int, header: Callable[[int], Header]) -> None:
-        """Map a shard to its place; where its data does not begin at a page, the column has no table."""
-        if self.table is None or number not in self.missing:
-            return
-        offset, dtype, shape = header(number).fields["embedding"]
-        if offset % PAGE:
-            self.table = None
-            return
-        size = dtype.itemsize * int(np.prod(shape))
-        self.range.place(self.path / file_name(number), offset, size, number * self.bytes)
+    def place(self, number: int, path: Path, header: Header) -> None:
+        """Put a shard's data in its place: mapped where it begins at a page of the file, else copied."""
+        offset, dtype, shape = header.fields[self.name]
+        size, at = dtype.itemsize * math.prod(shape), number * self._room
+        if size and offset % PAGE:
+            with open(path, "rb") as file:
+                file.seek(offset)
+                self.range.fill(file.read(size), at)
+            self._copied.add(number)
+        elif size:
+            self.range.place(path, offset, size, at)
         self.missing.discard(number)
 
     def release(self) -> None:
-        """Let go of the pages; the next gather maps them again by itself."""
-        if self.table is not None:
-            self.range.advise(0, self.range.size, mmap.MADV_DONTNEED)
+        """Let go of the pages; a gather maps them again by itself, what was copied is copied again."""
+        self.missing |= self._copied
+        self._copied.clear()
+        self.range.advise(0, self.range.size, mmap.MADV_DONTNEED)
 
 
 class Column:
@@ -124,6 +124,7 @@ class Column:
         check_hashes: also compare every shard's SHA-256 with the manifest's, which reads everything once.
 
     Attributes:
+        complete: whether every row is valid.
         kind: ``dense``, ``bits`` (dense, packed eight to a byte on disk) or ``ragged``.
         dim: width of a dense row.
         dtype: of the rows that :meth:`rows` gives.
@@ -144,14 +145,15 @@ class Column:
         self.shards: list[dict[str, Any]] = self.manifest["shards"]
         self.corpus_fingerprint: str = self.manifest["corpus_fingerprint"]
         self._rows: int = self.manifest["rows"]
-        self._complete = all(shard["valid"] == shard["rows"] for shard in self.shards)
+        self.complete = all(shard["valid"] == shard["rows"] for shard in self.shards)
         self._headers: dict[int, Header] = {}
         self._mapped: dict[int, Arrays] = {}
-        self._consecutive: Consecutive | None = None
+        self._stacks: dict[str, Stack] = {}
         if self.kind != "ragged":
             self.dim: int = self.manifest["dim"]
             stored = self.manifest["dtype"]
             self.dtype = torch.uint8 if self.kind == "bits" else torch.float16 if stored == "float16" else torch.float32
+            self._uniform = all(shard["dtype"] == str(self.dtype).removeprefix("torch.") for shard in self.shards)
             self._width = -(-self.dim // 8) if self.kind == "bits" else self.dim  # of a stored row
             self.statistics = Statistics.from_json(self.manifest["statistics"])
         for number, shard in enumerate(self.shards if check_hashes else []):
@@ -162,14 +164,17 @@ class Column:
         return self._rows
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mapped": {}, "_headers": {}, "_consecutive": None}
+        return {**self.__dict__, "_mapped": {}, "_headers": {}, "_stacks": {}}
 
     def select(self, indices: Tensor | Array) -> Selection:
-        """Rows sorted into this column's shards, for :meth:`rows` and :meth:`valid` of columns with equal shards."""
+        """Rows and the shards that hold them, for :meth:`rows` and :meth:`valid` of columns with equal shards."""
         return Selection(indices, self.shard_rows, self._rows)
 
     def rows(self, indices: Tensor | Array | Selection) -> Any:
         """Rows at ``indices`` (batch,), in that order.
+
+        Args:
+            indices: rows, or what :meth:`select` made of them.
 
         Returns:
             A tensor (batch, dim) for a dense column; field -> :class:`Ragged` for a ragged one.
@@ -181,8 +186,7 @@ class Column:
         selection = indices if isinstance(indices, Selection) else self.select(indices)
         if self.kind == "ragged":
             return {field: self._ragged(field, selection) for field in self.manifest["fields"]}
-        table = self._table(selection)
-        rows = self._gather(selection) if table is None else table.index_select(0, selection.wanted)
+        rows = self._gather(selection) if self._uniform else self._convert(selection)
         if self.kind == "bits":
             return torch.from_numpy(np.unpackbits(rows.numpy(), axis=1, count=self.dim))
         return rows
@@ -190,13 +194,11 @@ class Column:
     def valid(self, indices: Tensor | Array | Selection) -> Tensor:
         """Whether each row at ``indices`` (batch,) could be made; bool (batch,)."""
         selection = indices if isinstance(indices, Selection) else self.select(indices)
-        out = torch.ones(selection.count, dtype=torch.bool)
-        if self._complete:
-            return out
-        for number, span, rows in selection.pieces:
+        out = np.ones(selection.count, np.bool_)
+        for number, positions, rows in () if self.complete else selection.pieces():
             if self.shards[number]["valid"] < self.shards[number]["rows"]:
-                out[span] = torch.from_numpy(self._shard(number)["valid"][rows].astype(np.bool_))
-        return selection.restore(out)
+                out[positions] = self._shard(number)["valid"][rows]
+        return torch.from_numpy(out)
 
     def read_ahead(self, first: int, count: int) -> None:
         """Ask the operating system to fetch ``count`` rows from ``first`` on into memory, without waiting for them."""
@@ -207,40 +209,61 @@ class Column:
     def release(self) -> None:
         """Let go of the pages that were read, so that they no longer count as this process's memory."""
         self._mapped.clear()
-        if self._consecutive is not None:
-            self._consecutive.release()
+        for stack in self._stacks.values():
+            stack.release()
 
     def _advise(self, number: int, start: int, stop: int) -> None:
-        fields = self._header(number).fields
-        ragged = self.manifest.get("fields", ())
-        runs = {f"{name}/values": self._shard(number)[f"{name}/offsets"][[start, stop]].tolist() for name in ragged}
+        names = [f"{field}/values" for field in self.manifest.get("fields", ())] or ["embedding"]
         with open(self.path / file_name(number), "rb") as file:
-            for name, (low, high) in (runs or {"embedding": [start, stop]}).items():
-                offset, dtype, shape = fields[name]
-                size = dtype.itemsize * int(np.prod(shape[1:]))
+            for name in names:
+                offset, dtype, shape = self._header(number).fields[name]
+                size, low, high = dtype.itemsize * math.prod(shape[1:]), start, stop
+                if self.kind == "ragged":
+                    low, high = self._shard(number)[name.replace("/values", "/offsets")][[start, stop]].tolist()
                 if hasattr(os, "posix_fadvise"):  # madvise(MADV_WILLNEED) without a map; macOS reads ahead by itself
                     os.posix_fadvise(file.fileno(), offset + low * size, (high - low) * size, os.POSIX_FADV_WILLNEED)
 
-    def _table(self, selection: Selection) -> Tensor | None:
-        """The whole column as one tensor whose shards of ``selection`` are mapped; None when shards do not fit together."""
-        if self._consecutive is None:
-            self._consecutive = Consecutive(self.path, self.shards, self._width, self.dtype, self.shard_rows)
-        for number, _, _ in selection.pieces if self._consecutive.missing else ():
-            self._consecutive.place(number, self._header)
-        return self._consecutive.table
+    def _stack(self, selection: Selection, name: str, dtype: str, tail: Sequence[int], length: int) -> Stack:
+        """The data set ``name`` of all shards, those of ``selection`` in their places."""
+        if name not in self._stacks:
+            self._stacks[name] = Stack(name, dtype, tail, length, len(self.shards))
+        stack = self._stacks[name]
+        for number in [each for each in selection.touched if each in stack.missing] if stack.missing else ():
+            stack.place(number, self.path / file_name(number), self._header(number))
+        return stack
 
     def _gather(self, selection: Selection) -> Tensor:
-        """Rows (batch, width) shard by shard."""
-        out = torch.empty(selection.count, self._width, dtype=self.dtype)
-        for number, span, rows in selection.pieces:
+        """Rows (batch, width) of shards of one type."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        stack = self._stack(selection, "embedding", dtype, (self._width,), min(self.shard_rows, self._rows))
+        indices = selection.wanted
+        if len(self.shards) > 1 and stack.stride != self.shard_rows:
+            indices = indices + selection.shards * (stack.stride - self.shard_rows)
+        return torch.from_numpy(stack.array).index_select(0, torch.from_numpy(indices))
+
+    def _convert(self, selection: Selection) -> Tensor:
+        """Rows (batch, width) of int8 shards, or of shards of which some are wider."""
+        out = np.empty((selection.count, self._width), str(self.dtype).removeprefix("torch."))
+        for number, positions, rows in selection.pieces():
             arrays = self._shard(number)
+            out[positions] = arrays["embedding"][rows]
             if "scale" in arrays:
                 part = dequantise(arrays["embedding"][rows], arrays["scale"], arrays["offset"])
                 part[arrays["valid"][rows] == 0] = 0
-            else:
-                part = arrays["embedding"][rows]  # may be narrower than a widened column
-            out[span] = torch.from_numpy(part)
-        return selection.restore(out)
+                out[positions] = part
+        return torch.from_numpy(out)
+
+    def _ragged(self, field: str, selection: Selection) -> Ragged:
+        dtype, *tail = self.manifest["fields"][field]
+        longest = min(self.shard_rows, self._rows) + 1
+        offsets = self._stack(selection, f"{field}/offsets", "int64", (), longest)
+        most = max(shard["bytes"] for shard in self.shards) // max(1, np.dtype(dtype).itemsize * math.prod(tail))
+        values = self._stack(selection, f"{field}/values", dtype, tail, most)
+        at = selection.wanted + selection.shards * (offsets.stride - self.shard_rows)
+        starts = offsets.array[at]
+        counts = offsets.array[at + 1] - starts
+        indices = spans(starts + selection.shards * values.stride, counts)
+        return Ragged(torch.from_numpy(values.array.take(indices, 0)), torch.from_numpy(counts))
 
     def _shard(self, number: int) -> Arrays:
         arrays = self._mapped.get(number)
@@ -253,28 +276,10 @@ class Column:
             path, shard = self.path / file_name(number), self.shards[number]
             header = checked_header(path, shard["bytes"], number, identity_of(self.manifest))
             _check_layout(path, header, self.manifest, shard["rows"])
+            for field in self.manifest.get("fields", ()):
+                _check_offsets(path, header, field)
             self._headers[number] = header
         return self._headers[number]
-
-    def _ragged(self, field: str, selection: Selection) -> Ragged:
-        counts = np.zeros(selection.count, np.int64)
-        parts = []
-        for number, span, rows in selection.pieces:
-            arrays = self._shard(number)
-            offsets, values = arrays[f"{field}/offsets"], arrays[f"{field}/values"]
-            starts = offsets[rows]
-            counts[span] = offsets[rows + 1] - starts
-            parts.append(values.take(spans(starts, counts[span]), 0))
-        if not parts:
-            dtype, *shape = self.manifest["fields"][field]
-            parts = [np.empty((0, *shape), dtype)]
-        flat = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        if selection.order is not None:
-            begins = np.cumsum(counts) - counts
-            back = np.empty_like(selection.order)
-            back[selection.order] = np.arange(selection.count)
-            flat, counts = flat.take(spans(begins[back], counts[back]), 0), counts[back]
-        return Ragged(torch.from_numpy(flat), torch.from_numpy(counts))
 
 
 def spans(starts: Array, counts: Array) -> Array:
@@ -378,3 +383,13 @@ def _check_layout(path: Path, header: Header, manifest: Mapping[str, Any], rows:
                 f"shard {path}: {name} is {dtype} {found}, expected {dtypes.replace(' ', ' or ')} {wanted}: "
                 "delete it and build again"
             )
+
+
+def _check_offsets(path: Path, header: Header, field: str) -> None:
+    """Whether the rows of a ragged field follow each other and end where its values end; a gather trusts them."""
+    offsets = map_shard(path, header)[0][f"{field}/offsets"]
+    values = header.fields[f"{field}/values"][2][0]
+    if offsets[0] != 0 or offsets[-1] != values or (np.diff(offsets) < 0).any():
+        raise CacheError(
+            f"shard {path}: {field}/offsets do not cut the {values} values into rows: delete it and build again"
+        )

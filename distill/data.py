@@ -6,16 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils.pin_memory import pin_memory
 
 from cache_tools import Column, aligned, store
 from cache_tools.errors import CacheError, ConfigError
-from cache_tools.reader import Aligned
+from cache_tools.reader import Aligned, Selection
 from cache_tools.statistics import Statistics
 from cache_tools.store import Ragged
 from distill.order import BatchOrder, Source, Step, held_out
@@ -63,14 +64,16 @@ class Part:
     def read(self, rows: Any, number: int = 0) -> Batch:
         """The batch of ``rows`` (batch,); rows that the student cannot read are left out."""
         chosen = self.columns.select(rows)
-        readable = self.inputs.valid(chosen).numpy()
-        if not readable.all():
-            rows = rows[readable]
+        if not self.inputs.complete:
+            rows = rows[self.inputs.valid(chosen).numpy()]
             chosen = self.columns.select(rows)
         read = self.columns.rows(chosen)
         inputs = read.pop(self.inputs.name)
-        valid = {name: column.valid(chosen) for name, column in self.teachers.items()}
-        return Batch(inputs, read, valid, torch.as_tensor(rows), torch.full((len(rows),), number))
+        return Batch(inputs, read, self._valid(chosen), torch.from_numpy(chosen.wanted), torch.full((len(rows),), number))
+
+    def _valid(self, chosen: Selection) -> dict[str, Tensor]:
+        everything = torch.ones(chosen.count, dtype=torch.bool)  # one for all columns that are complete
+        return {name: everything if column.complete else column.valid(chosen) for name, column in self.teachers.items()}
 
 
 class AlignedRows(Dataset[Batch]):
@@ -135,14 +138,19 @@ class AheadLoader(DataLoader[Batch]):
     """
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        source = super().__iter__()
-        if self.num_workers or not self.pin_memory:
-            yield from source
+        if self.num_workers:
+            yield from super().__iter__()
+            return
+        dataset = cast(AlignedRows, self.dataset)
+        batches = (dataset.__getitems__(step) for step in cast(BatchOrder, self.batch_sampler))
+        if not self.pin_memory:
+            yield from batches
             return
         with ThreadPoolExecutor(1) as thread:
-            coming = deque(thread.submit(next, source, None) for _ in range(2))
+            pinned = map(pin_memory, batches)
+            coming = deque(thread.submit(next, pinned, None) for _ in range(2))
             while (batch := coming.popleft().result()) is not None:
-                coming.append(thread.submit(next, source, None))
+                coming.append(thread.submit(next, pinned, None))
                 yield batch
 
 

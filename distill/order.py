@@ -238,9 +238,13 @@ class BatchOrder(Sampler[Step]):
         for first in range(0, len(counts), SLAB):
             last = min(first + SLAB, len(counts))
             slab = [stream.take(*ends[[first, last], k].tolist()) for k, stream in enumerate(streams)]
+            spans = (ends[first : last + 1] - ends[first]).tolist()  # where each batch begins in the slab
             for number in range(first, last):
-                spans = (ends[[number, number + 1]] - ends[first]).T.tolist()  # (sources, 2)
-                rows = [slab[k][start:stop] for k, (start, stop) in enumerate(spans)]
+                start, stop = spans[number - first], spans[number - first + 1]
+                rows = [each[a:b] for each, a, b in zip(slab, start, stop, strict=True)]
+                if not any(source.block for source in self.sources):
+                    yield Step(self._slice(rows))
+                    continue
                 windows, ahead = self._windows(streams, ends[number].tolist(), seen)
                 seen = windows
                 yield Step(self._slice(rows), windows, ahead)
