@@ -21,7 +21,7 @@ from cache_tools.columns import Featuriser, MoleculeGraph
 from cache_tools.corpus import Items, RdkitSamples, SmilesFile
 from cache_tools.pipeline import make
 from cache_tools.run import Settings
-from cache_tools.shard import write_shard
+from cache_tools.shard import ALIGNMENT, write_shard
 from cache_tools.teacher import Teacher
 from cache_tools.teachers.gnn import PretrainedGnn
 from distill.data import DistillData
@@ -120,14 +120,14 @@ def building(folder: Path, weights: Path, molecules: Path) -> dict[str, Row]:
     if not weights.is_file() or not molecules.is_file():
         print(f"no {weights} or {molecules}: the build of a GNN teacher is not measured")
         return {}
-    corpus = SmilesFile(molecules, limit=3000)
+    corpus = SmilesFile(molecules, limit=6000)
     _, items, _ = corpus.read()
     number = 0
 
     def ours() -> None:
         nonlocal number
         number += 1
-        build(folder, f"gnn{number}", corpus, {"gnn": PretrainedGnn(str(weights))}, {}, Settings(shard_rows=1000))
+        build(folder, f"gnn{number}", corpus, {"gnn": PretrainedGnn(str(weights))}, {}, Settings(shard_rows=2000))
 
     def bare() -> None:
         teacher = PretrainedGnn(str(weights))
@@ -171,7 +171,7 @@ def sparse_column(folder: Path, rows: int = 10_000_000, dim: int = 512) -> Path:
     for number, first in enumerate(range(0, rows, store.SHARD_ROWS)):
         count = min(store.SHARD_ROWS, rows - first)
         path = column / f"{number:05d}.h5"
-        with h5py.File(path, "w", libver="latest") as file:
+        with h5py.File(path, "w", libver="latest", alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT) as file:
             properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
             properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
@@ -179,7 +179,8 @@ def sparse_column(folder: Path, rows: int = 10_000_000, dim: int = 512) -> Path:
             h5py.h5d.create(file.id, b"embedding", h5py.h5t.IEEE_F16LE, space, properties)
             file["valid"] = np.ones(count, np.uint8)
             file.attrs.update({**identity, "shard": number, "first_row": first, "rows": count, "format_version": 1})
-        listed.append({"file": path.name, "rows": count, "valid": count, "bytes": path.stat().st_size, "sha256": ""})
+        facts = {"file": path.name, "rows": count, "valid": count, "bytes": path.stat().st_size, "sha256": ""}
+        listed.append({**facts, "dtype": "float16"})
     statistics = {"count": rows, "mean": [0.0] * dim, "var": [1.0] * dim}
     manifest = {"format_version": 1, "kind": "dense", "corpus_fingerprint": "0", "producer": producer, "rows": rows}
     manifest |= {"shard_rows": store.SHARD_ROWS, "requested_dtype": "float16", "finished": True, "shards": listed}
@@ -190,9 +191,8 @@ def sparse_column(folder: Path, rows: int = 10_000_000, dim: int = 512) -> Path:
 def large(folder: Path) -> dict[str, Row]:
     """In a process of its own, so that nothing else counts as its memory."""
     column = sparse_column(folder)
-    done = subprocess.run(
-        [sys.executable, __file__, str(column)], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
-    )
+    command = [sys.executable, __file__, str(column)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=Path(__file__).parent)
     opening, base, resident = map(float, done.stdout.split()[-3:])
     return {
         "opening a column of 10 million rows, s": Row(f"{opening:.4f} s", "", opening, "< 0.2"),

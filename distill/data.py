@@ -19,7 +19,7 @@ from cache_tools.errors import CacheError, ConfigError
 from cache_tools.reader import Aligned, Selection
 from cache_tools.statistics import Statistics
 from cache_tools.store import Ragged
-from distill.order import BatchOrder, Source, Step, held_out
+from distill.order import BatchOrder, Source, Step
 
 log = logging.getLogger(__name__)
 
@@ -251,7 +251,9 @@ class DistillData(LightningDataModule):
                 f"{chosen.path} has {rows} rows; without {count} held out, "
                 f"no batch of {self.batch_size} is left: lower data.held_out or data.batch_size"
             )
-        return Source(rows, held_out(rows, count, self.seed), chosen.weight, block, window)
+        if 2 * count > rows:
+            raise ConfigError(f"{chosen.path} has {rows} rows; data.held_out {count} is more than half of them: lower it")
+        return Source(rows, count, self.seed, chosen.weight, block, window)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(shuffle=True)

@@ -6,7 +6,8 @@ Nothing here is as long as the corpus: a permutation of a billion rows is a form
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,37 +49,56 @@ def permute(positions: Array, rows: int, *key: int) -> Array:
 class Source:
     """One corpus of a run.
 
+    The corpus is cut into as many strata as rows are held out, and one row of each stratum is: so the n-th row to train on
+    is found without a list of rows.
+
     Args:
         rows: of the corpus.
-        held_out: rows that are never trained on, sorted, (held_out,).
+        held: rows that are never trained on, at most half of all.
+        seed: which rows these are.
         weight: share of a batch, relative to the other corpora's; by default the rows to train on.
         block: rows of a block of a block shuffle; 0 shuffles all rows at once.
         window: blocks that are shuffled together.
+
+    Example:
+        >>> source = Source(rows=10, held=2)
+        >>> sorted([*source.held_out.tolist(), *source.training(np.arange(8)).tolist()])
+        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     """
 
     rows: int
-    held_out: Array = field(default_factory=lambda: np.empty(0, np.int64))
+    held: int = 0
+    seed: int = 0
     weight: float | None = None
     block: int = 0
     window: int = 16
 
     def __len__(self) -> int:
-        return self.rows - len(self.held_out)
+        return self.rows - self.held
+
+    @property
+    def _stratum(self) -> int:
+        return self.rows // max(1, self.held)
+
+    @cached_property
+    def _chosen(self) -> Array:
+        """Which row of each stratum is held out; beyond the last stratum none is."""
+        state = np.random.SeedSequence((self.rows, self.held, self.seed)).generate_state(self.held, np.uint64)
+        return np.append((state % np.uint64(self._stratum)).astype(np.int64), self.rows)
+
+    @cached_property
+    def held_out(self) -> Array:
+        """The rows for validation, for good; sorted, (held,)."""
+        return np.arange(self.held) * self._stratum + self._chosen[:-1]
 
     def training(self, positions: Array) -> Array:
         """The rows to train on at ``positions`` of their list in the corpus's order."""
-        before = self.held_out - np.arange(len(self.held_out))  # training rows before each held-out one
-        return positions + np.searchsorted(before, positions, side="right")
-
-
-def held_out(rows: int, count: int, seed: int) -> Array:
-    """``count`` rows of ``range(rows)`` for validation, at random but for good; sorted.
-
-    Example:
-        >>> len(held_out(10, 2, seed=0))
-        2
-    """
-    return np.sort(permute(np.arange(count), rows, seed))
+        if not self.held:
+            return positions
+        kept = self._stratum - 1  # rows to train on in a stratum
+        stratum = np.minimum(positions // kept, self.held)
+        rows: Array = positions + stratum + (positions - stratum * kept >= self._chosen[stratum])
+        return rows
 
 
 class Shuffled:

@@ -4,11 +4,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from distill.order import BatchOrder, BlockShuffled, Shuffled, Source, held_out, permute, shares
+from distill.order import BatchOrder, BlockShuffled, Shuffled, Source, permute, shares
 
 
 def source(rows: int, held: int = 0, **options) -> Source:
-    return Source(rows, held_out(rows, held, seed=5), **options)
+    return Source(rows, held, seed=5, **options)
 
 
 def rows_of(order: BatchOrder, number: int = 0) -> list[list[int]]:
@@ -32,6 +32,22 @@ def test_every_row_comes_at_every_position_equally_often(rows):
     for key in range(keys):
         table[np.arange(rows), permute(np.arange(rows), rows, key)] += 1
     assert chisquare(table.ravel(), ddof=2 * rows - 2).pvalue > 1e-4
+
+
+@given(data=st.data(), rows=st.integers(1, 300), seed=st.integers(0, 9))
+@settings(deadline=None)
+def test_every_row_is_trained_on_or_held_out(data, rows, seed):
+    one = Source(rows, data.draw(st.integers(0, rows // 2)), seed)
+    trained = one.training(np.arange(len(one)))
+    assert sorted([*trained.tolist(), *one.held_out.tolist()]) == list(range(rows))
+    assert (np.diff(trained) > 0).all()
+
+
+def test_held_out_rows_are_spread_and_the_seed_decides_them():
+    first, second = Source(10_000, 100, seed=1).held_out, Source(10_000, 100, seed=2).held_out
+    assert len(np.intersect1d(first, second)) < 10
+    np.testing.assert_array_equal(first, Source(10_000, 100, seed=1).held_out)
+    assert abs(first.mean() - 5000) < 100
 
 
 def test_a_permutation_of_a_billion_rows_is_a_formula():
