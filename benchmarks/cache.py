@@ -272,7 +272,7 @@ def cold(corpus: Path) -> dict[str, Row]:
 
 def everything(folder: Path) -> Iterator[dict[str, Row]]:
     shared = Path(__file__).parents[2] / "shared"
-    weights = Path(os.environ.get("WEIGHTS", shared / "weights" / "mol"))
+    weights = Path(os.environ.get("WEIGHTS") or shared / "weights" / "mol")
     corpus = wide_corpus(folder)
     yield reading(corpus)
     yield graphs(folder)
