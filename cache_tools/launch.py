@@ -53,6 +53,15 @@ def place(rank: int | None = None, world: int | None = None, environment: Mappin
     return Place(task, tasks, local)
 
 
+def choose_device(device: str, local: int = 0) -> str:
+    """``auto`` is the GPU of this writer's number, when there are GPUs."""
+    if device != "auto":
+        return device
+    import torch
+
+    return f"cuda:{local % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+
+
 @contextmanager
 def writers(devices: int, arguments: list[str], workers: int) -> Iterator[None]:
     """Start ``devices - 1`` more processes of this command; on leaving, wait for them.

@@ -2,11 +2,16 @@
 
 import importlib
 import inspect
+import json
 from abc import ABC
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from cache_tools.errors import BadItem, CacheError
+
+LIBRARIES = ("torch", "numpy", "rdkit", "torch_geometric", "transformers")
 
 
 class Producer(ABC):
@@ -77,3 +82,34 @@ def rebuild(manifest: Mapping[str, Any], base: type[Producer]) -> Producer:
     if not (isinstance(cls, type) and issubclass(cls, base)):
         raise CacheError(f"{manifest['class_path']} is no {base.__name__}")
     return cls(**manifest["init_args"])
+
+
+def require_same(path: Path, recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse to go on with a column that something else made.
+
+    Raises:
+        CacheError: naming the field that differs.
+    """
+    for key in sorted(recorded.keys() | wanted.keys()):
+        if recorded.get(key) != wanted.get(key):
+            raise CacheError(
+                f"{path} was made with {key} = {recorded.get(key)!r}, now it is {wanted.get(key)!r}: "
+                "give the new one another name, or delete that folder to make it again"
+            )
+
+
+def as_json(arguments: dict[str, Any]) -> dict[str, Any]:
+    """As JSON would give them back: paths as text, tuples as lists."""
+    plain: dict[str, Any] = json.loads(json.dumps(arguments, default=str))
+    return plain
+
+
+def libraries() -> dict[str, str]:
+    """Versions of the installed libraries that embeddings may depend on, for the record."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

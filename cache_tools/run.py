@@ -2,28 +2,25 @@
 
 import csv
 import io
-import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from cache_tools import shard as shards
 from cache_tools import store
 from cache_tools.claims import Claims
 from cache_tools.columns import Featuriser
 from cache_tools.errors import CacheError, TeacherError
-from cache_tools.launch import Place
+from cache_tools.launch import Place, choose_device
 from cache_tools.pipeline import Pipeline
-from cache_tools.producer import Producer, class_path
+from cache_tools.producer import Producer, as_json, class_path, libraries, require_same
 from cache_tools.progress import Meter
 from cache_tools.statistics import Statistics
 from cache_tools.store import CorpusManifest
@@ -34,7 +31,6 @@ log = logging.getLogger(__name__)
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 TASKS = "tasks"  # a folder of a corpus; holds the corpora of tasks, which are named by fingerprint
 SKIPPED = "skipped.csv"
-LIBRARIES = ("torch", "numpy", "rdkit", "torch_geometric", "transformers")
 
 
 @dataclass(frozen=True)
@@ -136,7 +132,7 @@ class Build:
             "class_path": class_path(self.producer),
             "init_args": as_json(self.producer.init_args),
             "fingerprint": as_json(self.producer.fingerprint()),
-            "libraries": dict(_versions()),
+            "libraries": libraries(),
         }
         if self.expected is not None:
             require_same(self.path, self.expected, producer["fingerprint"])
@@ -374,38 +370,3 @@ def _identity(manifest: dict[str, Any]) -> dict[str, Any]:
     """What decides a column's content, field by field."""
     fields = {"corpus": manifest["corpus_fingerprint"], "dtype": manifest["requested_dtype"]}
     return {**manifest["producer"]["fingerprint"], **fields, "shard_rows": manifest["shard_rows"]}
-
-
-def require_same(path: Path, recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuse to go on with a column that something else made.
-
-    Raises:
-        CacheError: naming the field that differs.
-    """
-    for key in sorted(recorded.keys() | wanted.keys()):
-        if recorded.get(key) != wanted.get(key):
-            raise CacheError(
-                f"{path} was made with {key} = {recorded.get(key)!r}, now it is {wanted.get(key)!r}: "
-                "give the new one another name, or delete that folder to make it again"
-            )
-
-
-def as_json(arguments: dict[str, Any]) -> dict[str, Any]:
-    """As JSON would give them back: paths as text, tuples as lists."""
-    plain: dict[str, Any] = json.loads(json.dumps(arguments, default=str))
-    return plain
-
-
-def choose_device(device: str, local: int = 0) -> str:
-    """``auto`` is the GPU of this writer's number, when there are GPUs."""
-    if device != "auto":
-        return device
-    return f"cuda:{local % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-
-
-def _versions() -> Iterator[tuple[str, str]]:
-    for library in LIBRARIES:
-        try:
-            yield library, version(library)
-        except PackageNotFoundError:
-            continue

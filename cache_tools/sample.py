@@ -12,10 +12,11 @@ from rich.text import Text
 
 from cache_tools import store
 from cache_tools.errors import CacheError
+from cache_tools.launch import choose_device
 from cache_tools.pipeline import make
-from cache_tools.producer import rebuild
+from cache_tools.producer import as_json, rebuild, require_same
 from cache_tools.reader import Column, aligned
-from cache_tools.run import Settings, as_json, choose_device, require_same
+from cache_tools.run import Settings
 from cache_tools.store import Array
 from cache_tools.teacher import Teacher
 

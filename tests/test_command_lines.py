@@ -100,6 +100,29 @@ def test_cache_list_and_verify_tell_the_state(place):
     assert "every shard is as it was written" in ok(place.cache("verify"))
 
 
+def test_two_writers_on_one_machine_share_the_shards(place):
+    options = ["--settings.shard_rows", "20", "--settings.batch_size", "20"]
+    done = place.cache("build", "--config", "cache.yaml", "--name", "shared", "--devices", "2", *options)
+    assert "shared" in ok(done), "the first writer shows the cache, the second only works"
+    assert done.stdout.count("cache cache") == 1
+    made = [int(line.split(" rows made")[0].split()[-1]) for line in done.stderr.splitlines() if "maccs: " in line]
+    assert len(made) == 2, f"each writer says what it made: {done.stderr}"
+    assert sum(made) == 300
+    assert "every shard is as it was written" in ok(place.cache("verify"))
+    assert not list(place.folder.glob("cache/shared/*/*/.*")), "no claim, no temporary file"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--rank", "2", "--world", "2"], "0 <= rank < world"), (["--devices", "0"], "--devices is 0, expected at least 1")],
+)
+def test_a_place_that_cannot_be_is_refused(place, options, message):
+    done = place.cache("build", "--config", "cache.yaml", *options)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_fit_leaves_checkpoints_logs_and_its_configuration(place):
     run = place.folder / "runs" / "mini"
     for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "metrics.csv", "config.yaml"):
