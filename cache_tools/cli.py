@@ -54,7 +54,7 @@ def build(
     here = launch.place(rank, world)
     if devices != 1 and here.world == 1:
         here = launch.Place(0, devices)
-        share = settings.workers or max(1, (os.cpu_count() or 1) // devices)
+        share = settings.workers or max(1, (os.cpu_count() or 1) // max(1, devices))
         settings = replace(settings, workers=share)
         with launch.writers(devices, sys.argv[1:], share):
             corpus_build.build(cache, name, corpus, teachers, inputs, settings, here)

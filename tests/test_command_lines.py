@@ -105,9 +105,9 @@ def test_two_writers_on_one_machine_share_the_shards(place):
     done = place.cache("build", "--config", "cache.yaml", "--name", "shared", "--devices", "2", *options)
     assert "shared" in ok(done), "the first writer shows the cache, the second only works"
     assert done.stdout.count("cache cache") == 1
-    made = [int(line.split(" rows made")[0].split()[-1]) for line in done.stderr.splitlines() if "maccs: " in line]
-    assert len(made) == 2, f"each writer says what it made: {done.stderr}"
-    assert sum(made) == 300
+    for column in ("maccs", "letters", "graph"):  # each writer says what it made
+        lines = [line for line in done.stderr.splitlines() if f"{column}: " in line]
+        assert sum(int(line.split(" rows made")[0].split()[-1]) for line in lines) == 300, done.stderr
     assert "every shard is as it was written" in ok(place.cache("verify"))
     assert not list(place.folder.glob("cache/shared/*/*/.*")), "no claim, no temporary file"
 
@@ -121,6 +121,15 @@ def test_a_place_that_cannot_be_is_refused(place, options, message):
     assert done.returncode != 0
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_several_corpora_and_blocks_from_yaml(place):
+    ok(place.cache("build", "--config", "cache.yaml", "--name", "second", "--corpus.limit", "120"))
+    mix = {"corpora": [{"path": "cache/mini", "weight": 2}, {"path": "cache/second", "teachers": ["maccs"]}]}
+    mix |= {"block_rows": 16, "window_blocks": 2, "held_out": 20}
+    (place.folder / "mix.yaml").write_text(yaml.safe_dump({"run": "mixed/run", "data": mix}))
+    ok(place.distill("fit", "--config", "fit.yaml", "--config", "mix.yaml", "--trainer.max_epochs", "1"))
+    assert "nll/letters" in (place.folder / "mixed" / "run" / "metrics.csv").read_text().splitlines()[0]
 
 
 def test_a_fit_leaves_checkpoints_logs_and_its_configuration(place):
