@@ -35,7 +35,7 @@ class AddressRange:
     """
 
     def __init__(self, size: int):
-        self.size = size
+        self.size, self.address = size, 0
         self.address = _map(None, size, PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
 
     def place(self, path: Path, offset: int, size: int, at: int) -> None:
@@ -54,7 +54,7 @@ class AddressRange:
             os.close(file)
 
     def fill(self, content: bytes, at: int) -> None:
-        """Put a copy of ``content`` at ``at``, a multiple of a page; :meth:`advise` may drop it."""
+        """Put a copy of ``content`` at ``at``, a multiple of a page; ``MADV_DONTNEED`` would lose it."""
         writable = mmap.PROT_READ | mmap.PROT_WRITE
         _map(self.address + at, len(content), writable, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED, -1, 0)
         ctypes.memmove(self.address + at, content, len(content))
@@ -71,7 +71,8 @@ class AddressRange:
             _libc.madvise(self.address + start, stop - start, advice)  # advice only: a failure costs nothing but time
 
     def __del__(self) -> None:
-        _libc.munmap(self.address, self.size)
+        if self.address:
+            _libc.munmap(self.address, self.size)
 
 
 def _map(address: int | None, size: int, protection: int, flags: int, file: int, offset: int) -> int:

@@ -148,6 +148,8 @@ def main() -> None:
         )
     except QuorumError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted: finished shards are kept, the same command goes on from there")
 
 
 if __name__ == "__main__":

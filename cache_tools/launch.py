@@ -39,18 +39,21 @@ def place(rank: int | None = None, world: int | None = None, environment: Mappin
         return int(environment.get(name) or default)
 
     local = number("LOCAL_RANK", number("SLURM_LOCALID", 0))
+    found: tuple[int | None, int | None]
     if rank is not None or world is not None:
-        if rank is None or world is None or not 0 <= rank < world:
-            raise ConfigError(f"--rank {rank} --world {world}: expected both, with 0 <= rank < world")
-        return Place(rank, world, local)
-    if "WORLD_SIZE" in environment:
-        return Place(number("RANK", 0), number("WORLD_SIZE", 1), local)
-    tasks, task = number("SLURM_NTASKS", 1), number("SLURM_PROCID", 0)
-    if "SLURM_ARRAY_TASK_ID" in environment:
-        step = number("SLURM_ARRAY_TASK_STEP", 1)
-        index = (number("SLURM_ARRAY_TASK_ID", 0) - number("SLURM_ARRAY_TASK_MIN", 0)) // step
-        return Place(index * tasks + task, number("SLURM_ARRAY_TASK_COUNT", 1) * tasks, local)
-    return Place(task, tasks, local)
+        found, said = (rank, world), f"--rank {rank} --world {world}"
+    elif "WORLD_SIZE" in environment:
+        found = number("RANK", 0), number("WORLD_SIZE", 1)
+        said = f"RANK={found[0]} WORLD_SIZE={found[1]}"
+    else:
+        tasks, task = number("SLURM_NTASKS", 1), number("SLURM_PROCID", 0)
+        step, first = number("SLURM_ARRAY_TASK_STEP", 1), number("SLURM_ARRAY_TASK_MIN", 0)
+        index = (number("SLURM_ARRAY_TASK_ID", first) - first) // step  # 0 outside an array
+        found = index * tasks + task, number("SLURM_ARRAY_TASK_COUNT", 1) * tasks
+        said = f"SLURM's task {found[0]} of {found[1]}"
+    if found[0] is None or found[1] is None or not 0 <= found[0] < found[1]:
+        raise ConfigError(f"{said}: expected both, with 0 <= rank < world")
+    return Place(found[0], found[1], local)
 
 
 def choose_device(device: str, local: int = 0) -> str:

@@ -1,8 +1,10 @@
 """Read rows of columns: through memory maps, in any order, from any process, several columns aligned."""
 
+import errno
 import math
 import mmap
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -41,10 +43,17 @@ class Selection:
 
     Raises:
         IndexError: for a row beyond the end.
+        TypeError: for anything but a list of whole numbers.
     """
 
     def __init__(self, indices: Tensor | Array, shard_rows: int, rows: int):
-        self.wanted: Array = np.asarray(indices, np.int64)
+        given: Array = np.asarray(indices)
+        if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+            raise TypeError(
+                f"expected row numbers of shape (batch,), found {given.dtype} of shape {given.shape}; "
+                "a mask's rows are mask.nonzero().squeeze(1)"
+            )
+        self.wanted: Array = given.astype(np.int64, copy=False)
         self.count, self.shard_rows = len(self.wanted), shard_rows
         lowest, highest = (self.wanted.min(), self.wanted.max()) if self.count else (0, 0)
         if lowest < 0 or highest >= max(1, rows):
@@ -80,7 +89,7 @@ class Stack:
 
     def __init__(self, name: str, dtype: str, tail: Sequence[int], length: int, shards: int):
         self.name, self.missing = name, set(range(shards))
-        self._copied: set[int] = set()
+        self._mapped: list[int] = []
         self._element = np.dtype(dtype).itemsize * math.prod(tail)
         room = math.lcm(PAGE, max(1, self._element))  # whole pages and whole elements
         if shards > 1:
@@ -101,16 +110,15 @@ class Stack:
             with open(path, "rb") as file:
                 file.seek(offset)
                 self.range.fill(file.read(size), at)
-            self._copied.add(number)
         elif size:
             self.range.place(path, offset, size, at)
+            self._mapped.append(number)
         self.missing.discard(number)
 
     def release(self) -> None:
-        """Let go of the pages; a gather maps them again by itself, what was copied is copied again."""
-        self.missing |= self._copied
-        self._copied.clear()
-        self.range.advise(0, self.range.size, mmap.MADV_DONTNEED)
+        """Let go of the files' pages, also under a running gather: it gets them again from the file. Copies stay."""
+        for number in self._mapped:
+            self.range.advise(number * self._room, (number + 1) * self._room, mmap.MADV_DONTNEED)
 
 
 class Column:
@@ -149,6 +157,7 @@ class Column:
         self._headers: dict[int, Header] = {}
         self._mapped: dict[int, Arrays] = {}
         self._stacks: dict[str, Stack] = {}
+        self._lock, self._process = threading.Lock(), os.getpid()
         if self.kind != "ragged":
             self.dim: int = self.manifest["dim"]
             stored = self.manifest["dtype"]
@@ -164,7 +173,10 @@ class Column:
         return self._rows
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mapped": {}, "_headers": {}, "_stacks": {}}
+        return {**self.__dict__, "_mapped": {}, "_headers": {}, "_stacks": {}, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
 
     def select(self, indices: Tensor | Array) -> Selection:
         """Rows and the shards that hold them, for :meth:`rows` and :meth:`valid` of columns with equal shards."""
@@ -202,6 +214,7 @@ class Column:
 
     def read_ahead(self, first: int, count: int) -> None:
         """Ask the operating system to fetch ``count`` rows from ``first`` on into memory, without waiting for them."""
+        count = min(count, self._rows - first)
         for number in range(first // self.shard_rows, -(-(first + count) // self.shard_rows)):
             start, stop = first - number * self.shard_rows, first + count - number * self.shard_rows
             self._advise(number, max(0, start), min(self.shards[number]["rows"], stop))
@@ -220,17 +233,37 @@ class Column:
                 size, low, high = dtype.itemsize * math.prod(shape[1:]), start, stop
                 if self.kind == "ragged":
                     low, high = self._shard(number)[name.replace("/values", "/offsets")][[start, stop]].tolist()
-                if hasattr(os, "posix_fadvise"):  # madvise(MADV_WILLNEED) without a map; macOS reads ahead by itself
+                if high > low and hasattr(
+                    os, "posix_fadvise"
+                ):  # madvise(MADV_WILLNEED) without a map; macOS reads ahead by itself
                     os.posix_fadvise(file.fileno(), offset + low * size, (high - low) * size, os.POSIX_FADV_WILLNEED)
 
     def _stack(self, selection: Selection, name: str, dtype: str, tail: Sequence[int], length: int) -> Stack:
         """The data set ``name`` of all shards, those of ``selection`` in their places."""
-        if name not in self._stacks:
-            self._stacks[name] = Stack(name, dtype, tail, length, len(self.shards))
+        with self._lock:
+            if name not in self._stacks:
+                self._stacks[name] = Stack(name, dtype, tail, length, len(self.shards))
         stack = self._stacks[name]
-        for number in [each for each in selection.touched if each in stack.missing] if stack.missing else ():
-            stack.place(number, self.path / file_name(number), self._header(number))
+        if stack.missing:
+            with self._lock:
+                for number in [each for each in selection.touched if each in stack.missing]:
+                    self._place(stack, number)
         return stack
+
+    def _place(self, stack: Stack, number: int) -> None:
+        path = self.path / file_name(number)
+        header = self._header(number)
+        try:
+            stack.place(number, path, header)
+        except FileNotFoundError:
+            raise CacheError(f"shard {path} is missing: run the build again, it makes what is missing") from None
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            raise CacheError(
+                f"shard {path}: this process has too many mapped shards: raise vm.max_map_count (sysctl), read in blocks "
+                "with fewer columns, or build with more --settings.shard_rows"
+            ) from None
 
     def _gather(self, selection: Selection) -> Tensor:
         """Rows (batch, width) of shards of one type."""
@@ -239,6 +272,8 @@ class Column:
         indices = selection.wanted
         if len(self.shards) > 1 and stack.stride != self.shard_rows:
             indices = indices + selection.shards * (stack.stride - self.shard_rows)
+        if os.getpid() != self._process:  # torch's threads do not survive a fork, and workers have one each
+            return torch.from_numpy(stack.array.take(indices, 0))
         return torch.from_numpy(stack.array).index_select(0, torch.from_numpy(indices))
 
     def _convert(self, selection: Selection) -> Tensor:

@@ -155,8 +155,10 @@ class Imported(Teacher):
     def load(self, device: str) -> None:
         if self.row:
             return
+        self._seen = [_stamp(self.embeddings)]
         self._table = _embeddings(self.embeddings, self.embedding_field)  # (rows, dim)
         rows, self.dim = self._table.shape
+        self._seen.append(_stamp(self.source))
         ids = _ids(self.source, self.id_field)
         if len(ids) != rows:
             raise CacheError(
@@ -175,8 +177,14 @@ class Imported(Teacher):
         return rows
 
     def fingerprint(self) -> dict[str, Any]:
+        self.require_unchanged()
         hashes = {path: sha256(path) for path in {self.embeddings, self.source}}
         return {**super().fingerprint(), "embeddings": hashes[self.embeddings], "ids": hashes[self.source]}
+
+    def require_unchanged(self) -> None:
+        """Raise an error when a file was replaced or written to since it was opened."""
+        if [_stamp(self.embeddings), _stamp(self.source)] != self._seen:
+            raise CacheError(f"{self.embeddings} or {self.source} changed while it was read: import it again")
 
     @cached_property
     def source(self) -> Path:
@@ -204,6 +212,14 @@ class Imported(Teacher):
             example = ids[next(iter(twice))]
             log.warning("%s: %d rows repeat an id and are equal, for instance %r", self.embeddings, len(twice), example)
         return rows
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What changes when a file is replaced or written to."""
+    if not path.is_file():
+        return None
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def import_(
@@ -251,10 +267,13 @@ def import_(
         )
     settings = Settings(batch_size=4096, device="cpu", workers=1, dtype=dtype)
     build = Build(corpus, manifest, "teachers", name, teacher, settings)
+    fresh = not build.path.exists()
     try:
         finish([build])
-    except TeacherError:  # a NaN; what was made of this file is of no use to the file that replaces it
-        shutil.rmtree(build.path)
+        teacher.require_unchanged()
+    except (TeacherError, CacheError):  # what was made of this file is of no use to the file that replaces it
+        if fresh:
+            shutil.rmtree(build.path, ignore_errors=True)
         raise
     rest = f"the others are listed in {build.path / SKIPPED}" if rows < manifest.rows else "none lacks one"
     log.info("%s: %d of %d rows have an embedding, %s", name, rows, manifest.rows, rest)

@@ -1,6 +1,7 @@
 """Aligned batches from one cache or several: the student's input and every teacher's embedding of the same rows."""
 
 import logging
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -231,8 +232,8 @@ class DistillData(LightningDataModule):
         if corpora and teachers:
             raise ConfigError("data.teachers belongs to data.corpus: name teachers inside each of data.corpora")
         chosen = corpora or [CorpusSource(Path(corpus), teachers)]
-        if bad := [each for each in chosen if each.weight is not None and not each.weight > 0]:
-            raise ConfigError(f"the weight of {bad[0].path} is {bad[0].weight}, expected more than 0")
+        if bad := [each for each in chosen if each.weight is not None and not 0 < each.weight < math.inf]:
+            raise ConfigError(f"the weight of {bad[0].path} is {bad[0].weight}, expected a finite number above 0")
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
         self.parts = [open_part(Path(each.path), each.teachers, input) for each in chosen]
         self.statistics = merge_statistics(self.parts)
@@ -267,6 +268,10 @@ class DistillData(LightningDataModule):
     def _loader(self, shuffle: bool) -> DataLoader[Batch]:
         trainer = self.trainer
         rank, ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        if self.batch_size % ranks:
+            raise ConfigError(f"data.batch_size is {self.batch_size}, expected a multiple of the {ranks} processes")
+        if self.sources[0].held < ranks:
+            raise ConfigError(f"data.held_out is {self.sources[0].held}, expected one row for each of {ranks} processes")
         return AheadLoader(
             AlignedRows(self.parts, {name: len(each.mean) for name, each in self.statistics.items()}),
             batch_sampler=BatchOrder(self.sources, self.batch_size, self.seed, rank, ranks, shuffle),  # type: ignore[arg-type]

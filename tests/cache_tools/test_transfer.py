@@ -400,3 +400,23 @@ def test_the_command_line_knows_them(maccs, tmp_path, monkeypatch, capsys):
     assert "4 rows embedded again" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"error: .*e.ids.npy and .*e.npy would be overwritten"):
         command("export", "--column", maccs, "--to", tmp_path / "e.npy")
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_refused(corpus, tmp_path, monkeypatch):
+    file = write_npy(tmp_path / "e", IDS, ROWS)
+
+    def replaced(*arguments):
+        write_npy(tmp_path / "new", IDS, ROWS + 1).replace(file)
+        return 7, 7
+
+    monkeypatch.setattr("cache_tools.transfer._matches", replaced)
+    with pytest.raises(CacheError, match="changed while it was read: import it again"):
+        import_(corpus, "a", file)
+    assert not (corpus / "teachers" / "a").exists()
+
+
+def test_importing_another_file_under_a_name_that_is_taken_loses_nothing(corpus, tmp_path):
+    import_(corpus, "a", write_npy(tmp_path / "e", IDS, ROWS))
+    with pytest.raises(CacheError, match="give the new one another name"):
+        import_(corpus, "a", write_npy(tmp_path / "f", IDS, ROWS + 1))
+    np.testing.assert_array_equal(open_column(corpus / "teachers" / "a").rows(torch.arange(7)), ROWS)

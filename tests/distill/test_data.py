@@ -1,6 +1,9 @@
 import itertools
+import multiprocessing
 import os
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -89,7 +92,7 @@ def test_one_name_for_two_teachers_is_refused(two, tmp_path):
 
 
 def test_weights_and_names_are_checked(two):
-    with pytest.raises(ConfigError, match="the weight of .* is -1, expected more than 0"):
+    with pytest.raises(ConfigError, match="the weight of .* is -1, expected a finite number above 0"):
         DistillData(corpora=[CorpusSource(two[0], weight=-1)], batch_size=8, held_out=8)
     with pytest.raises(ConfigError, match="name teachers inside each of data.corpora"):
         DistillData(corpora=[CorpusSource(two[0])], teachers=["maccs"])
@@ -139,6 +142,62 @@ def test_rows_are_right_again_after_letting_go(two):
         before = column.rows(rows)
         column.release()
         torch.testing.assert_close(column.rows(rows), before, rtol=0, atol=0)
+
+
+def test_threads_that_read_and_let_go_at_once_get_the_right_rows(two):
+    for name in ("teachers/maccs", "inputs/graph"):
+        column = open_column(two[1] / name)
+        rows = torch.arange(59)
+        expected = open_column(two[1] / name).rows(rows)
+        over = threading.Event()
+
+        def let_go(column=column, over=over) -> None:
+            while not over.is_set():
+                column.release()
+
+        thread = threading.Thread(target=let_go)
+        thread.start()
+        try:
+            for _ in range(300):
+                torch.testing.assert_close(column.rows(rows), expected, rtol=0, atol=0)
+        finally:
+            over.set()
+            thread.join()
+
+
+def test_a_forked_child_reads_although_the_parent_used_many_threads(cache):
+    column = open_column(cache / "mol" / "teachers" / "counts")
+    rows = torch.randint(600, (20_000,))
+    expected = column.rows(rows).double().sum().item()
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=lambda: queue.put(column.rows(rows).numpy().astype("f8").sum()))
+    child.start()
+    assert queue.get(timeout=30) == pytest.approx(expected)
+    child.join()
+
+
+def test_row_numbers_are_whole_numbers(two):
+    column = open_column(two[1] / "teachers" / "maccs")
+    for wrong in (
+        torch.zeros(60, dtype=torch.bool),
+        torch.tensor([1.5]),
+        torch.tensor(3),
+        torch.zeros(2, 2, dtype=torch.long),
+    ):
+        with pytest.raises(TypeError, match=r"expected row numbers of shape \(batch,\)"):
+            column.rows(wrong)
+    assert len(column.rows([])) == 0
+
+
+def test_what_does_not_divide_among_processes_is_refused(two):
+    data = DistillData(two[0], batch_size=9, held_out=1)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=2)
+    with pytest.raises(ConfigError, match="data.batch_size is 9, expected a multiple of the 2 processes"):
+        data.train_dataloader()
+    data.batch_size = 8
+    with pytest.raises(ConfigError, match="data.held_out is 1, expected one row for each of 2 processes"):
+        data.val_dataloader()
 
 
 def test_hundreds_of_mapped_shards_need_no_file_descriptors(tmp_path):
