@@ -17,7 +17,8 @@ from torch.utils.data._utils.pin_memory import pin_memory
 
 from cache_tools import Column, aligned, store
 from cache_tools.errors import CacheError, ConfigError
-from cache_tools.reader import Aligned, Selection
+from cache_tools.reader import Aligned
+from cache_tools.stack import Selection
 from cache_tools.statistics import Statistics
 from cache_tools.store import Ragged
 from distill.order import BatchOrder, Source, Step

@@ -11,7 +11,7 @@ FLOORS = {  # a module may import those on lower floors, and those on its own fl
     "cache_tools": [
         ["errors"],
         ["addresses", "console", "launch", "molecules", "images", "producer", "progress", "shard", "statistics"],
-        ["corpus", "store", "reader", "claims", "teacher", "columns", "verify"],
+        ["corpus", "store", "stack", "reader", "claims", "teacher", "columns", "verify"],
         ["teachers.molecule", "teachers.gnn"],
         ["pipeline", "run", "build", "transfer", "sample"],
         ["cli"],
@@ -23,7 +23,19 @@ FLOORS = {  # a module may import those on lower floors, and those on its own fl
     ],
 }
 # `build` embeds a task's items and `corpus` holds them: probing is a cache stage too
-FROM_CACHE_TOOLS = {"console", "errors", "store", "reader", "statistics", "corpus", "run", "build", "producer", "teacher"}
+FROM_CACHE_TOOLS = {
+    "console",
+    "errors",
+    "store",
+    "stack",
+    "reader",
+    "statistics",
+    "corpus",
+    "run",
+    "build",
+    "producer",
+    "teacher",
+}
 NO_LIGHTNING = {
     "cache_tools.store",
     "cache_tools.reader",
