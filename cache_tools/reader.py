@@ -180,7 +180,7 @@ class Column:
         dtype = str(self.dtype).removeprefix("torch.")
         stack = self._stack(selection, "embedding", dtype, (self._width,), min(self.shard_rows, self._rows))
         indices = selection.wanted
-        if len(self.shards) > 1 and stack.stride != self.shard_rows:
+        if stack.stride != self.shard_rows:
             indices = indices + selection.shards * (stack.stride - self.shard_rows)
         if os.getpid() != self._process:  # torch's threads do not survive a fork, and workers have one each
             return torch.from_numpy(stack.array.take(indices, 0))
@@ -250,7 +250,7 @@ class Aligned:
         return len(self._one)
 
     def select(self, indices: Tensor | Array) -> Selection:
-        """Rows sorted into the shards that hold them."""
+        """Rows and the shards that hold them."""
         return self._one.select(indices)
 
     def rows(self, indices: Tensor | Array | Selection) -> dict[str, Any]:

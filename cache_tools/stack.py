@@ -72,16 +72,11 @@ class Stack:
         self.name, self.missing = name, set(range(shards))
         self._mapped: list[int] = []
         self._element = np.dtype(dtype).itemsize * math.prod(tail)
-        room = math.lcm(PAGE, max(1, self._element))  # whole pages and whole elements
-        if shards > 1:
-            self._room = -(-max(1, length * self._element) // room) * room
-            exact = length * self._element
-            self._room = exact if exact and exact % PAGE == 0 else self._room
-        else:
-            self._room = -(-max(1, length * self._element) // PAGE) * PAGE
+        unit = math.lcm(PAGE, max(1, self._element))  # whole pages and whole elements
+        self._room = -(-max(1, length * self._element) // unit) * unit
         self.stride = self._room // max(1, self._element)  # elements from a shard's first to the next one's
         self.range = AddressRange(self._room * shards)
-        self.array = self.range.array(np.dtype(dtype), ((self.stride if shards > 1 else length) * shards, *tail))
+        self.array = self.range.array(np.dtype(dtype), (self.stride * shards, *tail))
 
     def place(self, number: int, path: Path, header: Header) -> None:
         """Put a shard's data in its place: mapped where it begins at a page of the file, else copied."""
