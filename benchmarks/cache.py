@@ -12,7 +12,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
-from measure import Row, compare, seconds
 from torch_geometric.data import Batch, Data
 
 from cache_tools import aligned, open_column, store
@@ -25,6 +24,7 @@ from cache_tools.shard import ALIGNMENT, write_shard
 from cache_tools.teacher import Teacher
 from cache_tools.teachers.gnn import PretrainedGnn
 from distill.data import DistillData
+from measure import Row, compare, seconds
 
 BATCH = 512
 WIDTHS = (300, 512, 768, 2048)

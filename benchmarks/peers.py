@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measure import Row, seconds, show
 from torch.utils.data import DataLoader
 
 from cache import BATCH, WIDTHS, wide_corpus
 from cache_tools import aligned
 from cache_tools.console import start_logging
 from distill.data import DistillData
+from measure import Row, seconds, show
 
 ROWS = 10_000
 WORKERS = (0, 2)

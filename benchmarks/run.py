@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measure import Row, compare, show
 from sklearn.linear_model import LogisticRegression, Ridge
 
 import cache
 from cache_tools.console import start_logging
 from distill.probes import LogisticProbe, RidgeProbe
+from measure import Row, compare, show
 
 
 def probes() -> dict[str, Row]:
