@@ -30,7 +30,7 @@ demo: install ## cache, fit, test and report on molecules that RDKit ships: offl
 cache: install ## run a group of teachers over a corpus: TEACHERS=mol CORPUS=molecules.csv CACHE=cache NAME=mol WEIGHTS=folder
 	$(if $(wildcard configs/cache/$(TEACHERS).yaml),,$(error no teacher group "$(TEACHERS)"; TEACHERS can be: $(GROUPS)))
 	$(BIN)/distill-cache build --config configs/cache/$(TEACHERS).yaml --cache "$(CACHE)" $(if $(NAME),--name "$(NAME)") \
-	  $(if $(CORPUS),--corpus cache_tools.corpus.SmilesFile --corpus.path "$(CORPUS)")
+	  $(if $(CORPUS),--corpus cache_tools.corpora.molecule.SmilesFile --corpus.path "$(CORPUS)")
 
 fit: install ## train a student: CONFIG=configs/mol.yaml
 	$(BIN)/distill fit --config $(CONFIG)

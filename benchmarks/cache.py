@@ -17,7 +17,8 @@ from torch_geometric.data import Batch, Data
 from cache_tools import aligned, open_column, store
 from cache_tools.build import build
 from cache_tools.columns import Featuriser, MoleculeGraph
-from cache_tools.corpus import Items, RdkitSamples, SmilesFile
+from cache_tools.corpora.molecule import RdkitSamples, SmilesFile
+from cache_tools.corpus import Items
 from cache_tools.pipeline import make
 from cache_tools.run import Settings
 from cache_tools.shard import ALIGNMENT, write_shard

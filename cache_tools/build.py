@@ -82,7 +82,7 @@ def build_like(columns: Iterable[Path], parent: Path, corpus: Corpus, settings: 
         The corpus's folder.
     """
     settings = settings or Settings()
-    folder = parent / corpus.read()[2][:16]
+    folder = parent / corpus.scan()[1][:16]
     task = store_corpus(folder, corpus, settings.shard_rows)
     builds = []
     for path in columns:
@@ -102,19 +102,20 @@ def store_corpus(folder: Path, corpus: Corpus, shard_rows: int) -> CorpusManifes
     Raises:
         CacheError: when ``folder`` holds another corpus.
     """
-    ids, items, fingerprint = corpus.read()
-    if (folder / store.CORPUS).exists():
-        manifest = store.read_corpus(folder)
-        paths = [folder / "items" / each["file"] for each in manifest.shards]
-        damaged = [path for path, each in zip(paths, manifest.shards, strict=True) if not store.whole(path, each)]
-        if manifest.fingerprint == fingerprint and damaged:
-            for path in damaged:
-                path.unlink(missing_ok=True)
-            return store.write_corpus(folder, corpus.modality, fingerprint, corpus.source, ids, items, manifest.shard_rows)
-        if manifest.fingerprint != fingerprint:
-            raise CacheError(
-                f"{folder} holds another corpus ({manifest.rows} rows from {manifest.source}) than {corpus.source} "
-                f"({len(ids)} rows): choose another name (NAME=...) or cache folder (CACHE=...)"
-            )
-        return manifest
-    return store.write_corpus(folder, corpus.modality, fingerprint, corpus.source, ids, items, shard_rows)
+    rows, fingerprint = corpus.scan()
+    new = CorpusManifest(corpus.modality, rows, shard_rows, fingerprint, corpus.source, [], views=corpus.views)
+    if not (folder / store.CORPUS).exists():
+        return store.write_corpus(folder, corpus.rows(), new)
+    there = store.read_corpus(folder)
+    if there.fingerprint != fingerprint:
+        raise CacheError(
+            f"{folder} holds another corpus ({there.rows} rows from {there.source}) than {corpus.source} "
+            f"({rows} rows): choose another name (NAME=...) or cache folder (CACHE=...)"
+        )
+    paths = [folder / "items" / each["file"] for each in there.shards]
+    damaged = [path for path, each in zip(paths, there.shards, strict=True) if not store.whole(path, each)]
+    if not damaged:
+        return there
+    for path in damaged:
+        path.unlink(missing_ok=True)
+    return store.write_corpus(folder, corpus.rows(), replace(new, shard_rows=there.shard_rows))

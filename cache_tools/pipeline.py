@@ -2,10 +2,12 @@
 
 import multiprocessing
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Self
 
 import numpy as np
@@ -81,17 +83,20 @@ def _finish(producer: Producer, made: Made) -> Made:
 class Pipeline:
     """Runs a loaded producer over batches, in order; use as a context manager.
 
-    A producer whose time goes into Python gets worker processes; any other runs here, one batch ahead.
+    A producer whose time goes into Python gets worker processes. Any other runs here while threads prepare the next
+    batches: one for a teacher on the CPU, which needs the cores itself, and as many as ``workers`` beside a GPU (decoding
+    images does not hold Python's lock).
 
     Args:
         producer: what to run.
-        workers: processes for a ``python_bound`` producer; 0 takes one per core.
+        workers: processes or threads; 0 takes one per core.
     """
 
     def __init__(self, producer: Producer, workers: int):
         self.producer = producer
         self.workers = workers or os.cpu_count() or 1
         self.parallel = producer.python_bound and self.workers > 1
+        self.threads = self.workers if torch.cuda.is_available() else 1
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -101,7 +106,7 @@ class Pipeline:
             pool = ProcessPoolExecutor(self.workers, context, _start_worker, (self.producer,))
             self._pool = self._stack.enter_context(pool)
         else:
-            self._ahead = self._stack.enter_context(ThreadPoolExecutor(1))
+            self._ahead = self._stack.enter_context(ThreadPoolExecutor(self.threads))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -113,12 +118,11 @@ class Pipeline:
 
     def _overlapped(self, batches: Sequence[Sequence[bytes]]) -> Iterator[Made]:
         running: Made | None = None  # on the device, or on its way back from it
-        following = self._ahead.submit(_prepare, self.producer, batches[0]) if batches else None
-        for number in range(len(batches)):
-            assert following is not None
-            prepared = following.result()
-            if number + 1 < len(batches):
-                following = self._ahead.submit(_prepare, self.producer, batches[number + 1])
+        rest = iter(batches)
+        coming = deque(self._ahead.submit(_prepare, self.producer, batch) for batch in islice(rest, self.threads))
+        while coming:
+            prepared = coming.popleft().result()
+            coming.extend(self._ahead.submit(_prepare, self.producer, batch) for batch in islice(rest, 1))
             started = _start(self.producer, prepared)
             if running is not None:
                 yield _finish(self.producer, running)

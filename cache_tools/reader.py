@@ -198,15 +198,23 @@ class Column:
                 out[positions] = part
         return torch.from_numpy(out)
 
-    def _ragged(self, field: str, selection: Selection) -> Ragged:
-        dtype, *tail = self.manifest["fields"][field]
+    def counts(self, field: str, indices: Tensor | Array | Selection) -> Array:
+        """How many elements a ragged ``field`` has in each row, (batch,)."""
+        return self._places(field, indices if isinstance(indices, Selection) else self.select(indices))[1]
+
+    def _places(self, field: str, selection: Selection) -> tuple[Array, Array]:
+        """Where each row's elements begin in its shard, and how many there are."""
         longest = min(self.shard_rows, self._rows) + 1
         offsets = self._stack(selection, f"{field}/offsets", "int64", (), longest)
-        most = max(shard["bytes"] for shard in self.shards) // max(1, np.dtype(dtype).itemsize * math.prod(tail))
-        values = self._stack(selection, f"{field}/values", dtype, tail, most)
         at = selection.wanted + selection.shards * (offsets.stride - self.shard_rows)
         starts = offsets.array[at]
-        counts = offsets.array[at + 1] - starts
+        return starts, offsets.array[at + 1] - starts
+
+    def _ragged(self, field: str, selection: Selection) -> Ragged:
+        dtype, *tail = self.manifest["fields"][field]
+        most = max(shard["bytes"] for shard in self.shards) // max(1, np.dtype(dtype).itemsize * math.prod(tail))
+        values = self._stack(selection, f"{field}/values", dtype, tail, most)
+        starts, counts = self._places(field, selection)
         indices = spans(starts + selection.shards * values.stride, counts)
         return Ragged(torch.from_numpy(values.array.take(indices, 0)), torch.from_numpy(counts))
 

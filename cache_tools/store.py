@@ -4,14 +4,14 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from cache_tools.errors import CacheError
+from cache_tools.errors import CacheError, CorpusError
 from cache_tools.shard import (
     FORMAT_VERSION,
     Arrays,
@@ -188,6 +188,7 @@ class CorpusManifest:
     source: str
     shards: list[dict[str, Any]]
     format_version: int = FORMAT_VERSION
+    views: int = 1  # so many rows, one after the other, show the same item
 
     def shard_span(self, number: int) -> tuple[int, int]:
         """First row and rows of shard ``number``."""
@@ -199,22 +200,34 @@ class CorpusManifest:
         return -(-self.rows // self.shard_rows)
 
 
-def write_corpus(
-    folder: Path, modality: str, fingerprint: str, source: str, ids: list[str], items: list[bytes], shard_rows: int
-) -> CorpusManifest:
-    """Write ids and raw items as ragged bytes under ``folder/items``, then ``corpus.json``."""
+def write_corpus(folder: Path, rows: Iterator[tuple[str, bytes]], manifest: CorpusManifest) -> CorpusManifest:
+    """Write ids and raw items as ragged bytes under ``folder/items``, then ``corpus.json``.
+
+    Args:
+        folder: of the corpus.
+        rows: every ``(id, item)``, read shard by shard.
+        manifest: what the corpus is; its list of shards is filled in.
+
+    Raises:
+        CorpusError: when there are more or fewer rows than the manifest says.
+    """
     (folder / "items").mkdir(parents=True, exist_ok=True)
     for here in (folder, folder / "items"):
         sweep(here)
     shards = []
-    for number, first in enumerate(range(0, len(ids), shard_rows)):
-        chunk = slice(first, first + shard_rows)
-        encoded = [identity.encode() for identity in ids[chunk]]
-        arrays = ragged_bytes("ids", encoded) | ragged_bytes("items", items[chunk])
-        header = {"corpus_fingerprint": fingerprint, "shard": number, "first_row": first, "rows": len(encoded)}
+    for number in range(manifest.shard_count):
+        first, count = manifest.shard_span(number)
+        chunk = list(itertools.islice(rows, count))
+        if len(chunk) < count:
+            break
+        ids, items = [identity.encode() for identity, _ in chunk], [item for _, item in chunk]
+        header = {"corpus_fingerprint": manifest.fingerprint, "shard": number, "first_row": first, "rows": count}
         remove_foreign(folder / "items" / file_name(number), number, header)
-        shards.append(write_shard(folder / "items", number, arrays, header) | {"rows": len(encoded)})
-    manifest = CorpusManifest(modality, len(ids), shard_rows, fingerprint, source, shards)
+        arrays = ragged_bytes("ids", ids) | ragged_bytes("items", items)
+        shards.append(write_shard(folder / "items", number, arrays, header) | {"rows": count})
+    if len(shards) < manifest.shard_count or next(rows, None) is not None:
+        raise CorpusError(f"{manifest.source} changed while it was read: build again when it is at rest")
+    manifest = replace(manifest, shards=shards)
     write_json(folder / CORPUS, asdict(manifest))
     return manifest
 

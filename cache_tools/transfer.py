@@ -14,12 +14,12 @@ import torch
 
 from cache_tools import store
 from cache_tools.build import check_name, finish
-from cache_tools.corpus import open_text, read_csv
 from cache_tools.errors import BadItem, CacheError, TeacherError
 from cache_tools.reader import Column, aligned
 from cache_tools.run import SKIPPED, Build, Settings
 from cache_tools.shard import read_foreign, require_space, sha256
 from cache_tools.store import Array
+from cache_tools.tables import open_text, read_csv
 from cache_tools.teacher import Teacher
 
 log = logging.getLogger(__name__)

@@ -66,7 +66,7 @@ class DistillCLI(LightningCLI):
 
     def before_test(self) -> None:
         self.evaluation: Evaluation = self._get(self.config_init, "probe")
-        self.evaluation.prepare(self.datamodule.inputs, self.datamodule.columns)
+        self.evaluation.prepare(self.datamodule.parts)
         self.untrained = copy.deepcopy(self.model.student)  # the checkpoint is loaded later, by the trainer
 
     def after_test(self) -> None:
@@ -81,7 +81,7 @@ class DistillCLI(LightningCLI):
         by_split = {split: report.Scores(records, split) for split in dict.fromkeys(each.split for each in records)}
         report.plot(by_split, folder / "results.png")
         for split, scores in by_split.items():
-            Console().print(report.table(scores, f"{checkpoint}: linear probes, {split} split"))
+            Console().print(report.table(scores, f"{checkpoint}: probes, {split} split"))
         Console().print(f"written: {folder}/results.json and results.png")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -16,12 +16,16 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from cache_tools import Column, aligned, store
+from cache_tools.columns import Featuriser
 from cache_tools.errors import CacheError, ConfigError
+from cache_tools.producer import rebuild
 from cache_tools.reader import Aligned
 from cache_tools.stack import Selection
 from cache_tools.statistics import Statistics
 from cache_tools.store import Ragged
 from distill.order import BatchOrder, Source, Step
+
+KINDS = ("teachers", "inputs")
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +33,7 @@ log = logging.getLogger(__name__)
 class Batch(NamedTuple):
     """Aligned rows."""
 
-    inputs: Any  # the student's input of each row
+    inputs: dict[str, Any]  # input column -> what the student reads of its rows; with several, rows come in this order
     targets: dict[str, Tensor]  # teacher -> (batch, teacher_dim)
     valid: dict[str, Tensor]  # teacher -> (batch,), bool: False where the teacher has not seen the row
     rows: Tensor  # (batch,): rows of the corpus
@@ -44,11 +48,13 @@ class CorpusSource:
         path: the corpus's folder in a cache.
         teachers: its columns to distil; all of them when not given.
         weight: its share of every batch, relative to the others'; by default its number of rows.
+        input: the column that the student reads; the only one when not given.
     """
 
     path: Path
     teachers: list[str] | None = None
     weight: float | None = None
+    input: str | None = None
 
 
 class Part:
@@ -61,6 +67,8 @@ class Part:
 
     def __init__(self, columns: Aligned, input: str):
         self.columns, self.inputs = columns, columns.columns[input]
+        self.corpus = store.read_corpus(columns.corpus)
+        self.featuriser = featuriser_of(self.inputs)
         self.teachers = {name: column for name, column in columns.columns.items() if name != input}
 
     def read(self, rows: Any, number: int = 0) -> Batch:
@@ -70,8 +78,14 @@ class Part:
             rows = rows[self.inputs.valid(chosen).numpy()]
             chosen = self.columns.select(rows)
         read = self.columns.rows(chosen)
-        inputs = read.pop(self.inputs.name)
+        name = self.inputs.name
+        inputs = {name: self.featuriser.unpack(read.pop(name))}
         return Batch(inputs, read, self._valid(chosen), torch.from_numpy(chosen.wanted), torch.full((len(rows),), number))
+
+    def lengths(self, rows: Any) -> Any:
+        """Elements that a student would pad in each row, (rows,)."""
+        assert self.featuriser.padded is not None
+        return self.inputs.counts(self.featuriser.padded, rows)
 
     def _valid(self, chosen: Selection) -> dict[str, Tensor]:
         everything = torch.ones(chosen.count, dtype=torch.bool)  # one for all columns that are complete
@@ -103,12 +117,15 @@ class AlignedRows(Dataset[Batch]):
 
 
 def join(batches: Sequence[Batch], dims: Mapping[str, int]) -> Batch:
-    """Batches one after the other; a teacher that a batch lacks has not seen its rows.
+    """Batches one after the other, those of one input column together; a teacher that a batch lacks has not seen its rows.
 
     Args:
         batches: of different corpora.
         dims: teacher -> its width.
     """
+    columns = list(dict.fromkeys(name for each in batches for name in each.inputs))
+    batches = sorted(batches, key=lambda each: columns.index(next(iter(each.inputs))))
+    inputs = {name: _join_inputs([each.inputs[name] for each in batches if name in each.inputs]) for name in columns}
     targets, valid = {}, {}
     for name, dim in dims.items():
         dtype = next((each.targets[name].dtype for each in batches if name in each.targets), torch.float16)
@@ -116,7 +133,7 @@ def join(batches: Sequence[Batch], dims: Mapping[str, int]) -> Batch:
         targets[name] = torch.cat([each.targets.get(name, none) for each, none in zip(batches, unseen, strict=True)])
         valid[name] = torch.cat([each.valid.get(name, torch.zeros(len(each.rows), dtype=torch.bool)) for each in batches])
     rows, corpora = torch.cat([each.rows for each in batches]), torch.cat([each.corpora for each in batches])
-    return Batch(_join_inputs([each.inputs for each in batches]), targets, valid, rows, corpora)
+    return Batch(inputs, targets, valid, rows, corpora)
 
 
 def _join_inputs(inputs: Sequence[Any]) -> Any:
@@ -156,23 +173,34 @@ class AheadLoader(DataLoader[Batch]):
                 yield batch
 
 
-def open_part(corpus: Path, names: list[str] | None, input: str) -> Part:
+def featuriser_of(column: Column) -> Featuriser:
+    """What made an input column, to unpack its rows."""
+    made_by = rebuild(column.manifest["producer"], Featuriser)
+    assert isinstance(made_by, Featuriser)
+    return made_by
+
+
+def open_part(corpus: Path, names: list[str] | None, input: str | None = None) -> Part:
     """Open the student's input and the teachers of the corpus folder ``corpus``; all of its teachers without ``names``.
 
     Raises:
         CacheError: when the corpus or a column is missing or unfinished, or belongs to another corpus.
     """
     store.read_corpus(corpus)  # says so when there is none
-    there = [path.name for path in store.list_columns(corpus) if path.parent.name == "teachers"]
-    if missing := [name for name in names or [] if name not in there]:
+    there = {kind: [path.name for path in store.list_columns(corpus) if path.parent.name == kind] for kind in KINDS}
+    if missing := [name for name in names or [] if name not in there["teachers"]]:
         raise CacheError(
-            f"{corpus} has no teacher column {', '.join(missing)}; it has: {', '.join(there) or 'none'}. "
+            f"{corpus} has no teacher column {', '.join(missing)}; it has: {', '.join(there['teachers']) or 'none'}. "
             "Name one of these in data.teachers, or add the missing one with `distill-cache build`"
         )
-    names = there if names is None else names
+    names = there["teachers"] if names is None else names
     if not names:
-        raise CacheError(f"{corpus} has no teacher column: add some with `make cache TEACHERS=mol`")
-    return Part(aligned(corpus, [Path("inputs") / input, *(Path("teachers") / name for name in names)]), input)
+        raise CacheError(f"{corpus} has no teacher column: add some with `make cache`")
+    if input is None and len(there["inputs"]) != 1:
+        found = ", ".join(there["inputs"]) or "none: add one with `distill-cache build`"
+        raise CacheError(f"{corpus}: which input column shall the student read? Name it in data.input; there are: {found}")
+    chosen = input or there["inputs"][0]
+    return Part(aligned(corpus, [Path("inputs") / chosen, *(Path("teachers") / name for name in names)]), chosen)
 
 
 def merge_statistics(parts: Sequence[Part]) -> dict[str, Statistics]:
@@ -199,7 +227,11 @@ class DistillData(LightningDataModule):
         corpus: the corpus's folder in the cache.
         corpora: several corpora instead of one, each with its own teachers and weight.
         teachers: columns to distil; all of them when not given.
-        input: the column that the student reads.
+        input: the column that the student reads; the only one when not given.
+        augmentation: what the student sees of an image in training. ``clean``: what the teachers saw. ``views``: one of the
+            crops of :class:`cache_tools.corpora.image.Views`, the very one that the teachers saw, another in each epoch.
+            ``student-only``: a random crop, perhaps mirrored, while the teachers saw the whole image; their targets then
+            fit only as far as they do not change under it.
         batch_size: rows of a step, over all ranks together.
         held_out: rows of each corpus that are never trained on, for validation.
         seed: of the split and of the order of rows.
@@ -217,7 +249,8 @@ class DistillData(LightningDataModule):
         corpus: Path = Path("cache/mol"),
         corpora: list[CorpusSource] | None = None,
         teachers: list[str] | None = None,
-        input: str = "graph",
+        input: str | None = None,
+        augmentation: Literal["clean", "views", "student-only"] = "clean",
         batch_size: int = 256,
         held_out: int = 1000,
         seed: int = 0,
@@ -232,22 +265,34 @@ class DistillData(LightningDataModule):
                 raise ConfigError(f"data.{key} is {value}, expected at least {least}")
         if corpora and teachers:
             raise ConfigError("data.teachers belongs to data.corpus: name teachers inside each of data.corpora")
-        chosen = corpora or [CorpusSource(Path(corpus), teachers)]
+        if corpora and input:
+            raise ConfigError("data.input belongs to data.corpus: name the input inside each of data.corpora")
+        chosen = corpora or [CorpusSource(Path(corpus), teachers, input=input)]
         if bad := [each for each in chosen if each.weight is not None and not 0 < each.weight < math.inf]:
             raise ConfigError(f"the weight of {bad[0].path} is {bad[0].weight}, expected a finite number above 0")
-        self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
-        self.parts = [open_part(Path(each.path), each.teachers, input) for each in chosen]
+        self.batch_size, self.seed, self.num_workers, self.augmentation = batch_size, seed, num_workers, augmentation
+        self.parts = [open_part(Path(each.path), each.teachers, each.input) for each in chosen]
+        self._check_augmentation()
         self.statistics = merge_statistics(self.parts)
         self.sources = [
             self._source(part, each, held_out, block_rows, window_blocks)
             for part, each in zip(self.parts, chosen, strict=True)
         ]
-        self.inputs = self.parts[0].inputs  # tasks are kept beside the first corpus
-        self.columns = {name: column for part in reversed(self.parts) for name, column in part.teachers.items()}
-        self.columns = {name: self.columns[name] for name in self.statistics}
+
+    def _check_augmentation(self) -> None:
+        images = [part for part in self.parts if part.corpus.modality == "image"]
+        if self.augmentation != "clean" and not images:
+            raise ConfigError(f"data.augmentation {self.augmentation} is for images; there is no corpus of images here")
+        for part in images:
+            if self.augmentation == "views" and part.corpus.views == 1:
+                raise ConfigError(
+                    f"{part.columns.corpus} has one view of each image: for data.augmentation views, build it "
+                    "with the corpus cache_tools.corpora.image.Views"
+                )
 
     def _source(self, part: Part, chosen: CorpusSource, count: int, block: int, window: int) -> Source:
-        rows = len(part.inputs)
+        views = part.corpus.views
+        rows, block = len(part.inputs) // views, -(-block // views)  # items from here on
         if rows - count < self.batch_size:
             raise ConfigError(
                 f"{chosen.path} has {rows} rows; without {count} held out, "
@@ -255,7 +300,7 @@ class DistillData(LightningDataModule):
             )
         if 2 * count > rows:
             raise ConfigError(f"{chosen.path} has {rows} rows; data.held_out {count} is more than half of them: lower it")
-        return Source(rows, count, self.seed, chosen.weight, block, window)
+        return Source(rows, count, self.seed, chosen.weight, block, window, views, self.augmentation == "views")
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(shuffle=True)
@@ -273,11 +318,44 @@ class DistillData(LightningDataModule):
             raise ConfigError(f"data.batch_size is {self.batch_size}, expected a multiple of the {ranks} processes")
         if self.sources[0].held < ranks:
             raise ConfigError(f"data.held_out is {self.sources[0].held}, expected one row for each of {ranks} processes")
+        lengths = [part.lengths if part.featuriser.padded else None for part in self.parts]
+        order = BatchOrder(self.sources, self.batch_size, self.seed, rank, ranks, shuffle, lengths)
         return AheadLoader(
             AlignedRows(self.parts, {name: len(each.mean) for name, each in self.statistics.items()}),
-            batch_sampler=BatchOrder(self.sources, self.batch_size, self.seed, rank, ranks, shuffle),  # type: ignore[arg-type]
+            batch_sampler=order,  # type: ignore[arg-type]
             collate_fn=as_is,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Crop and mirror the student's images on the device, where that is asked for."""
+        if self.augmentation != "student-only" or not (self.trainer and self.trainer.training):
+            return batch
+        inputs = {name: crop_and_mirror(rows) if _is_image(rows) else rows for name, rows in batch.inputs.items()}
+        return batch._replace(inputs=inputs)
+
+
+def _is_image(rows: Any) -> bool:
+    return isinstance(rows, Tensor) and rows.ndim == 4
+
+
+def crop_and_mirror(pixels: Tensor, padding: float = 0.125) -> Tensor:
+    """Shift each image at random by up to ``padding`` of its side, edges repeated, and mirror half of them.
+
+    Args:
+        pixels: (batch, height, width, 3).
+        padding: share of the side.
+    """
+    batch, height, width, _ = pixels.shape
+    along = [_shifted(size, batch, round(padding * size), pixels.device) for size in (height, width)]
+    mirrored = torch.rand(batch, 1, device=pixels.device) < 0.5
+    columns = torch.where(mirrored, along[1].flip(1), along[1])  # (batch, width)
+    everyone = torch.arange(batch, device=pixels.device)[:, None, None]
+    return pixels[everyone, along[0][:, :, None], columns[:, None, :]]
+
+
+def _shifted(size: int, batch: int, most: int, device: torch.device) -> Tensor:
+    shift = torch.randint(-most, most + 1, (batch, 1), device=device)
+    return (torch.arange(size, device=device) + shift).clamp(0, size - 1)  # (batch, size)

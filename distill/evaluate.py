@@ -1,8 +1,9 @@
 """Probe a student on tasks that it never saw, beside its teachers, all of them concatenated, and its untrained self."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,9 +16,10 @@ from cache_tools.producer import rebuild
 from cache_tools.reader import Column
 from cache_tools.run import TASKS, Settings
 from cache_tools.teacher import Teacher
-from distill.probes import PROBES
+from distill.data import Part, featuriser_of
+from distill.probes import PROBES, Probe
 from distill.student import Student
-from distill.tasks import Array, Task
+from distill.tasks import Array, Key, Task, distinct
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +46,8 @@ class Evaluation:
 
     Args:
         tasks: name -> task.
-        splits: kinds of split that the tasks offer, for molecules ``random`` and ``scaffold``.
+        splits: kinds of split; molecules offer ``random`` and ``scaffold``, texts and images ``own``, and ``5-shot`` or
+            another number.
         seeds: one split each.
         systems: what to compare.
     """
@@ -60,19 +63,19 @@ class Evaluation:
         self.seeds = [0, 1, 2, 3, 4] if seeds is None else seeds
         self.systems = systems or ["student", "untrained", "teachers", "concatenated"]
 
-    def prepare(self, inputs: Column, teachers: dict[str, Column], settings: Settings | None = None) -> None:
-        """Embed every task's items with the same producers as the corpus's; what is there already is not made again.
+    def prepare(self, parts: Sequence[Part], settings: Settings | None = None) -> None:
+        """Embed every task's items with the same producers as a corpus's; what is there already is not made again.
 
         Args:
-            inputs: the column of the corpus that the student reads.
-            teachers: the columns that were distilled.
+            parts: the corpora of the run with their columns; a task belongs to the first one of its modality.
             settings: how to run the teachers.
 
         Raises:
-            ConfigError: when there is no task.
+            ConfigError: when there is no task, or none of its modality among the corpora.
             CorpusError: when a task's file or column is missing.
         """
-        if taken := sorted({"student", "untrained", "concatenated"} & set(teachers)):
+        teachers = {name for part in parts for name in part.teachers}
+        if taken := sorted({"student", "untrained", "concatenated"} & teachers):
             raise ConfigError(
                 f"a teacher is called {taken[0]}, which is the name of another system: give its column another"
             )
@@ -80,15 +83,31 @@ class Evaluation:
             raise ConfigError(
                 "no task to probe: name some under probe.tasks in the configuration, as configs/mol.yaml does"
             )
-        live = {name: column for name, column in teachers.items() if is_live(column)}
-        columns = [column.path for column in (*live.values(), inputs)]
-        parent = inputs.path.parents[1] / TASKS
-        self.folders = {name: build_like(columns, parent, task.corpus(name), settings) for name, task in self.tasks.items()}
-        self.teachers = [name for name in teachers if name in live or self._imported(name)]
+        if idle := [split for split in self.splits if not any(task.offers(split) for task in self.tasks.values())]:
+            raise ConfigError(f"probe.splits names {idle[0]}, which none of the tasks {', '.join(self.tasks)} offers")
+        self.folders: dict[str, Path] = {}
+        self.teachers: dict[str, list[str]] = {}
+        self.inputs: dict[str, str] = {}
+        for modality in dict.fromkeys(task.modality for task in self.tasks.values()):
+            self._prepare(modality, [part for part in parts if part.corpus.modality == modality], settings)
 
-    def _imported(self, teacher: str) -> bool:
+    def _prepare(self, modality: str, parts: Sequence[Part], settings: Settings | None) -> None:
+        tasks = {name: task for name, task in self.tasks.items() if task.modality == modality}
+        if not parts:
+            raise ConfigError(f"task {next(iter(tasks))} has {modality}s, the run has no corpus of them: leave it out")
+        columns = {name: column for part in reversed(parts) for name, column in part.teachers.items()}
+        live = {name: column for name, column in columns.items() if is_live(column)}
+        paths = [column.path for column in (*live.values(), parts[0].inputs)]
+        parent = parts[0].inputs.path.parents[1] / TASKS
+        folders = {name: build_like(paths, parent, task.corpus(name), settings) for name, task in tasks.items()}
+        kept = [name for part in parts for name in part.teachers if name in live or self._imported(name, folders)]
+        self.folders |= folders
+        self.teachers |= {name: list(dict.fromkeys(kept)) for name in tasks}
+        self.inputs |= dict.fromkeys(tasks, parts[0].inputs.name)
+
+    def _imported(self, teacher: str, folders: Mapping[str, Path]) -> bool:
         """Whether every task has a column of a teacher that cannot embed by itself."""
-        lacking = [folder for folder in self.folders.values() if not (folder / "teachers" / teacher).is_dir()]
+        lacking = [folder for folder in folders.values() if not (folder / "teachers" / teacher).is_dir()]
         if lacking:
             log.warning(
                 "teacher %s was imported and is left out of the probes: it cannot embed the items of %d tasks. Import its "
@@ -107,7 +126,13 @@ class Evaluation:
         Returns:
             A record per system, task, split and seed.
         """
-        work = [(name, split, seed) for name in self.tasks for split in self.splits for seed in self.seeds]
+        work = [
+            (name, split, seed)
+            for name, task in self.tasks.items()
+            for split in self.splits
+            if task.offers(split)
+            for seed in self.seeds
+        ]
         embedded = {name: self._embed(name, students, device) for name in self.tasks}
         records = [
             record
@@ -120,47 +145,55 @@ class Evaluation:
 
     def _embed(
         self, name: str, students: dict[System, Student], device: str
-    ) -> tuple[list[str], Array, dict[str, tuple[System, Array]]]:
-        """Items, labels and each system's embeddings of the task's rows that every system can read."""
+    ) -> tuple[list[Key], Array, dict[str, tuple[System, Array]]]:
+        """Keys, labels and each system's (rows, dim), of pairs (rows, 2, dim), for the rows that every system can read."""
         folder = self.folders[name]
-        columns = {each: Column(folder / "teachers" / each) for each in self.teachers}
-        inputs = Column(folder / "inputs" / students["student"].input)
+        columns = {each: Column(folder / "teachers" / each) for each in self.teachers[name]}
+        inputs = Column(folder / "inputs" / self.inputs[name])
         usable = torch.stack([each.valid(torch.arange(len(inputs))) for each in (inputs, *columns.values())]).all(0)
-        items, labels = self.tasks[name].load()
-        position = {item: row for row, item in enumerate(dict.fromkeys(items))}
-        rows = torch.tensor([position[item] for item in items])
-        kept = usable[rows].numpy()
-        rows = rows[usable[rows]]
-        if not len(rows):
+        keys, labels = self.tasks[name].load()
+        position = {item: row for row, item in enumerate(distinct(keys))}
+        rows = torch.tensor([position[key] if isinstance(key, str) else [position[each] for each in key] for key in keys])
+        kept = usable[rows] if rows.ndim == 1 else usable[rows].all(1)
+        if not kept.any():
             raise CacheError(f"task {name}: not one row can be embedded, see skipped.csv in {folder}")
+        wanted, rows = torch.unique(rows[kept], return_inverse=True)  # an item that stands in many pairs is embedded once
         systems: dict[str, tuple[System, Array]] = {}
         for kind, student in students.items():
             if kind in self.systems:
-                systems[kind] = kind, embed(student, inputs, rows, device)
-        dense = {each: np.asarray(column.rows(rows).float()) for each, column in columns.items()}
+                systems[kind] = kind, embed(student, inputs, wanted, device)
+        dense = {each: np.asarray(column.rows(wanted).float()) for each, column in columns.items()}
         if "concatenated" in self.systems and dense:
             systems["concatenated"] = "concatenated", np.concatenate(list(dense.values()), 1)
         if "teachers" in self.systems:
             systems |= {each: ("teachers", x) for each, x in dense.items()}
-        return [item for item, keep in zip(items, kept, strict=True) if keep], labels[kept], systems
+        chosen = {each: (kind, x[rows.numpy()]) for each, (kind, x) in systems.items()}
+        return [key for key, keep in zip(keys, kept.tolist(), strict=True) if keep], labels[kept.numpy()], chosen
 
     def _probe(
-        self, name: str, split: str, seed: int, items: list[str], labels: Array, systems: dict[str, tuple[System, Array]]
+        self, name: str, split: str, seed: int, keys: list[Key], labels: Array, systems: dict[str, tuple[System, Array]]
     ) -> Iterator[Record]:
         task = self.tasks[name]
-        train, valid, test = task.split(split, seed, items)
-        if not min(len(train), len(valid), len(test)):
-            log.warning("task %s, %s split, seed %d: a part of the split is empty, left out", name, split, seed)
-            return
-        for system, (kind, x) in systems.items():
-            probe = PROBES[task.kind]()
-            probe.fit(x[train], labels[train], x[valid], labels[valid])
-            scores = probe.score(x[test], labels[test])[probe.metric]
-            if np.isnan(scores).all():
-                log.warning("task %s, %s split, seed %d: the test rows cannot be scored, left out", name, split, seed)
-                return
-            score = float(np.nanmean(scores))
-            yield Record(system, kind, name, task.provenance, split, seed, probe.metric, score, len(test))
+        probes = task.probes or [PROBES[task.kind]()]
+        parts = task.split(split, seed, keys)
+        for probe in probes:
+            if not min(len(part) for part in (parts if probe.fits else parts[2:])):
+                log.warning("task %s, %s split, seed %d: a part of the split is empty, left out", name, split, seed)
+                continue
+            label = name if len(probes) == 1 else f"{name} {probe.name}"
+            for system, (kind, x) in systems.items():
+                score = _score(probe, x, labels, *parts)
+                if np.isnan(score):
+                    log.warning("task %s, %s split, seed %d: the test rows cannot be scored, left out", name, split, seed)
+                    break
+                yield Record(system, kind, label, task.provenance, split, seed, probe.metric, score, len(parts[2]))
+
+
+def _score(probe: Probe, x: Array, labels: Array, train: Array, valid: Array, test: Array) -> float:
+    """Fit a probe and score it on the test rows, averaged over the labels that can be scored."""
+    probe.fit(x[train], labels[train], x[valid], labels[valid])
+    scores = probe.score(x[test], labels[test])[probe.metric]
+    return float("nan") if np.isnan(scores).all() else float(np.nanmean(scores))
 
 
 def is_live(column: Column) -> bool:
@@ -171,13 +204,16 @@ def is_live(column: Column) -> bool:
 
 def embed(student: Student, inputs: Column, rows: torch.Tensor, device: str, batch: int = 512) -> Array:
     """The student's embeddings (rows, dim) of ``rows`` of an input column, in evaluation mode, float32."""
-    student = student.to(device).eval()
-    parts = []
+    student, featuriser = student.to(device).eval(), featuriser_of(inputs)
+    order = torch.arange(len(rows))
+    if featuriser.padded:  # rows of like length go together
+        order = torch.from_numpy(np.argsort(inputs.counts(featuriser.padded, rows), kind="stable"))
+    out = torch.empty(len(rows), student.dim)
     with torch.inference_mode():
-        for chunk in rows.split(batch):
-            moved = move(inputs.rows(chunk), device)
-            parts.append(student(moved).float().cpu())
-    return np.asarray(torch.cat(parts))
+        for chunk in order.split(batch):
+            read = featuriser.unpack(inputs.rows(rows[chunk]))
+            out[chunk] = student(move({inputs.name: read}, device)).float().cpu()
+    return np.asarray(out)
 
 
 def move(inputs: Any, device: str) -> Any:

@@ -1,7 +1,7 @@
 """The Distiller: a student and a head per teacher, trained jointly; the heads are dropped afterwards."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -93,8 +93,8 @@ class Distiller(LightningModule):
     def _normaliser(self, name: str) -> Normaliser:
         return cast(Normaliser, self.normalisers[name])
 
-    def forward(self, inputs: Any) -> Tensor:
-        """The student's embedding, (batch, dim)."""
+    def forward(self, inputs: Mapping[str, Any]) -> Tensor:
+        """The student's embedding, (batch, dim), of rows of its input columns."""
         out: Tensor = self.student(inputs)
         return out
 

@@ -5,7 +5,7 @@ Nothing here is as long as the corpus: a permutation of a billion rows is a form
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -14,10 +14,12 @@ import numpy as np
 from torch.utils.data import Sampler
 
 Array = np.ndarray[Any, Any]
+Lengths = Callable[[Array], Array]  # rows to their lengths, both (rows,)
 
 ROUNDS = 4
 SLAB = 128  # batches whose rows are computed at once: numpy's cost per call is shared by all of them
 GOLDEN = (math.sqrt(5) - 1) / 2
+SPREAD = 0x9E3779B1  # neighbours begin with different views
 
 
 def permute(positions: Array, rows: int, *key: int) -> Array:
@@ -52,6 +54,9 @@ class Source:
     The corpus is cut into as many strata as rows are held out, and one row of each stratum is: so the n-th row to train on
     is found without a list of rows.
 
+    Where a corpus holds several views of every item, one after the other, all of this counts items, and :meth:`view` says
+    which row stands for an item in an epoch.
+
     Args:
         rows: of the corpus.
         held: rows that are never trained on, at most half of all.
@@ -59,6 +64,8 @@ class Source:
         weight: share of a batch, relative to the other corpora's; by default the rows to train on.
         block: rows of a block of a block shuffle; 0 shuffles all rows at once.
         window: blocks that are shuffled together.
+        views: rows of each item.
+        turning: take another view of an item in each epoch; the first one otherwise.
 
     Example:
         >>> source = Source(rows=10, held=2)
@@ -72,6 +79,14 @@ class Source:
     weight: float | None = None
     block: int = 0
     window: int = 16
+    views: int = 1
+    turning: bool = False
+
+    def view(self, items: Array, epoch: int = 0) -> Array:
+        """The rows that show ``items`` in an epoch; after ``views`` epochs each view had its turn."""
+        turn = (items * SPREAD >> 16) + epoch if self.turning else np.zeros_like(items)
+        rows: Array = items * self.views + turn % self.views
+        return rows
 
     def __len__(self) -> int:
         return self.rows - self.held
@@ -157,8 +172,8 @@ class BlockShuffled(Shuffled):
 class Stream:
     """A source's rows for one epoch, pass after pass when its weight asks for more rows than it has."""
 
-    def __init__(self, source: Source, *key: int):
-        self.source, self.key = source, key
+    def __init__(self, source: Source, seed: int, epoch: int, number: int):
+        self.source, self.key, self.epoch = source, (seed, epoch, number), epoch
         self._passes: dict[int, Shuffled] = {}
 
     def pass_at(self, position: int) -> tuple[Shuffled, int]:
@@ -176,7 +191,8 @@ class Stream:
         while start < stop:
             one, inside = self.pass_at(start)
             count = min(stop - start, len(self.source) - inside)
-            parts.append(one.take(inside, inside + count))
+            turn = self.epoch + start // len(self.source)
+            parts.append(self.source.view(one.take(inside, inside + count), turn))
             start += count
         return np.concatenate(parts)
 
@@ -219,13 +235,23 @@ class BatchOrder(Sampler[Step]):
         rank: this process.
         ranks: all of them.
         shuffle: off for validation: then the held-out rows come in order, corpus after corpus.
+        lengths: per source, what tells the lengths of rows, where a student pads them: then the rows of ``SLAB`` batches
+            are dealt out by length, and these batches come in random order.
     """
 
     def __init__(
-        self, sources: Sequence[Source], batch: int, seed: int, rank: int = 0, ranks: int = 1, shuffle: bool = True
+        self,
+        sources: Sequence[Source],
+        batch: int,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
+        shuffle: bool = True,
+        lengths: Sequence[Lengths | None] = (),
     ):
         self.sources, self.batch, self.seed, self.rank, self.ranks = list(sources), batch, seed, rank, ranks
         self.shuffle, self.epoch = shuffle, 0
+        self.lengths = list(lengths) or [None] * len(self.sources)
         self.sampler = self  # Lightning calls set_epoch on `batch_sampler.sampler`
 
     def set_epoch(self, epoch: int) -> None:
@@ -247,7 +273,7 @@ class BatchOrder(Sampler[Step]):
             mine = self._mine(source)
             for start in range(0, len(mine), self.batch):
                 rows = [np.empty(0, np.int64)] * len(self.sources)
-                rows[number] = mine[start : start + self.batch]
+                rows[number] = source.view(mine[start : start + self.batch])
                 yield Step(rows)
 
     def _training(self) -> Iterator[Step]:
@@ -258,16 +284,24 @@ class BatchOrder(Sampler[Step]):
         for first in range(0, len(counts), SLAB):
             last = min(first + SLAB, len(counts))
             slab = [stream.take(*ends[[first, last], k].tolist()) for k, stream in enumerate(streams)]
+            slab = [rows if of is None else _by_length(rows, of) for rows, of in zip(slab, self.lengths, strict=True)]
             spans = (ends[first : last + 1] - ends[first]).tolist()  # where each batch begins in the slab
-            for number in range(first, last):
+            bucketed = any(each is not None for each in self.lengths)
+            for place, number in enumerate(self._mixed(first, last) if bucketed else range(first, last), first):
                 start, stop = spans[number - first], spans[number - first + 1]
                 rows = [each[a:b] for each, a, b in zip(slab, start, stop, strict=True)]
                 if not any(source.block for source in self.sources):
                     yield Step(self._slice(rows))
                     continue
-                windows, ahead = self._windows(streams, ends[number].tolist(), seen)
+                # a slab that is dealt out by length needs all of its windows from its first batch on
+                windows, ahead = self._windows(streams, ends[first if bucketed else place].tolist(), seen)
                 seen = windows
                 yield Step(self._slice(rows), windows, ahead)
+
+    def _mixed(self, first: int, last: int) -> list[int]:
+        """The batches of a slab in random order."""
+        count = last - first
+        return (first + permute(np.arange(count), count, self.seed, self.epoch, first, 4)).tolist()  # type: ignore[no-any-return]
 
     def _slice(self, rows: list[Array]) -> list[Array]:
         before = itertools.accumulate((len(each) for each in rows), initial=0)
@@ -286,5 +320,10 @@ class BatchOrder(Sampler[Step]):
             window = one.window_at(inside)
             windows.append(start // len(stream.source) * 1_000_000_000 + window)
             new = not seen or seen[k] != windows[k]
-            ahead.append((one.blocks(window) if not seen else []) + one.blocks(window + 1) if new else [])
+            blocks = (one.blocks(window) if not seen else []) + one.blocks(window + 1) if new else []
+            ahead.append([(first * stream.source.views, count * stream.source.views) for first, count in blocks])
         return tuple(windows), tuple(ahead)
+
+
+def _by_length(rows: Array, lengths: Lengths) -> Array:
+    return rows[np.argsort(lengths(rows), kind="stable")]

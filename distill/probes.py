@@ -1,45 +1,66 @@
-"""Linear probes of frozen embeddings, with the regularisation chosen on validation rows.
+"""Probes of frozen embeddings: linear ones with the regularisation chosen on validation rows, neighbours, clusters, pairs.
 
-Every label and every strength is fitted at once on the same matrix, rotated to its principal axes: the ridge solution is
-then a division, and logistic regression has a diagonal curvature bound. Same optimum as scikit-learn's, many times faster.
+Linear probes fit every label and every strength at once on the same matrix, rotated to its principal axes: the ridge
+solution is then a division, and logistic regression has a diagonal curvature bound. Same optimum as scikit-learn's, many
+times faster.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from sklearn.metrics import r2_score, roc_auc_score
+from scipy import stats
+from sklearn.cluster import KMeans
+from sklearn.metrics import average_precision_score, r2_score, roc_auc_score, v_measure_score
 from torch import Tensor
 
 Array = np.ndarray[Any, Any]
 
 
 class Probe(ABC):
+    """Judges frozen embeddings by a task's labels. Subclass it in any importable module and name it in YAML.
+
+    Class attributes:
+        name: stands beside the task's where a task has several probes.
+        metric: what :meth:`score` reports.
+        fits: whether :meth:`fit` learns from training rows; the others look at test rows alone.
+    """
+
+    name: ClassVar[str]
+    metric: ClassVar[str]
+    fits: ClassVar[bool] = True
+
+    @abstractmethod
+    def fit(self, x: Array, y: Array, x_valid: Array, y_valid: Array) -> "Probe":
+        """Fit on training rows, choose on validation rows, refit on both.
+
+        Args:
+            x: embeddings (rows, dim); of pairs (rows, 2, dim).
+            y: labels (rows, labels), NaN where missing.
+            x_valid, y_valid: the same of the validation rows.
+        """
+
+    @abstractmethod
+    def score(self, x: Array, y: Array) -> dict[str, Array]:
+        """``metric`` -> score per label (labels,); NaN where the rows cannot be scored."""
+
+
+class LinearProbe(Probe):
     """Fits on training rows, chooses on validation rows, refits on both; labels may be missing (NaN).
 
     Features are standardised by the training rows and clipped to ``clip`` standard deviations: a feature that hardly varies
     in training would else let one odd test row decide the score.
-
-    Class attributes:
-        metric: what :meth:`score` reports.
     """
 
-    metric: ClassVar[str]
+    name = "linear"
     clip: ClassVar[float] = 10.0
     centred: ClassVar[bool] = False  # whether labels are values, so that an offset can be taken off
     strengths: ClassVar[Array]  # (strengths,), each larger one regularises more
 
-    def fit(self, x: Array, y: Array, x_valid: Array, y_valid: Array) -> "Probe":
-        """Fit.
-
-        Args:
-            x: embeddings (rows, dim).
-            y: labels (rows, labels), NaN where missing.
-            x_valid, y_valid: the same of the validation rows.
-        """
-        self.shift, spread = x.mean(0), x.std(0)  # of the training rows alone
-        self.scale = np.where(spread > 1e-8, 1 / np.maximum(spread, 1e-8), 0.0)
+    def fit(self, x: Array, y: Array, x_valid: Array, y_valid: Array) -> "LinearProbe":
+        self._learn_scale(x)
         strengths = torch.from_numpy(self.strengths)
         y, y_valid = (np.asarray(each, np.float64) for each in (y, y_valid))
         middle = np.nan_to_num(_mean_of_known(y)) if self.centred else 0.0  # in float64: labels may have a large offset
@@ -52,13 +73,16 @@ class Probe(ABC):
         self.middle = middle
         return self
 
+    def _learn_scale(self, x: Array) -> None:
+        self.shift, spread = x.mean(0), x.std(0)  # of the training rows alone
+        self.scale = np.where(spread > 1e-8, 1 / np.maximum(spread, 1e-8), 0.0)
+
     def predict(self, x: Array) -> Array:
         """Logits or values, (rows, labels)."""
         predicted: Array = _apply(self._scaled(x), self.weights)[..., 0] + self.middle
         return predicted
 
     def score(self, x: Array, y: Array) -> dict[str, Array]:
-        """``metric`` -> score per label (labels,); NaN where the rows cannot be scored."""
         predicted = self.predict(x)
         return {self.metric: np.array([self._score(y[:, each], predicted[:, each]) for each in range(y.shape[1])])}
 
@@ -106,7 +130,7 @@ def _axes(x: Tensor) -> tuple[Tensor, Tensor]:
     return axes.float(), values.float()
 
 
-class RidgeProbe(Probe):
+class RidgeProbe(LinearProbe):
     """Ridge regression; R2. ``strengths`` are scikit-learn's alphas.
 
     Predictions stay within the range of the labels that were fitted: R2 has no lower bound, so that one extrapolation
@@ -161,7 +185,7 @@ def _ridge(x: Tensor, y: Tensor, strengths: Tensor) -> Tensor:
     return axes @ ((axes.T @ (x.T @ y)).unsqueeze(1) / (squares.unsqueeze(1) + strengths))
 
 
-class LogisticProbe(Probe):
+class LogisticProbe(LinearProbe):
     """Logistic regression; AUROC. ``strengths`` are 1 / C of scikit-learn.
 
     Accelerated proximal steps in the principal axes, where a quarter of the squared singular values bounds the curvature
@@ -174,21 +198,35 @@ class LogisticProbe(Probe):
     tolerance = 1e-4
 
     def _solve(self, x: Tensor, y: Tensor, strengths: Tensor) -> Tensor:
-        axes, squares = _axes(x)
-        design = torch.cat([torch.ones(len(x), 1), x @ axes], 1)  # (rows, 1 + rank)
         known = y.isfinite().float().unsqueeze(-1)  # (rows, labels, 1)
         truth = y.nan_to_num().unsqueeze(-1)
+        return self._descend(x, lambda logits: known * (logits.sigmoid() - truth), strengths, bound=1 / 4)
+
+    def _descend(
+        self, x: Tensor, residual: Callable[[Tensor], Tensor], strengths: Tensor, bound: float, together: bool = False
+    ) -> Tensor:
+        """Weights (1 + dim, labels, strengths) at which the penalised loss is least.
+
+        Args:
+            x: features (rows, dim).
+            residual: from logits (rows, labels, strengths) to the loss's gradient there.
+            strengths: (labels, strengths).
+            bound: of the loss's curvature in the logits.
+            together: whether all labels are one problem.
+        """
+        axes, squares = _axes(x)
+        design = torch.cat([torch.ones(len(x), 1), x @ axes], 1)  # (rows, 1 + rank)
         penalty = torch.cat([torch.zeros(1, *strengths.shape), strengths.float().expand(len(squares), -1, -1)])
-        curvature = torch.cat([torch.tensor([float(len(x))]), squares])[:, None, None] / 4 + penalty
+        curvature = torch.cat([torch.tensor([float(len(x))]), squares])[:, None, None] * bound + penalty
         weights = look = torch.zeros_like(penalty)  # (1 + rank, labels, strengths)
         momentum = torch.ones(strengths.shape)
         for _ in range(self.steps):
             logits = (design @ look.flatten(1)).unflatten(1, strengths.shape)
-            residual = known * (logits.sigmoid() - truth)
-            gradient = (design.T @ residual.flatten(1)).unflatten(1, strengths.shape) + penalty * look
+            gradient = (design.T @ residual(logits).flatten(1)).unflatten(1, strengths.shape) + penalty * look
             after = look - gradient / curvature
             step = after - weights
-            restart = (gradient * step).sum(0) > 0  # (labels, strengths)
+            climb = (gradient * step).sum(0)  # (labels, strengths)
+            restart = (climb.sum(0, keepdim=True) if together else climb) > 0
             following = torch.where(restart, 1.0, (1 + (1 + 4 * momentum**2).sqrt()) / 2)
             look = after + torch.where(restart, 0.0, (momentum - 1) / following) * step
             weights, momentum = after, following
@@ -204,4 +242,123 @@ class LogisticProbe(Probe):
         return float(roc_auc_score(y[rows], predicted[rows]))
 
 
-PROBES: dict[str, type[Probe]] = {"classification": LogisticProbe, "regression": RidgeProbe}
+class SoftmaxProbe(LogisticProbe):
+    """Multinomial logistic regression; accuracy. Labels are class numbers (rows, 1). One strength for all classes."""
+
+    metric = "accuracy"
+    strengths = np.logspace(-1, 4, 6)
+    tolerance = 1e-3  # accuracy is decided long before
+
+    def fit(self, x: Array, y: Array, x_valid: Array, y_valid: Array) -> "SoftmaxProbe":
+        self._learn_scale(x)
+        classes = 1 + int(max(y.max(), y_valid.max()))
+        strengths = torch.from_numpy(self.strengths)
+        path = self._solve(self._scaled(x), _one_hot(y, classes), strengths.expand(classes, -1))
+        scores = [_accuracy(y_valid, each) for each in np.moveaxis(_apply(self._scaled(x_valid), path), -1, 0)]
+        best = len(scores) - 1 - int(np.argmax(scores[::-1]))  # of equals the strongest
+        both = self._scaled(np.concatenate([x, x_valid])), _one_hot(np.concatenate([y, y_valid]), classes)
+        self.weights, self.middle = self._solve(*both, strengths[best].expand(classes, 1)), 0.0
+        return self
+
+    def _solve(self, x: Tensor, y: Tensor, strengths: Tensor) -> Tensor:
+        truth = y.unsqueeze(-1)  # (rows, classes, 1)
+        return self._descend(x, lambda logits: logits.softmax(1) - truth, strengths, bound=1 / 2, together=True)
+
+    def score(self, x: Array, y: Array) -> dict[str, Array]:
+        return {self.metric: np.array([_accuracy(y, self.predict(x))])}
+
+
+def _one_hot(y: Array, classes: int) -> Tensor:
+    return torch.eye(classes)[torch.from_numpy(y[:, 0]).long()]  # (rows, classes)
+
+
+def _accuracy(y: Array, logits: Array) -> float:
+    return float((logits.argmax(1) == y[:, 0]).mean())
+
+
+class KnnProbe(Probe):
+    """Weighted k nearest neighbours by cosine; accuracy (Wu et al., CVPR 2018; UNIC's protocol).
+
+    A neighbour of cosine c votes for its class with weight exp(c / 0.07); k is chosen on validation rows.
+    """
+
+    name, metric = "knn", "accuracy"
+    neighbours = (10, 20, 100, 200)
+    temperature = 0.07
+
+    def fit(self, x: Array, y: Array, x_valid: Array, y_valid: Array) -> "KnnProbe":
+        self.classes = 1 + int(max(y.max(), y_valid.max()))
+        self.bank, self.labels = _unit(x), _one_hot(y, self.classes)
+        usable = [k for k in self.neighbours if k <= len(x)] or [len(x)]
+        scores = [_accuracy(y_valid, votes) for votes in self._votes(x_valid, usable)]
+        self.k = usable[int(np.argmax(scores))]
+        self.bank, self.labels = _unit(np.concatenate([x, x_valid])), _one_hot(np.concatenate([y, y_valid]), self.classes)
+        return self
+
+    def _votes(self, x: Array, counts: list[int]) -> list[Array]:
+        """Per number of neighbours the weight of each class, (rows, classes)."""
+        cosine, near = (_unit(x) @ self.bank.T).topk(max(counts), 1)  # (rows, k)
+        weight = (cosine / self.temperature).exp().unsqueeze(-1)
+        votes = (weight * self.labels[near]).cumsum(1)  # (rows, k, classes)
+        return [votes[:, k - 1].numpy() for k in counts]
+
+    def score(self, x: Array, y: Array) -> dict[str, Array]:
+        right = [
+            self._votes(part, [self.k])[0].argmax(1) == truth[:, 0]
+            for part, truth in zip(np.array_split(x, -(-len(x) // 256)), np.array_split(y, -(-len(y) // 256)), strict=True)
+        ]
+        return {self.metric: np.array([np.concatenate(right).mean()])}
+
+
+def _unit(x: Array) -> Tensor:
+    return torch.nn.functional.normalize(_tensor(x), dim=-1)
+
+
+class _Untrained(Probe):
+    fits = False
+
+    def fit(self, x: Array, y: Array, x_valid: Array, y_valid: Array) -> "_Untrained":
+        return self
+
+
+class SimilarityProbe(_Untrained):
+    """Spearman correlation of the cosine of a pair's embeddings (rows, 2, dim) with its score, as in STS and SICK."""
+
+    name, metric = "similarity", "spearman"
+
+    def score(self, x: Array, y: Array) -> dict[str, Array]:
+        return {self.metric: np.array([float(stats.spearmanr(_cosine(x), y[:, 0]).statistic)])}
+
+
+class PairProbe(_Untrained):
+    """Average precision of the cosine of a pair's embeddings (rows, 2, dim) for label 1 against 0."""
+
+    name, metric = "pairs", "ap"
+
+    def score(self, x: Array, y: Array) -> dict[str, Array]:
+        return {self.metric: np.array([float(average_precision_score(y[:, 0], _cosine(x)))])}
+
+
+def _cosine(x: Array) -> Array:
+    unit = _unit(x)
+    return np.asarray((unit[:, 0] * unit[:, 1]).sum(-1))  # (rows,)
+
+
+class ClusterProbe(_Untrained):
+    """V-measure of k-means on the unit sphere, with as many clusters as classes; the best of three starts."""
+
+    name, metric = "clusters", "v-measure"
+
+    def score(self, x: Array, y: Array) -> dict[str, Array]:
+        means = KMeans(len(np.unique(y)), n_init=3, random_state=0).fit(_unit(x).numpy())
+        return {self.metric: np.array([float(v_measure_score(y[:, 0], means.labels_))])}
+
+
+PROBES: dict[str, type[Probe]] = {
+    "classification": LogisticProbe,
+    "regression": RidgeProbe,
+    "multiclass": SoftmaxProbe,
+    "similarity": SimilarityProbe,
+    "pairs": PairProbe,
+    "clustering": ClusterProbe,
+}

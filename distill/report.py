@@ -142,7 +142,7 @@ def plot(by_split: Mapping[str, Scores], path: Path) -> None:
         axis.plot(per_task.clip(left), np.repeat(place[:, None], per_task.shape[1], 1), "o", **dots)
         axis.set_yticks(place, scores.systems)
         axis.set_xlim(left, 1.0)
-        axis.set_xlabel("mean over tasks (AUROC, R2); dots are tasks")
+        axis.set_xlabel(f"mean over tasks ({', '.join(dict.fromkeys(scores.metrics.values()))}); dots are tasks")
         axis.set_title(f"{split} split, {len(scores.seeds)} seeds")
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()

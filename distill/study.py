@@ -21,8 +21,6 @@ from distill.evaluate import Record
 
 log = logging.getLogger(__name__)
 
-BY_HAND = "<!-- above: written by `distill study`; below: by hand -->"
-
 
 class Run:
     """One method with one seed; each stage is a process of its own and is skipped when its result is there.
@@ -88,7 +86,7 @@ def study(
     Args:
         base: configuration that all methods share.
         methods: name -> configuration of the method, laid over ``base``.
-        report_file: Markdown; what stands below its marker line is kept.
+        report_file: Markdown; the study replaces its own section there, named for ``runs``, and keeps all else.
         runs: a folder per method and seed goes here.
         seeds: each one is a run's seed and the seed of its probes' splits.
         jobs: runs at a time; they share the cores.
@@ -110,23 +108,27 @@ def study(
         list(pool.map(lambda each: Run.test(*each), tests))
     records = [record for (method, _), run in grid.items() for record in run.records(method)]
     files = ", ".join(f"{method} ({path})" for method, path in methods.items())
-    write(records, report_file, f"base {base}; methods {files}; seeds {chosen}")
+    write(records, report_file, runs.name, f"base {base}; methods {files}; seeds {chosen}")
 
 
-def write(records: list[Record], path: Path, origin: str) -> None:
-    """Write tables and a plot of ``records`` to ``path``, and keep what was written below the marker by hand."""
+def write(records: list[Record], path: Path, name: str, origin: str) -> None:
+    """Write tables and a plot of ``records`` into their section of ``path``; all else in it stays as it is."""
     by_split = {split: report.Scores(records, split) for split in dict.fromkeys(record.split for record in records)}
-    plot = path.with_suffix(".png")
+    plot = path.with_name(f"{path.stem}-{name}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     report.plot(by_split, plot)
-    parts = [f"# Results\n\nMade by `distill study`: {origin}.\n\n![mean scores]({plot.name})"]
+    parts = [f"Made by `distill study`: {origin}.", f"![mean scores]({plot.name})"]
     for split, scores in by_split.items():
-        parts.append(f"## {split.capitalize()} split, {len(scores.seeds)} seeds\n\n{report.markdown(scores)}")
+        parts.append(f"### {split.capitalize()} split, {len(scores.seeds)} seeds\n\n{report.markdown(scores)}")
         parts.append(f"Pair by pair, mean difference over tasks:\n\n{pairs(scores)}")
         Console().print(report.table(scores, f"{split} split"))
-    kept = path.read_text().split(BY_HAND)[1] if path.exists() and BY_HAND in path.read_text() else "\n"
-    path.write_text("\n\n".join(parts) + f"\n\n{BY_HAND}{kept}")
-    Console().print(f"written: {path} and {plot.name}")
+    begin, end = f"<!-- {name}: written by `distill study`, what stands here is replaced -->", f"<!-- {name}: end -->"
+    section = "\n\n".join([begin, *parts, end])
+    before = path.read_text() if path.exists() else f"# Results\n\n## {name}\n"
+    head, there, rest = before.partition(begin)
+    _, _, tail = rest.partition(end) if there else ("", "", "\n")
+    path.write_text(f"{head if there else head.rstrip() + chr(10) * 2}{section}{tail}")
+    Console().print(f"written: {path}, section {name}, and {plot.name}")
 
 
 def pairs(scores: report.Scores) -> str:

@@ -8,11 +8,14 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from cache_tools.corpus import Corpus, Items, open_text, read_csv
+from cache_tools.corpus import Corpus, Items
 from cache_tools.errors import ConfigError, CorpusError
+from cache_tools.tables import read_table
+from distill.probes import Probe
 
 Array = np.ndarray[Any, Any]
-Kind = Literal["classification", "regression"]
+Kind = Literal["classification", "regression", "multiclass", "similarity", "pairs", "clustering"]
+Key = str | tuple[str, str]
 Provenance = Literal["measured", "computed"]
 SHARES = (0.8, 0.1, 0.1)  # train, validation, test
 
@@ -24,32 +27,44 @@ class Task(ABC):
         modality: of the items.
 
     Attributes:
-        kind: what the labels are.
+        kind: what the labels are: ``classification`` (0 and 1, several columns), ``regression``, ``multiclass`` (class
+            numbers), ``similarity`` (a score per pair), ``pairs`` (0 and 1 per pair) or ``clustering`` (class numbers).
         provenance: whether the labels were measured in the world or computed from the items.
+        probes: what judges an embedding; by default the one of ``kind``.
     """
 
     modality: ClassVar[str]
     kind: Kind
     provenance: Provenance = "measured"
+    probes: Sequence[Probe] = ()
 
     @abstractmethod
-    def load(self) -> tuple[list[str], Array]:
-        """Items, and labels (items, labels) in float64 with NaN where one is missing."""
+    def load(self) -> tuple[Sequence[Key], Array]:
+        """Items (pairs of items, or names of them), and labels (items, labels) in float64 with NaN where one is missing."""
 
     @abstractmethod
-    def split(self, name: str, seed: int, items: Sequence[str]) -> tuple[Array, Array, Array]:
+    def split(self, name: str, seed: int, items: Sequence[Key]) -> tuple[Array, Array, Array]:
         """Row numbers for training, validation and test."""
+
+    def offers(self, split: str) -> bool:
+        """Whether the task has that kind of split."""
+        return True
 
     def corpus(self, name: str) -> Corpus:
         """The distinct items, in the order in which they first appear."""
-        return Items(list(dict.fromkeys(self.load()[0])), self.modality, f"task {name}")
+        return Items(distinct(self.load()[0]), self.modality, f"task {name}")
+
+
+def distinct(keys: Sequence[Key]) -> list[str]:
+    """Every item once, in the order in which it first appears, also inside pairs."""
+    return list(dict.fromkeys(item for key in keys for item in ((key,) if isinstance(key, str) else key)))
 
 
 class MoleculeTask(Task):
-    """Molecules in a csv (``.gz`` or not) with one or more label columns; a label may be missing.
+    """Molecules in a table (csv, jsonl or parquet) with one or more label columns; a label may be missing.
 
     Args:
-        path: the csv.
+        path: the table.
         targets: its label columns; all but the SMILES when not given.
         kind: ``classification`` (labels 0 and 1) or ``regression``.
         smiles: the column of SMILES.
@@ -73,8 +88,7 @@ class MoleculeTask(Task):
         self.smiles, self.provenance = smiles, provenance
 
     def load(self) -> tuple[list[str], Array]:
-        with open_text(self.path) as file:
-            rows = list(read_csv(self.path, file, [self.smiles, *(self.targets or [])]))
+        rows = list(read_table(self.path, [self.smiles, *(self.targets or [])]))
         if not rows:
             raise CorpusError(f"{self.path} holds no rows below its header")
         targets = self.targets or [column for column in rows[0] if column != self.smiles]
@@ -94,12 +108,12 @@ class MoleculeTask(Task):
             raise CorpusError(f"{self.path} line {line}: {target} is {text!r}, expected 0, 1 or nothing")
         return value
 
-    def split(self, name: str, seed: int, items: Sequence[str]) -> tuple[Array, Array, Array]:
+    def offers(self, split: str) -> bool:
+        return split in ("random", "scaffold")
+
+    def split(self, name: str, seed: int, items: Sequence[Any]) -> tuple[Array, Array, Array]:
         if name == "random":
-            distinct = {item: row for row, item in enumerate(dict.fromkeys(items))}
-            number = np.array([distinct[item] for item in items])  # rows of one molecule stay together
-            train, valid, test = (np.flatnonzero(np.isin(number, part)) for part in random_split(len(distinct), seed))
-            return train, valid, test
+            return grouped_split(items, seed)
         if name == "scaffold":
             return scaffold_split(items, seed)
         raise ConfigError(f"no split {name!r} for molecules; there are: random, scaffold")
@@ -110,6 +124,14 @@ def random_split(rows: int, seed: int) -> tuple[Array, Array, Array]:
     order = np.random.default_rng(seed).permutation(rows)
     train, valid = round(SHARES[0] * rows), round((SHARES[0] + SHARES[1]) * rows)
     return order[:train], order[train:valid], order[valid:]
+
+
+def grouped_split(items: Sequence[Key], seed: int) -> tuple[Array, Array, Array]:
+    """Like :func:`random_split`, but rows of one item stay together."""
+    first = {item: row for row, item in enumerate(dict.fromkeys(items))}
+    number = np.array([first[item] for item in items])
+    train, valid, test = (np.flatnonzero(np.isin(number, part)) for part in random_split(len(first), seed))
+    return train, valid, test
 
 
 def scaffold_split(smiles: Sequence[str], seed: int) -> tuple[Array, Array, Array]:

@@ -5,7 +5,7 @@ import torch
 
 from cache_tools.build import build
 from cache_tools.columns import MoleculeGraph
-from cache_tools.corpus import RdkitSamples
+from cache_tools.corpora.molecule import RdkitSamples
 from cache_tools.teachers.molecule import Maccs, MorganBits, MorganCounts
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 CACHE = """
 name: mini
-corpus: {class_path: cache_tools.corpus.RdkitSamples, init_args: {limit: 300}}
+corpus: {class_path: cache_tools.corpora.molecule.RdkitSamples, init_args: {limit: 300}}
 teachers:
   maccs: {class_path: cache_tools.teachers.molecule.Maccs}
   letters: {class_path: extension_example.Letters, init_args: {letters: CNO}}
@@ -271,7 +271,7 @@ def test_bad_input_to_build_gets_a_few_lines_that_say_what_to_do(place, case, tm
     text, arguments, message = BAD_BUILDS[case]
     if text is not None:
         (tmp_path / "m.csv").write_text(text)
-    corpus = ["--corpus", "cache_tools.corpus.SmilesFile", "--corpus.path", str(tmp_path / "m.csv")]
+    corpus = ["--corpus", "cache_tools.corpora.molecule.SmilesFile", "--corpus.path", str(tmp_path / "m.csv")]
     done = place.cache("build", "--config", "cache.yaml", "--cache", str(tmp_path / "cache"), *corpus, *arguments)
     assert done.returncode == 1
     assert message in done.stderr

@@ -10,15 +10,18 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {  # a module may import those on lower floors, and those on its own floor that stand before it
     "cache_tools": [
         ["errors"],
-        ["addresses", "console", "launch", "molecules", "images", "producer", "progress", "shard", "statistics"],
+        ["addresses", "console", "hub", "images", "launch", "molecules", "network", "producer", "progress"],
+        ["shard", "statistics", "tables"],
         ["corpus", "store", "stack", "reader", "claims", "teacher", "columns", "verify"],
-        ["teachers.molecule", "teachers.gnn"],
+        ["corpora.molecule", "corpora.text", "corpora.image"],
+        ["teachers.text", "teachers.molecule", "teachers.gnn", "teachers.image", "teachers.convnet"],
         ["pipeline", "run", "build", "transfer", "sample"],
         ["cli"],
     ],
     "distill": [
         ["order", "heads", "normalize", "objective", "student"],
-        ["students.molecule", "metrics", "data", "module", "probes", "tasks", "evaluate", "report"],
+        ["students.molecule", "students.text", "students.image", "students.mixed"],
+        ["metrics", "data", "module", "probes", "tasks", "labelled", "evaluate", "report"],
         ["study", "cli"],
     ],
 }
@@ -35,6 +38,11 @@ FROM_CACHE_TOOLS = {
     "build",
     "producer",
     "teacher",
+    "columns",
+    "corpora.image",
+    "hub",
+    "network",
+    "tables",
 }
 NO_LIGHTNING = {
     "cache_tools.store",

@@ -4,7 +4,6 @@ A message of these networks is a weighted sum of atoms and of bond embeddings. S
 ``A @ x`` and ``C @ table`` (C counts the bond types at an atom), instead of one row per bond: five times as fast on a CPU.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from cache_tools.errors import BadItem, TeacherError
+from cache_tools.hub import read_safetensors, weights_file
 from cache_tools.molecules import parse_smiles
 from cache_tools.shard import sha256
 from cache_tools.teacher import Teacher
@@ -195,14 +195,8 @@ class PretrainedGnn(Teacher):
         return _Gnn(KINDS[kind], len(state["x_embedding1.weight"]))
 
     def load(self, device: str) -> None:
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(self.weights, framework="pt") as file:
-                kind = (file.metadata() or {}).get("kind", "unnamed")
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        except SafetensorError as error:
-            raise TeacherError(f"{self.weights} is not a safetensors file: {error}") from None
+        state, facts = read_safetensors(Path(self.weights))
+        kind = facts.get("kind", "unnamed")
         network = self._network(kind, state)
         wanted = network.state_dict().keys()
         try:
@@ -250,20 +244,6 @@ class MolClrGcn(PretrainedGnn):
         if kind != "molclr_gcn":
             raise TeacherError(f"{self.weights} holds a {kind!r} network; MolClrGcn reads molclr_gcn")
         return _MolClr(len(state["x_embedding1.weight"]), self.dim)
-
-
-def weights_file(path: str) -> Path:
-    """``path`` with environment variables expanded, as an absolute path to a file that exists.
-
-    Raises:
-        TeacherError: with what to set.
-    """
-    expanded = os.path.expandvars(path)
-    if "$" in expanded:
-        raise TeacherError(f"{path}: a variable is not set; give the folder, as in `make cache ... WEIGHTS=folder`")
-    if not os.path.isfile(expanded):
-        raise TeacherError(f"no weights at {os.path.abspath(expanded)}: point WEIGHTS at the folder that has them")
-    return Path(expanded).absolute()
 
 
 def atoms_and_bonds(molecule: Any) -> tuple[list[tuple[int, int]], list[tuple[int, int, int, int]]]:

@@ -5,13 +5,14 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from cache_tools.errors import BadItem, TeacherError
+from cache_tools.errors import BadItem
 from cache_tools.molecules import parse_smiles
 from cache_tools.teacher import Teacher
+from cache_tools.teachers.text import HfEncoder
 
 SCALES = Path(__file__).with_name("rdkit_descriptors.json")
 
@@ -190,14 +191,16 @@ class Avalon(_Fingerprint):
         return _bits(GetAvalonFP(molecule, self.dim))
 
 
-class HfMolecule(Teacher):
-    """Any transformers encoder over SMILES (ChemBERTa and its kin).
+class HfMolecule(HfEncoder):
+    """Any transformers encoder over SMILES (ChemBERTa and its kin); one longer than ``max_length`` is masked, never cut.
 
     Args:
-        model: a hub name or a local folder.
-        pooling: ``cls`` (first token) or ``mean`` (over the tokens that are no padding).
-        max_length: tokens at most; a longer SMILES is masked, never cut.
+        model: a hub name, a folder that ``save_pretrained`` made, or ``package:NAME/FOLDER``.
+        pooling: ``cls`` (first token), ``mean`` (over the tokens that are no padding) or ``last`` (of these, the last).
+        max_length: tokens at most.
         revision: the hub revision to pin.
+        precision: see :class:`cache_tools.network.Network`.
+        trust_remote_code: run Python code that comes with the model; only for models whose code you have read.
 
     Raises:
         TeacherError: when the model is neither in that folder nor in the local hub cache and the hub cannot be reached.
@@ -205,52 +208,8 @@ class HfMolecule(Teacher):
 
     modality = "molecule"
 
-    def __init__(
-        self, model: str, pooling: Literal["cls", "mean"] = "mean", max_length: int = 512, revision: str | None = None
-    ):
-        self.name, self.pooling, self.max_length, self.revision = model, pooling, max_length, revision
-
-    def load(self, device: str) -> None:
-        from transformers import AutoModel, AutoTokenizer
-
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(self.name, revision=self.revision)
-            self.model = AutoModel.from_pretrained(self.name, revision=self.revision).to(device).eval()
-        except (OSError, ValueError) as error:
-            raise TeacherError(
-                f"cannot load {self.name!r}: give a local folder that save_pretrained made, or download it once on a "
-                f"machine with the hub (`hf download {self.name}`) and copy the hub cache. ({str(error).splitlines()[0]})"
-            ) from None
-        self.dim = int(self.model.config.hidden_size)
-
     def prepare(self, item: bytes) -> Any:
-        tokens = self.tokenizer(item.decode())
+        tokens = self.tokenizer(super().prepare(item))
         if len(tokens["input_ids"]) > self.max_length:
             raise BadItem(f"{len(tokens['input_ids'])} tokens, at most {self.max_length} are read")
         return tokens
-
-    def embed(self, items: Sequence[Any]) -> np.ndarray[Any, Any]:
-        import torch
-
-        batch = self.tokenizer.pad(list(items), return_tensors="pt").to(self.model.device)
-        with torch.inference_mode():
-            hidden = self.model(**batch).last_hidden_state  # (batch, tokens, dim)
-        if self.pooling == "cls":
-            pooled = hidden[:, 0]
-        else:
-            mask = batch["attention_mask"].unsqueeze(-1)
-            pooled = (hidden * mask).sum(1) / mask.sum(1)
-        embedding: np.ndarray[Any, Any] = pooled.float().cpu().numpy()
-        return embedding
-
-    def fingerprint(self) -> dict[str, Any]:
-        import hashlib
-
-        state = self.model.state_dict()
-        digest = hashlib.sha256()
-        for name in sorted(state):
-            digest.update(name.encode() + state[name].cpu().numpy().tobytes())
-        tokens = hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode())
-        hashes = {"weights_sha256": digest.hexdigest(), "tokenizer_sha256": tokens.hexdigest()}
-        where = ("model", "revision")  # the hashes say what is there
-        return {key: value for key, value in super().fingerprint().items() if key not in where} | hashes

@@ -77,19 +77,19 @@ class GraphStudent(Student):
         pooled = 2 * width if pooling == "mean+sum" else width
         self.project = nn.Identity() if pooled == self.dim else nn.Linear(pooled, self.dim)
 
-    def embeddings(self, inputs: dict[str, Ragged]) -> list[Tensor]:
-        graphs, x = self._start(inputs)
-        pooled = [self._pool(each, graphs) for each in self._blocks(x, inputs["bonds"].values, graphs)]
+    def embeddings(self, rows: dict[str, Ragged]) -> list[Tensor]:
+        graphs, x = self._start(rows)
+        pooled = [self._pool(each, graphs) for each in self._blocks(x, rows["bonds"].values, graphs)]
         return [*pooled[:-1], self.project(pooled[-1])]
 
-    def forward(self, inputs: dict[str, Ragged]) -> Tensor:
-        graphs, x = self._start(inputs)
-        last = self._blocks(x, inputs["bonds"].values, graphs)[-1]
+    def encode(self, rows: dict[str, Ragged]) -> Tensor:
+        graphs, x = self._start(rows)
+        last = self._blocks(x, rows["bonds"].values, graphs)[-1]
         out: Tensor = self.project(self._pool(last, graphs))
         return out
 
-    def _start(self, inputs: dict[str, Ragged]) -> tuple[Graphs, Tensor]:
-        atoms, edges = inputs["atoms"], inputs["edges"]
+    def _start(self, rows: dict[str, Ragged]) -> tuple[Graphs, Tensor]:
+        atoms, edges = rows["atoms"], rows["edges"]
         first = atoms.counts.cumsum(0) - atoms.counts  # (batch,): a molecule's first atom
         shift = torch.repeat_interleave(first, edges.counts, output_size=len(edges.values))
         number = torch.arange(len(atoms.counts), device=first.device)

@@ -3,7 +3,8 @@ import logging
 
 import pytest
 
-from cache_tools.corpus import Items, RdkitSamples, SmilesFile
+from cache_tools.corpora.molecule import RdkitSamples, SmilesFile
+from cache_tools.corpus import Items
 from cache_tools.errors import CorpusError
 
 

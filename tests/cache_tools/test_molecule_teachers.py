@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from cache_tools.corpus import RdkitSamples
+from cache_tools.corpora.molecule import RdkitSamples
 from cache_tools.errors import BadItem, TeacherError
 from cache_tools.producer import rebuild
 from cache_tools.teacher import Teacher
@@ -191,7 +191,7 @@ def test_hf_molecule_pools_without_the_padding(roberta, pooling):
     together, alone = embed(teacher, ["CCO", "CC(=O)NCCCCCO"]), embed(teacher, ["CCO"])
     assert together.shape == (2, teacher.dim) == (2, 16)
     np.testing.assert_allclose(together[:1], alone, rtol=1e-4, atol=1e-5)
-    hidden = teacher.model(**teacher.tokenizer("CCO", return_tensors="pt")).last_hidden_state[0]
+    hidden = teacher.network.module(**teacher.tokenizer("CCO", return_tensors="pt")).last_hidden_state[0]
     expected = hidden[0] if pooling == "cls" else hidden.mean(0)
     np.testing.assert_allclose(alone[0], expected.detach(), rtol=1e-4, atol=1e-5)
 
@@ -201,7 +201,7 @@ def test_hf_molecule_masks_what_is_too_long_and_names_a_missing_model(roberta, t
     teacher.load("cpu")
     with pytest.raises(BadItem, match="12 tokens, at most 8"):
         teacher.prepare(b"CCCCCCCCCC")
-    with pytest.raises(TeacherError, match="give a local folder that save_pretrained made"):
+    with pytest.raises(TeacherError, match="the path of a folder that save_pretrained made"):
         HfMolecule(str(tmp_path / "none")).load("cpu")
 
 

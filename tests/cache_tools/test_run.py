@@ -13,7 +13,8 @@ import torch
 from cache_tools import open_column, shard, store
 from cache_tools.build import build, build_like
 from cache_tools.columns import MoleculeGraph
-from cache_tools.corpus import Items, RdkitSamples
+from cache_tools.corpora.molecule import RdkitSamples
+from cache_tools.corpus import Items
 from cache_tools.errors import CacheError, TeacherError
 from cache_tools.run import Settings
 from cache_tools.teacher import Teacher
@@ -136,7 +137,7 @@ def test_a_killed_build_goes_on_and_leaves_no_bad_shard(tmp_path):
     """kill -9 of the real command, then the same command again."""
     config = tmp_path / "c.yaml"
     config.write_text(
-        "corpus: {class_path: cache_tools.corpus.RdkitSamples, init_args: {limit: 4000}}\n"
+        "corpus: {class_path: cache_tools.corpora.molecule.RdkitSamples, init_args: {limit: 4000}}\n"
         "teachers: {pairs: {class_path: cache_tools.teachers.molecule.AtomPairs}}\ninputs: {}\n"
         "settings: {shard_rows: 100, workers: 1, batch_size: 50}\n"
     )

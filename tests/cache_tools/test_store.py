@@ -61,7 +61,7 @@ def test_rows_come_in_the_order_asked_for_across_shards(tmp_path):
 def test_a_column_of_many_shards_equals_a_column_of_one(tmp_path):
     from cache_tools.build import build
     from cache_tools.columns import MoleculeGraph
-    from cache_tools.corpus import RdkitSamples
+    from cache_tools.corpora.molecule import RdkitSamples
     from cache_tools.run import Settings
     from cache_tools.teachers.molecule import MorganBits, MorganCounts
 

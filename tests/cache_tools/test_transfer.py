@@ -12,7 +12,8 @@ from safetensors.numpy import save_file
 
 from cache_tools import cli, open_column, shard, store
 from cache_tools.build import build, store_corpus
-from cache_tools.corpus import Corpus, Items, RdkitSamples, SmilesFile
+from cache_tools.corpora.molecule import RdkitSamples, SmilesFile
+from cache_tools.corpus import Corpus, Items
 from cache_tools.errors import CacheError, TeacherError
 from cache_tools.run import Settings
 from cache_tools.sample import sample

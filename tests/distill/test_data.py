@@ -42,9 +42,9 @@ def test_rows_that_a_teacher_has_not_seen_are_masked(two):
     assert torch.equal(batch.valid["counts"], batch.corpora == 0)
     assert batch.valid["maccs"].all()
     assert not batch.targets["counts"][batch.corpora == 1].any()
-    assert len(batch.inputs["atoms"].counts) == len(batch.rows) == len(batch.targets["maccs"])
+    assert len(batch.inputs["graph"]["atoms"].counts) == len(batch.rows) == len(batch.targets["maccs"])
     mine = batch.corpora == 1
-    carbons = batch.inputs["atoms"].counts[mine]
+    carbons = batch.inputs["graph"]["atoms"].counts[mine]
     assert torch.equal(carbons, batch.rows[mine] + 2), "inputs and rows stay aligned through the mixture"
 
 
@@ -81,7 +81,7 @@ def test_statistics_of_a_teacher_are_merged_over_corpora(two):
     )
     torch.testing.assert_close(torch.from_numpy(data.statistics["maccs"].mean), rows.mean(0))
     torch.testing.assert_close(torch.from_numpy(data.statistics["maccs"].var), rows.var(0, correction=0))
-    assert list(data.columns) == ["counts", "maccs", "morgan"]
+    assert list(data.statistics) == ["counts", "maccs", "morgan"]
 
 
 def test_one_name_for_two_teachers_is_refused(two, tmp_path):

@@ -6,6 +6,7 @@ import torch
 from cache_tools import open_column
 from cache_tools.run import Settings
 from cache_tools.transfer import import_
+from distill.data import open_part
 from distill.evaluate import Evaluation
 from distill.tasks import MoleculeTask
 
@@ -24,16 +25,15 @@ def test_an_imported_teacher_joins_the_probes_when_it_has_the_tasks_items(tmp_pa
     import_(corpus, "elsewhere", tmp_path / "e.npy", key="item")
     (tmp_path / "task.csv").write_text("smiles,y\nCCO,1\nCCN,2\nCCC,3\nCCCC,4\n")
     evaluation = Evaluation({"y": MoleculeTask(tmp_path / "task.csv", "regression")})
-    inputs = open_column(corpus / "inputs" / "graph")
-    teachers = {name: open_column(corpus / "teachers" / name) for name in ("maccs", "elsewhere")}
+    parts = [open_part(corpus, ["maccs", "elsewhere"])]
 
-    evaluation.prepare(inputs, teachers, Settings(workers=1))
-    assert evaluation.teachers == ["maccs"]
+    evaluation.prepare(parts, Settings(workers=1))
+    assert evaluation.teachers == {"y": ["maccs"]}
     assert "teacher elsewhere was imported and is left out of the probes" in caplog.text
     command = caplog.text.split("distill-cache import ")[1].split()
 
     import_(Path(command[1]), command[3], tmp_path / "e.npy", key="item")
-    evaluation.prepare(inputs, teachers, Settings(workers=1))
-    assert evaluation.teachers == ["maccs", "elsewhere"]
+    evaluation.prepare(parts, Settings(workers=1))
+    assert evaluation.teachers == {"y": ["maccs", "elsewhere"]}
     column = open_column(Path(command[1]) / "teachers" / "elsewhere")
     assert column.valid(torch.arange(4)).tolist() == [True, True, True, False]

@@ -104,7 +104,7 @@ def test_rows_that_no_student_can_read_are_left_out_and_others_masked(tmp_path):
     held = data.sources[0].held_out.tolist()
     assert held != [39], "the broken molecule must be among the rows of the batch"
     assert batch.rows.tolist() == [row for row in range(40) if row not in (39, *held)]
-    assert len(batch.targets["maccs"]) == len(batch.inputs["atoms"].counts) == 38
+    assert len(batch.targets["maccs"]) == len(batch.inputs["graph"]["atoms"].counts) == 38
 
 
 def test_what_does_not_fit_together_is_named(data, cache):

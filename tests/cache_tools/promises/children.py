@@ -13,7 +13,8 @@ import numpy as np
 from cache_tools import open_column, shard
 from cache_tools.build import build
 from cache_tools.columns import MoleculeGraph
-from cache_tools.corpus import Items, RdkitSamples
+from cache_tools.corpora.molecule import RdkitSamples
+from cache_tools.corpus import Items
 from cache_tools.errors import BadItem
 from cache_tools.images import decode
 from cache_tools.launch import Place

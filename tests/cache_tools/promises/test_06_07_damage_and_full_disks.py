@@ -119,7 +119,7 @@ def small_disk(tmp_path):
 def test_promise_07_a_full_disk_is_said_in_words_and_leaves_no_half_shard(small_disk, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(
-        "corpus: {class_path: cache_tools.corpus.RdkitSamples, init_args: {limit: 2000}}\n"
+        "corpus: {class_path: cache_tools.corpora.molecule.RdkitSamples, init_args: {limit: 2000}}\n"
         "teachers: {counts: {class_path: cache_tools.teachers.molecule.MorganCounts, init_args: {dim: 1000}}}\n"
         "inputs: {}\nsettings: {shard_rows: 200, workers: 1}\n"
     )

@@ -1,0 +1,1 @@
+"""Corpora, a file per modality."""

@@ -1,0 +1,212 @@
+"""Corpora of images: files in a folder, a zip or a tar, and data sets of the hub."""
+
+import itertools
+import os
+import tarfile
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+
+from cache_tools.corpus import Corpus
+from cache_tools.errors import BadItem, CorpusError
+from cache_tools.hub import read_dataset
+from cache_tools.images import Crop, cut_out, decode, random_crop
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+MAX_BYTES = 1 << 28  # of an image file: a longer one is cut there, and listed as damaged
+
+Reader = Callable[[], bytes]
+
+
+class ImageFolder(Corpus):
+    """Image files below a folder, or in a zip or tar; each one's id is its path there.
+
+    A file that cannot be decoded stays in the corpus; every column masks it and lists it in ``skipped.csv``.
+
+    Args:
+        path: the folder, ``.zip``, ``.tar``, ``.tar.gz`` or ``.tgz``, with jpg, png and webp files.
+        include: only paths that fit this pattern, for instance ``train/*``.
+        per_folder: so many images of each folder at most: with a folder per class, of each class.
+        limit: so many images at most.
+
+    Raises:
+        CorpusError: when it is not there, damaged, or holds no image.
+    """
+
+    modality = "image"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        include: str = "*",
+        per_folder: int | None = None,
+        limit: int | None = None,
+    ):
+        self.path, self.include, self.per_folder, self.limit = Path(path), include, per_folder, limit
+
+    @property
+    def source(self) -> str:
+        return str(self.path)
+
+    def pairs(self) -> Iterator[tuple[str, bytes]]:
+        return ((name, read()) for name, read in self.files())
+
+    def names(self) -> list[str]:
+        """Ids of all images, in order, without reading them."""
+        return [name for name, _ in self.files()]
+
+    def files(self) -> Iterator[tuple[str, Reader]]:
+        """Every image's id and how to read it; a reader serves until the next one is asked for."""
+        taken: Counter[str] = Counter()
+        chosen = 0
+        for name, read in self._every():
+            folder = name.rpartition("/")[0]
+            if chosen == self.limit:
+                return
+            if fnmatch(name, self.include) and (self.per_folder is None or taken[folder] < self.per_folder):
+                taken[folder] += 1
+                chosen += 1
+                yield name, read
+
+    def _every(self) -> Iterator[tuple[str, Reader]]:
+        if self.path.is_dir():
+            return _in_folder(self.path)
+        if not self.path.is_file():
+            raise CorpusError(f"no folder or file {self.path.absolute()}: expected a folder, zip or tar of images")
+        if zipfile.is_zipfile(self.path):
+            return _in_zip(self.path)
+        if tarfile.is_tarfile(self.path):
+            return _in_tar(self.path)
+        raise CorpusError(f"{self.path}: expected a folder, a zip or a tar of images; it is none, or it is damaged")
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(ENDINGS) and not os.path.basename(name).startswith("._")  # macOS's shadow files
+
+
+def _text(name: str) -> str:
+    """A path as an id; bytes that are not UTF-8 are written out."""
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def _in_folder(folder: Path) -> Iterator[tuple[str, Reader]]:
+    for path in sorted(path for path in folder.rglob("*") if _is_image(path.name)):
+        yield _text(path.relative_to(folder).as_posix()), partial(_read_file, path)
+
+
+def _read_file(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(MAX_BYTES)
+
+
+def _in_zip(path: Path) -> Iterator[tuple[str, Reader]]:
+    with zipfile.ZipFile(path) as archive:
+        for name in sorted(name for name in archive.namelist() if _is_image(name)):
+            yield _text(name), partial(_read_member, path, archive, name)
+
+
+def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
+    try:
+        with archive.open(name) as file:
+            return file.read(MAX_BYTES)
+    except RuntimeError as error:
+        raise CorpusError(f"{path}: {name} cannot be read ({error}): unpack the archive and give its folder") from None
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError):
+        return b""  # damaged: no decoder takes it, so every column lists it
+
+
+def _in_tar(path: Path) -> Iterator[tuple[str, Reader]]:
+    """In the archive's own order: a compressed tar cannot be read in another."""
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if member.isfile() and _is_image(member.name):
+                    file = archive.extractfile(member)
+                    assert file is not None
+                    yield _text(member.name.removeprefix("./")), partial(file.read, MAX_BYTES)
+    except (tarfile.ReadError, EOFError, OSError) as error:
+        raise CorpusError(f"{path} is damaged or cut short ({error}): fetch it again") from None
+
+
+class ImageDataset(Corpus):
+    """Images of a Hugging Face data set.
+
+    Args:
+        dataset: a folder that ``save_to_disk`` made, or a name on the hub.
+        image: its column of images.
+        id: its column of ids; without one an id is a hash of the encoded image.
+        split: which part.
+        config: which configuration, where the data set has several.
+        limit: read so many rows at most.
+
+    Raises:
+        CorpusError: when the data set, split or column is not there, naming those that are.
+    """
+
+    modality = "image"
+
+    def __init__(
+        self,
+        dataset: str,
+        image: str = "image",
+        id: str | None = None,
+        split: str = "train",
+        config: str | None = None,
+        limit: int | None = None,
+    ):
+        self.dataset, self.image, self.id, self.split, self.config, self.limit = dataset, image, id, split, config, limit
+
+    @property
+    def source(self) -> str:
+        return f"{self.dataset} {self.split}"
+
+    def pairs(self) -> Iterator[tuple[str, bytes]]:
+        columns = [self.image, *([self.id] if self.id else [])]
+        rows = itertools.islice(read_dataset(self.dataset, self.config, self.split, columns), self.limit)
+        return ((str(row[self.id]) if self.id else "", _encoded(row[self.image])) for row in rows)
+
+
+def _encoded(image: dict[str, object]) -> bytes:
+    """The encoded file of one image, which some data sets hold and others point to."""
+    content, path = image["bytes"], image["path"]
+    return content if isinstance(content, bytes) else _read_file(Path(str(path)))
+
+
+class Views(Corpus):
+    """Several random crops of every image, as rows of their own: teachers and student see the very same pixels.
+
+    View 0 is the image's middle square; each other one is a crop of random place, size and shape, mirrored half of the
+    time. A view's id says which crop it is. An epoch shows one view of each image (``data.augmentation: views``).
+
+    Args:
+        corpus: the images.
+        views: of each.
+        size: pixels along each side of a view.
+        seed: decides the crops.
+        least: the smallest share of the image's area that a crop covers.
+    """
+
+    modality = "image"
+
+    def __init__(self, corpus: Corpus, views: int = 4, size: int = 256, seed: int = 0, least: float = 0.35):
+        self.corpus, self.views, self.size, self.seed, self.least = corpus, views, size, seed, least
+
+    @property
+    def source(self) -> str:
+        return f"{self.views} views of {self.corpus.source}"
+
+    def pairs(self) -> Iterator[tuple[str, bytes]]:
+        for identity, item in self.corpus.rows():
+            yield from self._views(identity, item)
+
+    def _views(self, identity: str, item: bytes) -> Iterable[tuple[str, bytes]]:
+        try:
+            image = decode(item)
+        except BadItem:
+            return [(f"{identity}#{view}", item) for view in range(self.views)]  # every column masks and lists them
+        crops = [Crop.middle(image.size)]
+        crops += [random_crop(image.size, self.least, (self.seed, view, identity)) for view in range(1, self.views)]
+        return [(f"{identity}#{view} {crop}", cut_out(image, crop, self.size)) for view, crop in enumerate(crops)]

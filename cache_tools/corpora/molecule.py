@@ -1,0 +1,71 @@
+"""Corpora of molecules."""
+
+import csv
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from cache_tools.corpus import Corpus
+from cache_tools.tables import kind_of, read_lines, read_table
+
+
+class SmilesFile(Corpus):
+    """Molecules in a table, or in a smi or txt file (one SMILES a line, then optionally a name).
+
+    Args:
+        path: ``.csv``, ``.jsonl``, ``.parquet``, ``.smi`` or ``.txt``; all but parquet also as ``.gz``.
+        smiles: the table's column of SMILES.
+        id: the table's column of ids; without one an id is a hash of the SMILES.
+        limit: read so many rows at most.
+
+    Raises:
+        CorpusError: missing file, unknown ending, missing column, no rows.
+    """
+
+    modality = "molecule"
+
+    def __init__(
+        self, path: str | os.PathLike[str], smiles: str = "smiles", id: str | None = None, limit: int | None = None
+    ):
+        self.path = Path(path)
+        self.smiles, self.id, self.limit = smiles, id, limit
+
+    @property
+    def source(self) -> str:
+        return str(self.path)
+
+    def pairs(self) -> Iterator[tuple[str, bytes]]:
+        return ((identity, smiles.encode()) for identity, smiles in itertools.islice(self._rows(), self.limit))
+
+    def _rows(self) -> Iterator[tuple[str, str]]:
+        if kind_of(self.path) in (".smi", ".txt"):
+            lines = (line for line in read_lines(self.path) if line.strip() and not line.startswith("#"))
+            return (("", line.split()[0]) for line in lines)
+        table = read_table(self.path, [self.smiles, *([self.id] if self.id else [])])
+        return ((row[self.id] if self.id else "", row[self.smiles].strip()) for row in table)
+
+
+class RdkitSamples(Corpus):
+    """The real molecules that the RDKit wheel ships: NCI (first 5,000) and WEHI screening molecules (10,000).
+
+    Args:
+        limit: read so many molecules at most.
+    """
+
+    modality = "molecule"
+
+    def __init__(self, limit: int | None = None):
+        self.limit = limit
+
+    @property
+    def source(self) -> str:
+        return "RDKit sample molecules (NCI first 5K, WEHI 10K)"
+
+    def pairs(self) -> Iterator[tuple[str, bytes]]:
+        from rdkit import RDConfig
+
+        data = Path(RDConfig.RDDataDir)
+        with open(data / "NCI" / "first_5K.smi") as nci, open(data / "Pains" / "test_data" / "wehi_mols.csv") as wehi:
+            smiles = [line.split()[0] for line in nci if line.strip()] + [row[0] for row in csv.reader(wehi) if row]
+        return (("", each.encode()) for each in smiles[: self.limit])

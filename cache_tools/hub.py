@@ -1,0 +1,159 @@
+"""Models and data sets of the Hugging Face hub, or from a folder by the same code; clear words when they are not there."""
+
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cache_tools.errors import CorpusError, TeacherError
+
+PACKAGE = "package:"
+WHERE = ("model", "tokenizer", "weights", "revision")  # arguments that say where content is; hashes say what it is
+
+
+def locate(model: str) -> str:
+    """A model's name with what stands for something else put in: environment variables, and installed packages.
+
+    Args:
+        model: a hub name, a folder, or ``package:NAME/FOLDER`` for a folder inside an installed Python package.
+
+    Raises:
+        TeacherError: when that package is not installed, or a variable is not set.
+    """
+    if model.startswith(PACKAGE):
+        name, _, inside = model.removeprefix(PACKAGE).partition("/")
+        spec = importlib.util.find_spec(name)
+        if spec is None or not spec.submodule_search_locations:
+            raise TeacherError(f"{model}: no package {name} is installed: pip install {name.replace('_', '-')}")
+        return str(Path(next(iter(spec.submodule_search_locations))) / inside)
+    expanded = os.path.expandvars(model)
+    if "$" in expanded:
+        raise TeacherError(f"{model}: an environment variable in it is not set: set it, or write the path out")
+    return expanded
+
+
+def missing(model: str, error: Exception, folder: str) -> TeacherError:
+    """The error for a model that is not there.
+
+    Args:
+        model: its name.
+        error: what the library said.
+        folder: what a local copy of it is called, for instance ``a folder that save_pretrained made``.
+    """
+    return TeacherError(
+        f"cannot load {model!r}: it is neither here nor to be had from the hub. Two ways: give the path of {folder}; or "
+        f"download it once on a machine with the hub (`hf download {model.removeprefix('hf-hub:')}`) and copy the folder "
+        f"~/.cache/huggingface. ({first_line(error)})"
+    )
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first, with its kind."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200] if text else ''}"
+
+
+def weights_file(path: str) -> Path:
+    """``path`` with environment variables expanded, as an absolute path to a file that exists.
+
+    Raises:
+        TeacherError: with what to set.
+    """
+    expanded = os.path.expandvars(path)
+    if "$" in expanded:
+        raise TeacherError(f"{path}: a variable is not set; give the folder, as in `make cache ... WEIGHTS=folder`")
+    if not os.path.isfile(expanded):
+        raise TeacherError(f"no weights at {os.path.abspath(expanded)}: point WEIGHTS at the folder that has them")
+    return Path(expanded).absolute()
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        TeacherError: when it is none.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise TeacherError(f"{path} is not a safetensors file: {error}") from None
+
+
+def read_state(file: str | Path) -> Any:
+    """The state of a network from a safetensors file or a checkpoint without pickled code."""
+    import torch
+
+    if str(file).endswith(".safetensors"):
+        from safetensors.torch import load_file
+
+        return load_file(file)
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> Any:
+    """A transformers tokenizer from a folder or the hub.
+
+    Raises:
+        TeacherError: when there is none.
+    """
+    from transformers import AutoTokenizer
+
+    place = locate(name)
+    try:
+        return AutoTokenizer.from_pretrained(place, revision=revision)
+    except (OSError, ValueError, KeyError) as error:
+        raise missing(name, error, "a folder that save_pretrained made") from None
+
+
+def tokenizer_sha256(tokenizer: Any) -> str:
+    """SHA-256 of all that decides what a tokenizer gives."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    content = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def read_dataset(name: str, config: str | None, split: str, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """Rows of a data set; images come encoded, as ``{"bytes": ..., "path": ...}``.
+
+    Args:
+        name: a folder that ``save_to_disk`` made, or a name on the hub.
+        config: of a data set with several.
+        split: which part.
+        columns: those wanted.
+
+    Raises:
+        CorpusError: when it is not there, or lacks the split or a column.
+    """
+    try:
+        from datasets import Dataset, DatasetDict, Image, load_dataset, load_from_disk
+        from datasets.exceptions import DatasetNotFoundError
+    except ImportError:
+        raise CorpusError("data sets of the hub need datasets: pip install 'quorum-distill[hub]'") from None
+    try:
+        found = load_from_disk(name) if Path(name).is_dir() else load_dataset(name, config, split=split)
+    except (DatasetNotFoundError, OSError, ValueError) as error:  # ConnectionError is an OSError
+        raise CorpusError(
+            f"cannot read data set {name!r}, split {split!r}: it is neither here nor to be had from the hub. Two ways: "
+            "give a corpus of your own (CORPUS=folder or file), or download it once on a machine with the hub "
+            f"(`hf download --repo-type dataset {name}`) and copy the folder ~/.cache/huggingface. ({first_line(error)})"
+        ) from None
+    if isinstance(found, DatasetDict):
+        if split not in found:
+            raise CorpusError(f"{name} has no split {split!r}; it has: {', '.join(found)}")
+        found = found[split]
+    assert isinstance(found, Dataset)
+    if lacking := [column for column in columns if column not in found.column_names]:
+        raise CorpusError(f"{name}: no column {', '.join(lacking)}; its columns are: {', '.join(found.column_names)}")
+    found = found.select_columns(columns)
+    for column in columns:
+        if isinstance(found.features[column], Image):
+            found = found.cast_column(column, Image(decode=False))
+    yield from found

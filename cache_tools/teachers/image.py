@@ -1,0 +1,327 @@
+"""Image teachers: any open_clip, timm, transformers or torchvision network, and descriptors of scikit-image."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cache_tools.errors import TeacherError
+from cache_tools.hub import WHERE, locate, missing, read_state
+from cache_tools.images import decode, square
+from cache_tools.network import Network, Precision, drop_last_linear, weights_sha256
+from cache_tools.teacher import Teacher
+
+CPU_ROWS = 16  # images: MobileNet v2 at 224 pixels made 70 a second in batches of 16, 29 in batches of 64
+
+
+class NetworkTeacher(Teacher):
+    """A network that turns a tensor of pixels into an embedding; subclasses say how to make network and tensor."""
+
+    modality = "image"
+    network: Network
+    precision: Precision
+    transform: Callable[[Any], Tensor]  # the network's own preprocessing of an RGB image: (3, height, width)
+
+    def prepare(self, item: bytes) -> Any:
+        return self.transform(decode(item))
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(batch, 3, height, width) to (batch, dim)."""
+        out: Tensor = self.network.module(pixels)
+        return out
+
+    def embed(self, items: Sequence[Any]) -> Any:
+        return self.network(self.encode, items, _stack)
+
+    def _start(self, name: str, module: nn.Module, device: str, size: tuple[int, int]) -> None:
+        """Take the network, and run it once on noise to learn its width."""
+        module = module.to(memory_format=torch.channels_last)  # convolutions on a CPU run twice as fast so
+        self.network = Network(name, module, device, self.precision, CPU_ROWS)
+        with torch.inference_mode():
+            found = self.encode(torch.rand(1, 3, *size, device=device))
+        if found.ndim != 2:
+            raise TeacherError(
+                f"{name} gives {tuple(found.shape)} for one image, expected (1, dim): it is no encoder of images"
+            )
+        self.dim = found.shape[1]
+
+    def preprocessing(self) -> str:
+        """What is done to an image before the network, for the fingerprint."""
+        return repr(self.transform)
+
+    def fingerprint(self) -> dict[str, Any]:
+        known = {key: value for key, value in super().fingerprint().items() if key not in WHERE}
+        return known | {"weights_sha256": weights_sha256(self.network.module), "preprocessing": self.preprocessing()}
+
+
+def _stack(items: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(items)).contiguous(memory_format=torch.channels_last)
+
+
+class OpenClipTeacher(NetworkTeacher):
+    """The image tower of an open_clip model, with that model's own preprocessing.
+
+    Args:
+        model: an open_clip architecture (``ViT-B-32``), ``hf-hub:OWNER/NAME``, or ``local-dir:FOLDER``.
+        pretrained: a tag of open_clip (``laion2b_s34b_b79k``), or a checkpoint file; not needed with the last two.
+        precision: see :class:`cache_tools.network.Network`.
+
+    Raises:
+        TeacherError: when there is no such model, or its weights cannot be had.
+    """
+
+    def __init__(self, model: str, pretrained: str | None = None, precision: Precision = "auto"):
+        self.model, self.pretrained, self.precision = model, pretrained, precision
+
+    def load(self, device: str) -> None:
+        import open_clip
+
+        name, weights = locate(self.model), locate(self.pretrained) if self.pretrained else None
+        named = f"{self.model} {self.pretrained or ''}".strip()
+        if not weights and ":" not in name:
+            tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+            raise TeacherError(f"{self.model}: pretrained says which weights: a file, or one of open_clip's tags: {tags}")
+        try:
+            clip, _, transform = open_clip.create_model_and_transforms(name, weights)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise missing(named, error, "a checkpoint file as pretrained, or local-dir:FOLDER as model") from None
+        self.transform = transform
+        size = clip.visual.image_size
+        self._start(named, clip.visual, device, size if isinstance(size, tuple) else (size, size))
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        out = self.network.module(pixels)
+        found: Tensor = out[0] if isinstance(out, tuple) else out  # some towers give tokens beside the embedding
+        return found
+
+
+class TimmTeacher(NetworkTeacher):
+    """Any timm model with its own data configuration; the embedding is what goes into its classifier.
+
+    Args:
+        model: a timm name, for instance ``vit_base_patch16_224.augreg_in21k``, or ``local-dir:FOLDER``.
+        weights: a safetensors or checkpoint file of that architecture, instead of a download.
+        output: ``embedding``, or the classifier's ``logits``.
+        precision: see :class:`cache_tools.network.Network`.
+
+    Raises:
+        TeacherError: when there is no such model, or its weights cannot be had.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        weights: str | None = None,
+        output: Literal["embedding", "logits"] = "embedding",
+        precision: Precision = "auto",
+    ):
+        self.model, self.weights, self.output, self.precision = model, weights, output, precision
+
+    def load(self, device: str) -> None:
+        import timm
+        from timm.data import create_transform, resolve_model_data_config
+
+        file = {"file": locate(self.weights)} if self.weights else None
+        try:
+            network = timm.create_model(locate(self.model), pretrained=True, pretrained_cfg_overlay=file)
+        except (OSError, RuntimeError, ValueError) as error:  # a KeyError of the state is a RuntimeError here
+            raise missing(self.model, error, "a weights file as weights, or local-dir:FOLDER as model") from None
+        if self.output == "embedding":
+            network.reset_classifier(0)
+        data = resolve_model_data_config(network)
+        self.transform = create_transform(**data, is_training=False)
+        self._start(self.model, network, device, data["input_size"][1:])
+
+
+class HfImageTeacher(NetworkTeacher):
+    """Any transformers encoder of images (DINOv2, ViT, BEiT, Swin, SigLIP, PVTv2 ...) with its own image processor.
+
+    Args:
+        model: a hub name or a folder that ``save_pretrained`` made.
+        pooling: ``pooled`` (the model's own ``pooler_output``), ``cls`` (first token) or ``mean`` (over tokens or places).
+        revision: the hub revision to pin.
+        precision: see :class:`cache_tools.network.Network`.
+
+    Raises:
+        TeacherError: when the model cannot be had, or gives no such output.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        pooling: Literal["pooled", "cls", "mean"] = "pooled",
+        revision: str | None = None,
+        precision: Precision = "auto",
+    ):
+        self.model, self.pooling, self.revision, self.precision = model, pooling, revision, precision
+
+    def load(self, device: str) -> None:
+        from PIL import Image
+        from transformers import AutoImageProcessor, AutoModel
+
+        place = locate(self.model)
+        try:
+            self.processor = AutoImageProcessor.from_pretrained(place, revision=self.revision)
+            network = AutoModel.from_pretrained(place, revision=self.revision)
+        except (OSError, ValueError) as error:
+            raise missing(self.model, error, "a folder that save_pretrained made") from None
+        tower = getattr(network, "vision_model", network).float()  # of SigLIP and CLIP the image tower alone
+        self.transform = self._process
+        size = self.transform(Image.new("RGB", (64, 64))).shape[1:]
+        self._start(self.model, tower, device, (size[0], size[1]))
+
+    def _process(self, image: Any) -> Tensor:
+        pixels: Tensor = self.processor(images=image, return_tensors="pt")["pixel_values"][0]
+        return pixels
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        out = self.network.module(pixel_values=pixels)
+        if self.pooling == "pooled":
+            if getattr(out, "pooler_output", None) is None:
+                raise TeacherError(f"{self.model} has no pooled output: set pooling to cls or mean")
+            pooled: Tensor = out.pooler_output.flatten(1)
+            return pooled
+        hidden: Tensor = out.last_hidden_state
+        if hidden.ndim == 4:  # a map (batch, width, height, width): places as tokens
+            hidden = hidden.flatten(2).transpose(1, 2)
+        return hidden[:, 0] if self.pooling == "cls" else hidden.mean(1)
+
+    def preprocessing(self) -> str:
+        return str(self.processor.to_json_string())
+
+
+class TorchvisionTeacher(NetworkTeacher):
+    """Any torchvision classifier with the preprocessing of its pretrained weights.
+
+    Args:
+        model: a name of ``torchvision.models``, for instance ``resnet50``.
+        weights: a name of torchvision's weights (``DEFAULT``, ``IMAGENET1K_V2``), or a file with the network's state.
+        output: ``features`` (what goes into the last linear layer) or ``logits``.
+        precision: see :class:`cache_tools.network.Network`.
+
+    Raises:
+        TeacherError: when there is no such model, or its weights cannot be had.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        weights: str = "DEFAULT",
+        output: Literal["features", "logits"] = "features",
+        precision: Precision = "auto",
+    ):
+        self.model, self.weights, self.output, self.precision = model, weights, output, precision
+
+    def load(self, device: str) -> None:
+        from torchvision import models
+
+        try:
+            known = models.get_model_weights(self.model)
+        except ValueError:
+            raise TeacherError(
+                f"torchvision has no classifier {self.model!r}: see torchvision.models.list_models()"
+            ) from None
+        file = Path(locate(self.weights))
+        try:
+            if file.is_file():
+                network = models.get_model(self.model, weights=None)
+                network.load_state_dict(read_state(file))
+            else:
+                network = models.get_model(self.model, weights=known[self.weights])
+        except (OSError, RuntimeError, KeyError) as error:
+            raise missing(f"{self.model} {self.weights}", error, "a file with the network's state as weights") from None
+        preset = (known.DEFAULT if file.is_file() else known[self.weights]).transforms()
+        self.transform = preset
+        if self.output == "features":
+            drop_last_linear(self.model, network)
+        side = preset.crop_size[0]
+        self._start(self.model, network, device, (side, side))
+
+
+class _Descriptor(Teacher):
+    """Classical descriptors by scikit-image, of the image as a square."""
+
+    modality = "image"
+    python_bound = True
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def prepare(self, item: bytes) -> Any:
+        return np.asarray(square(decode(item), self.size))
+
+    def _one(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The descriptor (dim,) of (size, size, 3), uint8."""
+        raise NotImplementedError
+
+    def embed(self, items: Sequence[Any]) -> np.ndarray[Any, Any]:
+        return np.stack([self._one(item) for item in items]).astype(np.float32)
+
+
+class HogTeacher(_Descriptor):
+    """Histograms of oriented gradients (Dalal and Triggs, CVPR 2005), by ``skimage.feature.hog``.
+
+    Args:
+        size: pixels along each side of the square.
+        cell: pixels along each side of a cell; blocks have 2 x 2 cells.
+        orientations: of gradients.
+    """
+
+    def __init__(self, size: int = 32, cell: int = 8, orientations: int = 9):
+        super().__init__(size)
+        self.cell, self.orientations = cell, orientations
+        blocks = size // cell - 1
+        if blocks < 1:
+            raise TeacherError(f"a square of {size} pixels has no block of 2 x 2 cells of {cell} pixels: lower cell")
+        self.dim = blocks * blocks * 4 * orientations
+
+    def _one(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        from skimage.feature import hog
+
+        cell = (self.cell, self.cell)
+        found: np.ndarray[Any, Any] = hog(
+            pixels, self.orientations, cell, (2, 2), "L2-Hys", transform_sqrt=True, channel_axis=-1
+        )
+        return found
+
+
+class ColourTeacher(_Descriptor):
+    """Colours in the CIELAB space: mean, deviation and skewness of each channel in each part of a grid, and histograms.
+
+    Args:
+        size: pixels along each side of the square.
+        grid: parts along each side.
+        bins: of each channel's histogram over the whole image.
+    """
+
+    low, high = np.array([0, -60, -60]), np.array([100, 60, 60])  # of L, a and b in photographs
+
+    def __init__(self, size: int = 32, grid: int = 4, bins: int = 16):
+        super().__init__(size)
+        self.grid, self.bins = grid, bins
+        self.dim = 9 * grid * grid + 3 * bins
+
+    def _one(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        from skimage.color import rgb2lab
+
+        lab = (rgb2lab(pixels) - self.low) / (self.high - self.low)  # (size, size, 3), about 0 to 1
+        edges = np.linspace(0, self.size, self.grid + 1).astype(int)
+        parts = [
+            lab[top:bottom, left:right].reshape(-1, 3)
+            for top, bottom in itertools.pairwise(edges)
+            for left, right in itertools.pairwise(edges)
+        ]
+        moments = [_moments(part) for part in parts]  # (3, 3) each
+        counts = [np.histogram(lab[..., each].clip(0, 1), self.bins, (0, 1))[0] / lab[..., each].size for each in range(3)]
+        return np.concatenate([np.ravel(moments), *counts])
+
+
+def _moments(part: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Mean, standard deviation and cube root of the third moment of each channel, (3, 3)."""
+    mean = part.mean(0)
+    centred = part - mean
+    return np.stack([mean, np.sqrt((centred**2).mean(0)), np.cbrt((centred**3).mean(0))])

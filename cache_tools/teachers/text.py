@@ -1,0 +1,242 @@
+"""Text teachers: any transformers or sentence-transformers encoder, and TF-IDF with truncated SVD."""
+
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from cache_tools.corpora.text import TextFile
+from cache_tools.errors import TeacherError
+from cache_tools.hub import WHERE, load_tokenizer, locate, missing, tokenizer_sha256
+from cache_tools.network import Network, Precision, TextPooling, pool, weights_sha256
+from cache_tools.teacher import Teacher
+
+LIKE = 64  # texts of like length that go through a network together
+
+
+class HfEncoder(Teacher):
+    """Any transformers encoder of strings; what :class:`HfTextTeacher` and ``HfMolecule`` share.
+
+    Args:
+        model: a hub name, a folder that ``save_pretrained`` made, or ``package:NAME/FOLDER``.
+        pooling: ``cls`` (first token), ``mean`` (over the tokens that are no padding) or ``last`` (of these, the last).
+        max_length: tokens at most.
+        revision: the hub revision to pin.
+        precision: see :class:`cache_tools.network.Network`.
+        trust_remote_code: run Python code that comes with the model; only for models whose code you have read.
+
+    Raises:
+        TeacherError: when the model is neither in that folder nor in the local hub cache and the hub cannot be reached.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        pooling: TextPooling = "mean",
+        max_length: int = 512,
+        revision: str | None = None,
+        precision: Precision = "auto",
+        trust_remote_code: bool = False,
+    ):
+        self.name, self.pooling, self.max_length, self.revision = model, pooling, max_length, revision
+        self.precision, self.trust_remote_code = precision, trust_remote_code
+
+    def load(self, device: str) -> None:
+        from transformers import AutoModel
+
+        self.tokenizer = load_tokenizer(self.name, self.revision)
+        place = locate(self.name)
+        try:
+            model = AutoModel.from_pretrained(place, revision=self.revision, trust_remote_code=self.trust_remote_code)
+        except (OSError, ValueError) as error:
+            raise missing(self.name, error, "a folder that save_pretrained made") from None
+        self.dim = int(model.config.hidden_size)
+        self.network = Network(self.name, model.float(), device, self.precision)
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+
+    def embed(self, items: Sequence[Any]) -> Any:
+        """Embed tokenised items, those of like length together; (batch, dim)."""
+        import torch
+
+        order = sorted(range(len(items)), key=lambda row: -len(items[row]["input_ids"]))  # the longest first: it must fit
+        parts = []
+        for start in range(0, len(order), LIKE):
+            chunk = [items[row] for row in order[start : start + LIKE]]
+            parts.append(self.network(self._encode, chunk, self._pad))
+        out = torch.empty(len(items), self.dim, device=self.network.device)
+        out[torch.tensor(order, device=out.device)] = torch.cat(parts)
+        return out
+
+    def _pad(self, items: Sequence[Any]) -> Any:
+        return self.tokenizer.pad(list(items), return_tensors="pt")
+
+    def _encode(self, batch: dict[str, Tensor]) -> Tensor:
+        hidden: Tensor = self.network.module(**batch).last_hidden_state  # (batch, tokens, dim)
+        return pool(hidden, batch["attention_mask"], self.pooling)
+
+    def fingerprint(self) -> dict[str, Any]:
+        known = {key: value for key, value in super().fingerprint().items() if key not in WHERE}
+        hashes = {"weights_sha256": weights_sha256(self.network.module)}
+        return known | hashes | {"tokenizer_sha256": tokenizer_sha256(self.tokenizer)}
+
+
+class HfTextTeacher(HfEncoder):
+    """Any transformers encoder of texts. A text longer than ``max_length`` is cut.
+
+    Args:
+        model: a hub name, a folder that ``save_pretrained`` made, or ``package:NAME/FOLDER``.
+        pooling: ``cls`` (first token), ``mean`` (over the tokens that are no padding) or ``last`` (of these, the last).
+        max_length: tokens at most.
+        prompt: stands before every text.
+        revision: the hub revision to pin.
+        precision: see :class:`cache_tools.network.Network`.
+        trust_remote_code: run Python code that comes with the model; only for models whose code you have read.
+
+    Raises:
+        TeacherError: when the model is neither in that folder nor in the local hub cache and the hub cannot be reached.
+    """
+
+    modality = "text"
+
+    def __init__(
+        self,
+        model: str,
+        pooling: TextPooling = "mean",
+        max_length: int = 512,
+        prompt: str = "",
+        revision: str | None = None,
+        precision: Precision = "auto",
+        trust_remote_code: bool = False,
+    ):
+        super().__init__(model, pooling, max_length, revision, precision, trust_remote_code)
+        self.prompt = prompt
+
+    def prepare(self, item: bytes) -> Any:
+        text = self.prompt + super().prepare(item)
+        return self.tokenizer(text, truncation=True, max_length=self.max_length)
+
+
+class SentenceTransformerTeacher(Teacher):
+    """A sentence-transformers model with its own pooling and normalisation (extra ``text``).
+
+    Args:
+        model: a hub name, a folder, or ``package:NAME/FOLDER``.
+        prompt: stands before every text.
+        revision: the hub revision to pin.
+        precision: see :class:`cache_tools.network.Network`.
+        trust_remote_code: run Python code that comes with the model; only for models whose code you have read.
+
+    Raises:
+        TeacherError: when the model is neither in that folder nor in the local hub cache and the hub cannot be reached.
+    """
+
+    modality = "text"
+
+    def __init__(
+        self,
+        model: str,
+        prompt: str = "",
+        revision: str | None = None,
+        precision: Precision = "auto",
+        trust_remote_code: bool = False,
+    ):
+        self.name, self.prompt, self.revision, self.precision = model, prompt, revision, precision
+        self.trust_remote_code = trust_remote_code
+
+    def load(self, device: str) -> None:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError:
+            raise TeacherError(f"{self.name}: needs sentence-transformers: pip install 'quorum-distill[text]'") from None
+        try:
+            self.model = SentenceTransformer(
+                locate(self.name), device=device, revision=self.revision, trust_remote_code=self.trust_remote_code
+            )
+        except (OSError, ValueError) as error:
+            raise missing(self.name, error, "a folder that its save method made") from None
+        self.dim = len(self._encode(["one text"])[0])
+        self.network = Network(self.name, self.model, device, self.precision)
+
+    def embed(self, items: Sequence[Any]) -> Any:
+        return self.network(self._encode, items, list)
+
+    def _encode(self, texts: list[str]) -> Tensor:
+        found: Tensor = self.model.encode(
+            texts, prompt=self.prompt or None, batch_size=LIKE, convert_to_tensor=True, show_progress_bar=False
+        )
+        return found
+
+    def fingerprint(self) -> dict[str, Any]:
+        known = {key: value for key, value in super().fingerprint().items() if key not in WHERE}
+        hashes = {"weights_sha256": weights_sha256(self.model), "tokenizer_sha256": tokenizer_sha256(self.model.tokenizer)}
+        return known | hashes | {"modules": str(self.model)}
+
+
+class TfidfSvd(Teacher):
+    """TF-IDF of words or character n-grams, reduced by a truncated SVD (latent semantic analysis); rows of unit length.
+
+    Fitted when it is loaded, on a file that stays the same: equal files give equal embeddings. A text without a known
+    n-gram is a row of zeros.
+
+    Args:
+        fit_on: the texts to fit on, see :class:`cache_tools.corpora.text.TextFile`.
+        text: its column of texts.
+        every: one row of so many.
+        analyzer: ``word``, ``char`` or ``char_wb`` (n-grams inside words).
+        shortest: n-gram.
+        longest: n-gram.
+        dim: singular vectors that are kept.
+        features: n-grams at most, the commonest.
+    """
+
+    modality = "text"
+
+    def __init__(
+        self,
+        fit_on: Path,
+        text: str = "text",
+        every: int = 1,
+        analyzer: Literal["word", "char", "char_wb"] = "word",
+        shortest: int = 1,
+        longest: int = 2,
+        dim: int = 256,
+        features: int = 50_000,
+    ):
+        self.fit_on, self.text, self.every, self.dim = Path(fit_on), text, every, dim
+        self.analyzer, self.grams, self.features = analyzer, (shortest, longest), features
+
+    def load(self, device: str) -> None:
+        corpus = self.fit_on, self.text, self.every
+        self.fitted, self.content = _fit(*corpus, self.analyzer, self.grams, self.dim, self.features)
+
+    def embed(self, items: Sequence[Any]) -> np.ndarray[Any, Any]:
+        rows: np.ndarray[Any, Any] = self.fitted.transform(items)
+        return rows.astype(np.float32)
+
+    def fingerprint(self) -> dict[str, Any]:
+        known = {key: value for key, value in super().fingerprint().items() if key != "fit_on"}
+        return known | {"fitted_on": self.content}
+
+
+@cache
+def _fit(
+    path: Path, text: str, every: int, analyzer: str, grams: tuple[int, int], dim: int, features: int
+) -> tuple[Any, str]:
+    """The fitted pipeline, and the fingerprint of the texts that it was fitted on."""
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import Normalizer
+
+    _, items, content = TextFile(path, text, every=every).read()
+    counts = TfidfVectorizer(analyzer=analyzer, ngram_range=grams, max_features=features, sublinear_tf=True)
+    pipeline = make_pipeline(counts, TruncatedSVD(dim, random_state=0), Normalizer(copy=False))
+    try:
+        pipeline.fit([item.decode() for item in items])
+    except ValueError as error:  # fewer n-grams than dimensions, or none
+        raise TeacherError(f"TfidfSvd cannot be fitted on {path}: {error}") from None
+    return pipeline, content

@@ -1,0 +1,98 @@
+"""Students of texts."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cache_tools.errors import ConfigError
+from cache_tools.hub import locate, missing
+from cache_tools.network import TextPooling, pool
+from cache_tools.store import Ragged
+from distill.student import Student
+
+
+class TextStudent(Student):
+    """Any encoder of transformers over token ids.
+
+    Args:
+        model: a hub name, a folder that ``save_pretrained`` made, or ``package:NAME/FOLDER``; with ``config``, a model
+            type such as ``bert``.
+        pretrained: begin with that model's weights rather than random ones.
+        config: of a new network of random weights: keys of that type's configuration, for instance ``num_hidden_layers``,
+            ``hidden_size`` and the tokenizer's ``vocab_size``.
+        pooling: ``mean`` over tokens, ``cls`` (the first) or ``last``.
+        dim: of the embedding, by a linear map; the network's width when not given.
+
+    Raises:
+        ConfigError: when ``config`` does not fit the model type.
+        TeacherError: when the model cannot be had.
+    """
+
+    input = "tokens"
+
+    def __init__(
+        self,
+        model: str,
+        pretrained: bool = True,
+        config: dict[str, Any] | None = None,
+        pooling: TextPooling = "mean",
+        dim: int | None = None,
+    ):
+        super().__init__()
+        self.network = _network(model, pretrained, config)
+        known = self.network.config
+        self.pooling, self.padding = pooling, known.pad_token_id or 0
+        self.vocabulary, self.longest = known.vocab_size, getattr(known, "max_position_embeddings", None)
+        self.dim = dim or known.hidden_size
+        self.project = nn.Identity() if self.dim == known.hidden_size else nn.Linear(known.hidden_size, self.dim)
+        self._fits = False
+
+    def embeddings(self, rows: dict[str, Ragged]) -> list[Tensor]:
+        ids, mask = self._padded(rows["tokens"])
+        out = self.network(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+        inner = [pool(each, mask, self.pooling) for each in out.hidden_states[1:-1]]
+        return [*inner, self.project(pool(out.last_hidden_state, mask, self.pooling))]
+
+    def encode(self, rows: dict[str, Ragged]) -> Tensor:
+        ids, mask = self._padded(rows["tokens"])
+        hidden = self.network(input_ids=ids, attention_mask=mask).last_hidden_state  # (batch, tokens, width)
+        out: Tensor = self.project(pool(hidden, mask, self.pooling))
+        return out
+
+    def _padded(self, tokens: Ragged) -> tuple[Tensor, Tensor]:
+        """Ids (batch, tokens) and a mask that is 1 where they are no padding."""
+        if not self._fits:  # once: it makes the host wait for the device
+            self._check(int(tokens.values.max()), int(tokens.counts.max()))
+        rows = tokens.values.long().split(tokens.counts.tolist())
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.padding)
+        places = torch.arange(ids.shape[1], device=ids.device)
+        return ids, (places < tokens.counts.to(ids.device).unsqueeze(1)).long()
+
+    def _check(self, largest: int, longest: int) -> None:
+        if largest >= self.vocabulary:
+            raise ConfigError(
+                f"the student knows {self.vocabulary} tokens, its input has token {largest}: "
+                "give the input column the student's own tokenizer, or set vocab_size in its config"
+            )
+        if self.longest and longest > self.longest:
+            raise ConfigError(f"the student reads {self.longest} tokens at most, its input has {longest}: lower max_length")
+        self._fits = True
+
+
+def _network(model: str, pretrained: bool, config: dict[str, Any] | None) -> Any:
+    from transformers import AutoConfig, AutoModel
+
+    if config is not None:
+        try:
+            known = AutoConfig.for_model(model, **config)
+            if unknown := sorted(set(config) - set(AutoConfig.for_model(model).to_dict())):
+                raise ConfigError(f"a {model} has no {', '.join(unknown)} in its configuration")
+            return AutoModel.from_config(known)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"no {model} network of this config: {error}") from None
+    try:
+        place = locate(model)
+        return AutoModel.from_pretrained(place) if pretrained else AutoModel.from_config(AutoConfig.from_pretrained(place))
+    except (OSError, ValueError) as error:
+        raise missing(model, error, "a folder that save_pretrained made") from None
