@@ -1,14 +1,16 @@
 # `make help` says what there is. Variables: TEACHERS CORPUS CACHE WEIGHTS NAME (cache), CONFIG (fit), PYTHON.
+# A group of teachers is named for its modality first: that says how CORPUS is read.
 TEACHERS ?= mol
 CACHE ?= cache
 CONFIG ?= configs/mol.yaml
 PYTHON ?= python3
 BIN := .venv/bin
+READER := $(if $(filter vision%,$(TEACHERS)),image.ImageFolder,$(if $(filter text%,$(TEACHERS)),text.TextFile,molecule.SmilesFile))
 GROUPS := $(basename $(notdir $(wildcard configs/cache/*.yaml)))
 export WEIGHTS
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo cache fit probe lint type test bench bench-peers study-mol study-quantised clean
+.PHONY: help install demo cache fit probe lint type test bench bench-peers study-mol study-text study-vision study-quantised clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -27,10 +29,10 @@ demo: install ## cache, fit, test and report on molecules that RDKit ships: offl
 	$(BIN)/distill fit --config configs/demo.yaml --data.corpus $(CACHE)/mol
 	$(BIN)/distill test
 
-cache: install ## run a group of teachers over a corpus: TEACHERS=mol CORPUS=molecules.csv CACHE=cache NAME=mol WEIGHTS=folder
+cache: install ## run a group of teachers over a corpus: TEACHERS=mol CORPUS=file-or-folder CACHE=cache NAME=mol WEIGHTS=folder
 	$(if $(wildcard configs/cache/$(TEACHERS).yaml),,$(error no teacher group "$(TEACHERS)"; TEACHERS can be: $(GROUPS)))
 	$(BIN)/distill-cache build --config configs/cache/$(TEACHERS).yaml --cache "$(CACHE)" $(if $(NAME),--name "$(NAME)") \
-	  $(if $(CORPUS),--corpus cache_tools.corpora.molecule.SmilesFile --corpus.path "$(CORPUS)")
+	  $(if $(CORPUS),--corpus cache_tools.corpora.$(READER) --corpus.path "$(CORPUS)")
 
 fit: install ## train a student: CONFIG=configs/mol.yaml
 	$(BIN)/distill fit --config $(CONFIG)
@@ -69,6 +71,14 @@ study-quantised: install ## what int8 columns cost: students of float16 and of i
 study-mol: install ## methods compared on molecules with pretrained teachers, resumable: WEIGHTS=../shared/weights/mol
 	WEIGHTS=$(or $(WEIGHTS),../shared/weights/mol) $(BIN)/distill-cache build --config configs/studies/mol-cache.yaml --cache $(CACHE)
 	$(BIN)/distill study --config configs/studies/mol.yaml
+
+study-text: install ## methods compared on text, resumable: MiniLM and TF-IDF on 30,000 lines of ../shared
+	$(BIN)/distill-cache build --config configs/studies/text-cache.yaml --cache $(CACHE)
+	$(BIN)/distill study --config configs/studies/text.yaml
+
+study-vision: install ## methods compared on images, resumable: WEIGHTS=../shared/weights/vision, 10,000 images of ../shared
+	WEIGHTS=$(or $(WEIGHTS),../shared/weights/vision) $(BIN)/distill-cache build --config configs/studies/vision-cache.yaml --cache $(CACHE)
+	$(BIN)/distill study --config configs/studies/vision.yaml
 
 clean: ## remove the environment and what tools left; caches and runs stay
 	rm -rf .venv .venv-bench build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

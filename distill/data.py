@@ -23,6 +23,7 @@ from cache_tools.reader import Aligned
 from cache_tools.stack import Selection
 from cache_tools.statistics import Statistics
 from cache_tools.store import Ragged
+from distill.augment import crop_and_mirror, is_image
 from distill.order import BatchOrder, Source, Step
 
 KINDS = ("teachers", "inputs")
@@ -333,29 +334,5 @@ class DistillData(LightningDataModule):
         """Crop and mirror the student's images on the device, where that is asked for."""
         if self.augmentation != "student-only" or not (self.trainer and self.trainer.training):
             return batch
-        inputs = {name: crop_and_mirror(rows) if _is_image(rows) else rows for name, rows in batch.inputs.items()}
+        inputs = {name: crop_and_mirror(rows) if is_image(rows) else rows for name, rows in batch.inputs.items()}
         return batch._replace(inputs=inputs)
-
-
-def _is_image(rows: Any) -> bool:
-    return isinstance(rows, Tensor) and rows.ndim == 4
-
-
-def crop_and_mirror(pixels: Tensor, padding: float = 0.125) -> Tensor:
-    """Shift each image at random by up to ``padding`` of its side, edges repeated, and mirror half of them.
-
-    Args:
-        pixels: (batch, height, width, 3).
-        padding: share of the side.
-    """
-    batch, height, width, _ = pixels.shape
-    along = [_shifted(size, batch, round(padding * size), pixels.device) for size in (height, width)]
-    mirrored = torch.rand(batch, 1, device=pixels.device) < 0.5
-    columns = torch.where(mirrored, along[1].flip(1), along[1])  # (batch, width)
-    everyone = torch.arange(batch, device=pixels.device)[:, None, None]
-    return pixels[everyone, along[0][:, :, None], columns[:, None, :]]
-
-
-def _shifted(size: int, batch: int, most: int, device: torch.device) -> Tensor:
-    shift = torch.randint(-most, most + 1, (batch, 1), device=device)
-    return (torch.arange(size, device=device) + shift).clamp(0, size - 1)  # (batch, size)

@@ -57,7 +57,7 @@ class Labelled(Task):
         if unknown := sorted(set(named) - PARTS.keys()):
             raise CorpusError(f"a row's split is {unknown[0]!r}, expected train, validation or test in all rows or in none")
         number = np.array([PARTS[each] for each in named])
-        tested = {items[row] for row in np.flatnonzero(number == PARTS["test"])}
+        tested = {item for part, item in zip(number, items, strict=True) if part == PARTS["test"]}
         number[[part != PARTS["test"] and item in tested for part, item in zip(number, items, strict=True)]] = -1
         train, valid, test = (np.flatnonzero(number == part) for part in range(3))
         if not len(valid):

@@ -19,6 +19,7 @@ Lengths = Callable[[Array], Array]  # rows to their lengths, both (rows,)
 ROUNDS = 4
 SLAB = 128  # batches whose rows are computed at once: numpy's cost per call is shared by all of them
 GOLDEN = (math.sqrt(5) - 1) / 2
+MANY = 1_000_000_000  # more than a pass has windows
 SPREAD = 0x9E3779B1  # neighbours begin with different views
 
 
@@ -185,6 +186,18 @@ class Stream:
             self._passes = {**near, number: kind(self.source, *self.key, number)}
         return self._passes[number], inside
 
+    def windows(self, start: int, stop: int) -> list[tuple[int, Shuffled, int]]:
+        """Windows that hold positions ``start`` to ``stop``, in order: a growing number, the pass, the window in it."""
+        out = []
+        while start < stop:
+            one, inside = self.pass_at(start)
+            count = min(stop - start, len(self.source) - inside)
+            before = start // len(self.source) * MANY
+            found = range(one.window_at(inside), one.window_at(inside + count - 1) + 1)
+            out += [(before + window, one, window) for window in found]
+            start += count
+        return out
+
     def take(self, start: int, stop: int) -> Array:
         """The rows at positions ``start`` to ``stop`` of the stream."""
         parts = [np.empty(0, np.int64)]
@@ -280,7 +293,7 @@ class BatchOrder(Sampler[Step]):
         streams = [Stream(source, self.seed, self.epoch, number) for number, source in enumerate(self.sources)]
         counts = shares(self.sources, self.batch, len(self), self.seed, self.epoch)
         ends = np.concatenate([np.zeros((1, len(streams)), np.int64), np.cumsum(counts, 0)])  # (batches + 1, sources)
-        seen: tuple[int, ...] = ()
+        seen = [-1] * len(streams)  # the last window of each source that was read ahead
         for first in range(0, len(counts), SLAB):
             last = min(first + SLAB, len(counts))
             slab = [stream.take(*ends[[first, last], k].tolist()) for k, stream in enumerate(streams)]
@@ -294,8 +307,8 @@ class BatchOrder(Sampler[Step]):
                     yield Step(self._slice(rows))
                     continue
                 # a slab that is dealt out by length needs all of its windows from its first batch on
-                windows, ahead = self._windows(streams, ends[first if bucketed else place].tolist(), seen)
-                seen = windows
+                begin, end = (first, last) if bucketed else (place, place + 1)
+                windows, ahead = self._windows(streams, ends[begin].tolist(), ends[end].tolist(), seen)
                 yield Step(self._slice(rows), windows, ahead)
 
     def _mixed(self, first: int, last: int) -> list[int]:
@@ -311,18 +324,23 @@ class BatchOrder(Sampler[Step]):
 
     @staticmethod
     def _windows(
-        streams: list[Stream], starts: list[int], seen: tuple[int, ...]
+        streams: list[Stream], starts: list[int], stops: list[int], seen: list[int]
     ) -> tuple[tuple[int, ...], tuple[list[tuple[int, int]], ...]]:
-        """Each source's window, and where it is a new one, the blocks of it (at first) and of the next."""
-        windows, ahead = [], []
-        for k, (stream, start) in enumerate(zip(streams, starts, strict=True)):
-            one, inside = stream.pass_at(start)
-            window = one.window_at(inside)
-            windows.append(start // len(stream.source) * 1_000_000_000 + window)
-            new = not seen or seen[k] != windows[k]
-            blocks = (one.blocks(window) if not seen else []) + one.blocks(window + 1) if new else []
-            ahead.append([(first * stream.source.views, count * stream.source.views) for first, count in blocks])
-        return tuple(windows), tuple(ahead)
+        """Each source's first window, and the blocks of all its windows and of the next that ``seen`` does not know yet."""
+        first, ahead = [], []
+        for k, (stream, start, stop) in enumerate(zip(streams, starts, stops, strict=True)):
+            covered = stream.windows(start, max(stop, start + 1))
+            number, one, window = covered[-1]
+            blocks = [
+                block
+                for label, each, inside in [*covered, (number + 1, one, window + 1)]
+                if label > seen[k]
+                for block in each.blocks(inside)
+            ]
+            seen[k] = max(seen[k], number + 1)
+            first.append(covered[0][0])
+            ahead.append([(row * stream.source.views, count * stream.source.views) for row, count in blocks])
+        return tuple(first), tuple(ahead)
 
 
 def _by_length(rows: Array, lengths: Lengths) -> Array:

@@ -19,7 +19,7 @@ FLOORS = {  # a module may import those on lower floors, and those on its own fl
         ["cli"],
     ],
     "distill": [
-        ["order", "heads", "normalize", "objective", "student"],
+        ["order", "heads", "normalize", "objective", "student", "augment"],
         ["students.molecule", "students.text", "students.image", "students.mixed"],
         ["metrics", "data", "module", "probes", "tasks", "labelled", "evaluate", "report"],
         ["study", "cli"],
@@ -54,6 +54,7 @@ NO_LIGHTNING = {
     "distill.objective",
     "distill.student",
     "distill.probes",
+    "distill.augment",
 }
 
 

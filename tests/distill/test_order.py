@@ -149,3 +149,67 @@ def test_validation_covers_every_held_out_row_once():
     assert len(list(order)) == len(order) == 4
     ranks = [BatchOrder(sources, 8, 0, rank, 2, shuffle=False) for rank in range(2)]
     assert sorted(sum((sum(rows_of(order, 0), []) for order in ranks), [])) == sources[0].held_out.tolist()
+
+
+@pytest.mark.parametrize("block", [0, 8])
+def test_an_epoch_shows_one_view_of_every_item_and_each_view_has_its_turn(block):
+    views, items = 3, 60
+    source = Source(items, 6, seed=1, block=block, window=2, views=views, turning=True)
+    order = BatchOrder([source], 9, seed=0)
+    shown = []
+    for epoch in range(views):
+        order.set_epoch(epoch)
+        rows = np.concatenate(rows_of(order))
+        shown.append(rows)
+        assert len(set((rows // views).tolist())) == len(rows) == 54
+        assert len(set((rows % views).tolist())) == views
+        assert not set((rows // views).tolist()) & set(source.held_out.tolist())
+    assert len(set(np.concatenate(shown).tolist())) == 54 * views, "after as many epochs as views every one was shown"
+    held = np.concatenate(rows_of(BatchOrder([source], 9, seed=0, shuffle=False)))
+    assert (held % views == source.view(source.held_out) % views).all()
+
+
+def test_without_turning_only_the_first_view_is_read():
+    order = BatchOrder([Source(40, 4, views=5)], 6, seed=0)
+    assert all(row % 5 == 0 for batch in rows_of(order) for row in batch)
+
+
+def test_blocks_of_items_are_read_ahead_as_blocks_of_rows():
+    source = Source(64, 4, block=8, window=2, views=3, turning=True)
+    seen: set[int] = set()
+    for step in BatchOrder([source], 6, seed=0):
+        seen |= {row for first, count in step.ahead[0] for row in range(first, first + count)}
+        assert set(step.rows[0].tolist()) <= seen
+
+
+@pytest.mark.parametrize("block", [0, 50])
+def test_rows_of_like_length_share_a_batch_and_nothing_is_lost(block):
+    lengths = np.random.default_rng(0).integers(1, 100, 2000)
+    source = Source(2000, 100, block=block, window=4)
+    plain = BatchOrder([source], 16, seed=3)
+    bucketed = BatchOrder([source], 16, seed=3, lengths=[lambda rows: lengths[rows]])
+    assert sorted(sum(rows_of(bucketed), [])) == sorted(sum(rows_of(plain), []))
+    spread = [np.mean([np.ptp(lengths[batch]) for batch in rows_of(order)]) for order in (bucketed, plain)]
+    assert spread[0] < 0.1 * spread[1]
+    middle = [lengths[batch].mean() for batch in rows_of(bucketed)]
+    assert abs(np.corrcoef(middle, np.arange(len(middle)))[0, 1]) < 0.3, "short batches do not come first"
+
+
+def test_ranks_share_the_same_bucketed_batches():
+    lengths = np.random.default_rng(0).integers(1, 100, 300)
+    whole, *parts = (
+        rows_of(BatchOrder([source(300, 20)], 12, 7, rank, ranks, lengths=[lambda rows: lengths[rows]]))
+        for rank, ranks in ((0, 1), (0, 2), (1, 2))
+    )
+    assert [sorted(a + b) for a, b in zip(*parts, strict=True)] == whole
+
+
+@pytest.mark.parametrize("bucketed", [False, True])
+def test_every_row_of_a_block_shuffle_was_read_ahead(bucketed):
+    lengths = [lambda rows: rows % 7] if bucketed else []
+    one = Source(3000, 30, block=20, window=3)
+    seen: set[int] = set()
+    for step in BatchOrder([one], 30, seed=0, lengths=lengths):
+        seen |= {row for first, count in step.ahead[0] for row in range(first, first + count)}
+        missing = set(step.rows[0].tolist()) - seen
+        assert not missing
