@@ -4,9 +4,13 @@ import hashlib
 import importlib.util
 import json
 import os
+import socket
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from torch import Tensor
 
@@ -14,6 +18,21 @@ from cache_tools.errors import CorpusError, TeacherError
 
 PACKAGE = "package:"
 WHERE = ("model", "tokenizer", "weights", "revision")  # arguments that say where content is; hashes say what it is
+
+
+@cache
+def stay_local() -> None:
+    """Let the hub's libraries look into local folders alone where the hub cannot be reached: they would retry for a minute.
+
+    They read this when they are imported, so it comes first.
+    """
+    if "HF_HUB_OFFLINE" in os.environ or getproxies():
+        return
+    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def locate(model: str) -> str:
@@ -25,6 +44,7 @@ def locate(model: str) -> str:
     Raises:
         TeacherError: when that package is not installed, or a variable is not set.
     """
+    stay_local()
     if model.startswith(PACKAGE):
         name, _, inside = model.removeprefix(PACKAGE).partition("/")
         spec = importlib.util.find_spec(name)
@@ -37,18 +57,20 @@ def locate(model: str) -> str:
     return expanded
 
 
-def missing(model: str, error: Exception, folder: str) -> TeacherError:
+def missing(model: str, error: Exception, folder: str, fetch: str = "", kept: str = "huggingface") -> TeacherError:
     """The error for a model that is not there.
 
     Args:
         model: its name.
         error: what the library said.
         folder: what a local copy of it is called, for instance ``a folder that save_pretrained made``.
+        fetch: what downloads it, where that is not ``hf download`` with its name.
+        kept: the folder of ``~/.cache`` that downloads go to.
     """
     return TeacherError(
         f"cannot load {model!r}: it is neither here nor to be had from the hub. Two ways: give the path of {folder}; or "
-        f"download it once on a machine with the hub (`hf download {model.removeprefix('hf-hub:')}`) and copy the folder "
-        f"~/.cache/huggingface. ({first_line(error)})"
+        f"download it once on a machine with the network (`{fetch or f'hf download {model}'}`) and copy the folder "
+        f"~/.cache/{kept}. ({first_line(error)})"
     )
 
 
@@ -104,9 +126,9 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
     Raises:
         TeacherError: when there is none.
     """
+    place = locate(name)
     from transformers import AutoTokenizer
 
-    place = locate(name)
     try:
         return AutoTokenizer.from_pretrained(place, revision=revision)
     except (OSError, ValueError, KeyError) as error:
@@ -132,6 +154,7 @@ def read_dataset(name: str, config: str | None, split: str, columns: list[str]) 
     Raises:
         CorpusError: when it is not there, or lacks the split or a column.
     """
+    stay_local()
     try:
         from datasets import Dataset, DatasetDict, Image, load_dataset, load_from_disk
         from datasets.exceptions import DatasetNotFoundError

@@ -136,11 +136,11 @@ class ImageDataset(Corpus):
 
     Args:
         dataset: a folder that ``save_to_disk`` made, or a name on the hub.
-        image: its column of images.
-        id: its column of ids; without one an id is a hash of the encoded image.
+        column: its column of images.
+        ids: its column of ids; without one an id is a hash of the encoded image.
         split: which part.
         config: which configuration, where the data set has several.
-        limit: read so many rows at most.
+        rows: read so many at most.
 
     Raises:
         CorpusError: when the data set, split or column is not there, naming those that are.
@@ -151,22 +151,22 @@ class ImageDataset(Corpus):
     def __init__(
         self,
         dataset: str,
-        image: str = "image",
-        id: str | None = None,
+        column: str = "image",
+        ids: str | None = None,
         split: str = "train",
         config: str | None = None,
-        limit: int | None = None,
+        rows: int | None = None,
     ):
-        self.dataset, self.image, self.id, self.split, self.config, self.limit = dataset, image, id, split, config, limit
+        self.dataset, self.column, self.ids, self.split, self.config, self.count = dataset, column, ids, split, config, rows
 
     @property
     def source(self) -> str:
         return f"{self.dataset} {self.split}"
 
     def pairs(self) -> Iterator[tuple[str, bytes]]:
-        columns = [self.image, *([self.id] if self.id else [])]
-        rows = itertools.islice(read_dataset(self.dataset, self.config, self.split, columns), self.limit)
-        return ((str(row[self.id]) if self.id else "", _encoded(row[self.image])) for row in rows)
+        columns = [self.column, *([self.ids] if self.ids else [])]
+        rows = itertools.islice(read_dataset(self.dataset, self.config, self.split, columns), self.count)
+        return ((str(row[self.ids]) if self.ids else "", _encoded(row[self.column])) for row in rows)
 
 
 def _encoded(image: dict[str, object]) -> bytes:

@@ -57,11 +57,11 @@ class TextDataset(Corpus):
 
     Args:
         dataset: a folder that ``save_to_disk`` made, or a name on the hub.
-        text: its column of texts.
-        id: its column of ids; without one an id is a hash of the text.
+        column: its column of texts.
+        ids: its column of ids; without one an id is a hash of the text.
         split: which part.
         config: which configuration, where the data set has several.
-        limit: read so many rows at most.
+        rows: read so many at most.
 
     Raises:
         CorpusError: when the data set, split or column is not there, naming those that are.
@@ -72,19 +72,19 @@ class TextDataset(Corpus):
     def __init__(
         self,
         dataset: str,
-        text: str = "text",
-        id: str | None = None,
+        column: str = "text",
+        ids: str | None = None,
         split: str = "train",
         config: str | None = None,
-        limit: int | None = None,
+        rows: int | None = None,
     ):
-        self.dataset, self.text, self.id, self.split, self.config, self.limit = dataset, text, id, split, config, limit
+        self.dataset, self.column, self.ids, self.split, self.config, self.count = dataset, column, ids, split, config, rows
 
     @property
     def source(self) -> str:
         return f"{self.dataset} {self.split}"
 
     def pairs(self) -> Iterator[tuple[str, bytes]]:
-        columns = [self.text, *([self.id] if self.id else [])]
-        rows = itertools.islice(read_dataset(self.dataset, self.config, self.split, columns), self.limit)
-        return ((str(row[self.id]) if self.id else "", str(row[self.text] or "").encode()) for row in rows)
+        columns = [self.column, *([self.ids] if self.ids else [])]
+        rows = itertools.islice(read_dataset(self.dataset, self.config, self.split, columns), self.count)
+        return ((str(row[self.ids]) if self.ids else "", str(row[self.column] or "").encode()) for row in rows)

@@ -78,9 +78,9 @@ class OpenClipTeacher(NetworkTeacher):
         self.model, self.pretrained, self.precision = model, pretrained, precision
 
     def load(self, device: str) -> None:
+        name, weights = locate(self.model), locate(self.pretrained) if self.pretrained else None
         import open_clip
 
-        name, weights = locate(self.model), locate(self.pretrained) if self.pretrained else None
         named = f"{self.model} {self.pretrained or ''}".strip()
         if not weights and ":" not in name:
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
@@ -88,7 +88,9 @@ class OpenClipTeacher(NetworkTeacher):
         try:
             clip, _, transform = open_clip.create_model_and_transforms(name, weights)
         except (OSError, RuntimeError, ValueError) as error:
-            raise missing(named, error, "a checkpoint file as pretrained, or local-dir:FOLDER as model") from None
+            known = open_clip.get_pretrained_cfg(name, weights or "") or {}
+            fetch = f"hf download {known.get('hf_hub', name.removeprefix('hf-hub:')).strip('/')}"
+            raise missing(named, error, "a checkpoint file as pretrained, or local-dir:FOLDER as model", fetch) from None
         self.transform = transform
         size = clip.visual.image_size
         self._start(named, clip.visual, device, size if isinstance(size, tuple) else (size, size))
@@ -122,14 +124,16 @@ class TimmTeacher(NetworkTeacher):
         self.model, self.weights, self.output, self.precision = model, weights, output, precision
 
     def load(self, device: str) -> None:
+        name = locate(self.model)
         import timm
         from timm.data import create_transform, resolve_model_data_config
 
         file = {"file": locate(self.weights)} if self.weights else None
         try:
-            network = timm.create_model(locate(self.model), pretrained=True, pretrained_cfg_overlay=file)
+            network = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=file)
         except (OSError, RuntimeError, ValueError) as error:  # a KeyError of the state is a RuntimeError here
-            raise missing(self.model, error, "a weights file as weights, or local-dir:FOLDER as model") from None
+            fetch = f"hf download timm/{self.model}"
+            raise missing(self.model, error, "a weights file as weights, or local-dir:FOLDER as model", fetch) from None
         if self.output == "embedding":
             network.reset_classifier(0)
         data = resolve_model_data_config(network)
@@ -160,10 +164,10 @@ class HfImageTeacher(NetworkTeacher):
         self.model, self.pooling, self.revision, self.precision = model, pooling, revision, precision
 
     def load(self, device: str) -> None:
+        place = locate(self.model)
         from PIL import Image
         from transformers import AutoImageProcessor, AutoModel
 
-        place = locate(self.model)
         try:
             self.processor = AutoImageProcessor.from_pretrained(place, revision=self.revision)
             network = AutoModel.from_pretrained(place, revision=self.revision)
@@ -233,7 +237,11 @@ class TorchvisionTeacher(NetworkTeacher):
             else:
                 network = models.get_model(self.model, weights=known[self.weights])
         except (OSError, RuntimeError, KeyError) as error:
-            raise missing(f"{self.model} {self.weights}", error, "a file with the network's state as weights") from None
+            name, fetch = (
+                f"{self.model} {self.weights}",
+                f"torchvision.models.get_model('{self.model}', weights='{self.weights}')",
+            )
+            raise missing(name, error, "a file with the network's state as weights", fetch, "torch") from None
         preset = (known.DEFAULT if file.is_file() else known[self.weights]).transforms()
         self.transform = preset
         if self.output == "features":

@@ -45,10 +45,10 @@ class HfEncoder(Teacher):
         self.precision, self.trust_remote_code = precision, trust_remote_code
 
     def load(self, device: str) -> None:
-        from transformers import AutoModel
-
         self.tokenizer = load_tokenizer(self.name, self.revision)
         place = locate(self.name)
+        from transformers import AutoModel
+
         try:
             model = AutoModel.from_pretrained(place, revision=self.revision, trust_remote_code=self.trust_remote_code)
         except (OSError, ValueError) as error:
@@ -148,13 +148,14 @@ class SentenceTransformerTeacher(Teacher):
         self.trust_remote_code = trust_remote_code
 
     def load(self, device: str) -> None:
+        place = locate(self.name)
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError:
             raise TeacherError(f"{self.name}: needs sentence-transformers: pip install 'quorum-distill[text]'") from None
         try:
             self.model = SentenceTransformer(
-                locate(self.name), device=device, revision=self.revision, trust_remote_code=self.trust_remote_code
+                place, device=device, revision=self.revision, trust_remote_code=self.trust_remote_code
             )
         except (OSError, ValueError) as error:
             raise missing(self.name, error, "a folder that its save method made") from None

@@ -81,6 +81,7 @@ class TextStudent(Student):
 
 
 def _network(model: str, pretrained: bool, config: dict[str, Any] | None) -> Any:
+    place = locate(model)
     from transformers import AutoConfig, AutoModel
 
     if config is not None:
@@ -92,7 +93,6 @@ def _network(model: str, pretrained: bool, config: dict[str, Any] | None) -> Any
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"no {model} network of this config: {error}") from None
     try:
-        place = locate(model)
         return AutoModel.from_pretrained(place) if pretrained else AutoModel.from_config(AutoConfig.from_pretrained(place))
     except (OSError, ValueError) as error:
         raise missing(model, error, "a folder that save_pretrained made") from None

@@ -2,11 +2,23 @@ import warnings
 
 import numpy as np
 import pytest
+import torch
+from scipy import stats
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import r2_score, roc_auc_score
+from sklearn.metrics import average_precision_score, r2_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from distill.probes import LogisticProbe, RidgeProbe
+from distill.probes import (
+    ClusterProbe,
+    KnnProbe,
+    LogisticProbe,
+    PairProbe,
+    RidgeProbe,
+    SimilarityProbe,
+    SoftmaxProbe,
+    _apply,
+    _one_hot,
+)
 
 
 def data(rows: int, dim: int, seed: int = 0):
@@ -135,3 +147,206 @@ def test_a_label_without_training_rows_is_nan():
     scores = RidgeProbe().fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])["r2"]
     assert np.isnan(scores[0])
     assert scores[1] > 0.5
+
+
+# --------------------------------------------------------------------------- classes, neighbours, pairs, clusters
+
+
+def classed(rows: int, dim: int, classes: int, noise: float, seed: int = 0):
+    """Gaussian clouds of correlated features of very different scales, cut into training, validation and test rows."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(classes, size=rows)
+    mix = rng.normal(size=(dim, dim)) * np.logspace(0, -3, dim)[:, None] @ rng.normal(size=(dim, dim))
+    x = (rng.normal(size=(classes, dim))[y] + noise * rng.normal(size=(rows, dim))) @ mix * rng.uniform(0.01, 10, dim) + 5
+    x[:, 0] = 3.0
+    return [list(each) for each in parts(x.astype(np.float32), y[:, None].astype(float), rows=rows)]
+
+
+def softmax_by_scikit_learn(x, y):
+    """The protocol, naively; accuracy and the predicted classes of the test rows."""
+    scaler = StandardScaler().fit(x[0])
+    z = [scaler.transform(each.astype(np.float64)) for each in x]
+
+    def fit(strength, features, labels):
+        return LogisticRegression(C=1 / strength, max_iter=5000, tol=1e-6).fit(features, labels[:, 0])
+
+    valid = [fit(each, z[0], y[0]).score(z[1], y[1][:, 0]) for each in SoftmaxProbe.strengths]
+    best = len(valid) - 1 - int(np.argmax(valid[::-1]))  # of equals the strongest
+    final = fit(SoftmaxProbe.strengths[best], np.concatenate(z[:2]), np.concatenate(y[:2]))
+    return final.score(z[2], y[2][:, 0]), final.predict(z[2])
+
+
+@pytest.mark.parametrize(
+    ("rows", "dim", "classes", "noise", "lacks"),
+    [
+        (600, 20, 4, 1.0, None),
+        (600, 20, 6, 1.5, None),
+        (300, 500, 5, 4.0, None),  # fewer rows than dimensions
+        (400, 64, 6, 2.0, 0),  # a class without training rows
+        (400, 64, 6, 2.0, 1),  # ... and without validation rows
+    ],
+)
+def test_softmax_regression_equals_scikit_learn(rows, dim, classes, noise, lacks):
+    x, y = classed(rows, dim, classes, noise)
+    if lacks is not None:
+        kept = y[lacks][:, 0] != classes - 1
+        x[lacks], y[lacks] = x[lacks][kept], y[lacks][kept]
+    accuracy, predicted = softmax_by_scikit_learn(x, y)
+    probe = SoftmaxProbe().fit(x[0], y[0], x[1], y[1])
+    assert 0.4 < accuracy < 0.95
+    assert abs(probe.score(x[2], y[2])["accuracy"][0] - accuracy) <= 0.01
+    assert (probe.predict(x[2]).argmax(1) == predicted).mean() >= 0.99
+
+
+@pytest.mark.parametrize("dim", [20, 500])
+def test_softmax_regression_of_every_strength_predicts_as_scikit_learns(dim):
+    x, y = classed(400, dim, 5, 1.5)
+    x[2] = np.concatenate(x[1:])
+    probe = SoftmaxProbe()
+    probe._learn_scale(x[0])
+    strengths = probe.strengths[1:]  # of the weakest both stop a little early, in different places
+    path = probe._solve(probe._scaled(x[0]), _one_hot(y[0], 5), torch.from_numpy(strengths).expand(5, -1))
+    logits = _apply(probe._scaled(x[2]), path)  # (rows, classes, strengths)
+    scaler = StandardScaler().fit(x[0])
+    for number, strength in enumerate(strengths):
+        other = LogisticRegression(C=1 / strength, max_iter=5000, tol=1e-6).fit(scaler.transform(x[0]), y[0][:, 0])
+        assert (logits[..., number].argmax(1) == other.predict(scaler.transform(x[2]))).mean() >= 0.99
+
+
+def test_of_equally_good_strengths_the_strongest_is_taken():
+    x, y = classed(600, 20, 4, 0.01)
+    probe = SoftmaxProbe().fit(x[0], y[0], x[1], y[1])
+    assert probe.score(x[2], y[2])["accuracy"] == 1
+    weak = SoftmaxProbe()
+    weak.strengths = SoftmaxProbe.strengths[:1]
+    weak.fit(x[0], y[0], x[1], y[1])
+    assert weak.score(x[2], y[2])["accuracy"] == 1
+    assert probe.weights[1:].norm() < 0.5 * weak.weights[1:].norm()
+
+
+def votes_by_hand(bank, labels, row, k):
+    cosine = bank @ row / np.linalg.norm(bank, axis=1) / np.linalg.norm(row)
+    votes = np.zeros(int(labels.max()) + 1)
+    for near in np.argsort(-cosine)[:k]:
+        votes[int(labels[near])] += np.exp(cosine[near] / 0.07)
+    return votes
+
+
+def test_neighbours_vote_as_in_a_naive_loop():
+    x, y = classed(600, 16, 5, 4.0)
+    x = [each - 5 for each in x]
+
+    def accuracy(bank, labels, part, k):
+        found = [votes_by_hand(bank, labels[:, 0], row, k).argmax() for row in x[part].astype(np.float64)]
+        return np.mean(np.array(found) == y[part][:, 0])
+
+    valid = [accuracy(x[0], y[0], 1, k) for k in KnnProbe.neighbours]
+    probe = KnnProbe().fit(x[0], y[0], x[1], y[1])
+    assert probe.k == KnnProbe.neighbours[int(np.argmax(valid))]
+    both = np.concatenate(x[:2]), np.concatenate(y[:2])
+    assert probe.score(x[2], y[2])["accuracy"][0] == pytest.approx(accuracy(*both, 2, probe.k), abs=1e-9)
+    assert 0.25 < probe.score(x[2], y[2])["accuracy"][0] < 1
+
+
+def test_with_fewer_rows_than_neighbours_all_rows_vote():
+    x, y = classed(16, 4, 2, 0.1)
+    probe = KnnProbe().fit(x[0][:5], y[0][:5], x[1], y[1])
+    assert probe.k == 5
+    assert 0 <= probe.score(x[2], y[2])["accuracy"][0] <= 1
+
+
+def test_of_equal_votes_the_first_class_wins():
+    x, y = np.ones((8, 3), np.float32), np.array([[1.0], [0.0]] * 4)
+    probe = KnnProbe().fit(x, y, x, y)
+    assert probe.score(x, y)["accuracy"] == 0.5
+    assert (probe._votes(x, [probe.k])[0].argmax(1) == 0).all()
+
+
+def test_neighbours_care_for_directions_not_lengths():
+    x, y = classed(400, 16, 4, 2.0)
+    longer = [each * np.random.default_rng(0).uniform(0.1, 10, (len(each), 1)).astype(np.float32) for each in x]
+    plain = KnnProbe().fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])["accuracy"]
+    np.testing.assert_allclose(KnnProbe().fit(longer[0], y[0], longer[1], y[1]).score(longer[2], y[2])["accuracy"], plain)
+
+
+def pairs_of(rows: int, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    first = rng.normal(size=(rows, 12))
+    noise = rng.uniform(0.1, 3, rows)
+    second = first + noise[:, None] * rng.normal(size=(rows, 12))
+    return np.stack([first, 7 * second], 1).astype(np.float32), -noise[:, None]
+
+
+def cosines(x):
+    first, second = x.astype(np.float64).transpose(1, 0, 2)
+    return (first * second).sum(1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
+
+
+def test_similarity_is_scipys_spearman_of_the_cosines_ties_included():
+    x, y = pairs_of(200)
+    y = np.round(y)
+    score = SimilarityProbe().fit(x, y, x, y).score(x, y)["spearman"]
+    assert score.shape == (1,)
+    assert score[0] == pytest.approx(stats.spearmanr(cosines(x), y[:, 0]).statistic, abs=1e-6)
+    assert score[0] > 0.6
+
+
+def test_pairs_are_scored_by_scikit_learns_average_precision():
+    x, y = pairs_of(200)
+    y = (y > np.quantile(y, 0.7)).astype(float)
+    score = PairProbe().fit(x, y, x, y).score(x, y)["ap"]
+    assert score.shape == (1,)
+    assert score[0] == pytest.approx(average_precision_score(y[:, 0], cosines(x)), abs=1e-6)
+    assert score[0] > 0.6
+
+
+@pytest.mark.parametrize("labels", [np.zeros((20, 1)), np.ones((20, 1))])
+@pytest.mark.parametrize("probe", [SimilarityProbe, PairProbe])
+def test_pairs_of_one_label_cannot_be_scored(probe, labels):
+    x, _ = pairs_of(20)
+    assert np.isnan(probe().score(x, labels)[probe.metric]).all()
+
+
+def test_clusters_of_one_class_cannot_be_scored():
+    assert np.isnan(ClusterProbe().score(pairs_of(20)[0][:, 0], np.ones((20, 1)))["v-measure"]).all()
+
+
+def test_separated_clouds_are_found_whatever_their_lengths():
+    rng = np.random.default_rng(0)
+    y = rng.integers(5, size=300)
+    x = (10 * np.eye(8)[y] + 0.3 * rng.normal(size=(300, 8))) * rng.uniform(0.01, 100, (300, 1))
+    probe = ClusterProbe()
+    first = probe.score(x.astype(np.float32), y[:, None].astype(float))["v-measure"]
+    assert first == pytest.approx(1)
+    assert probe.score(x.astype(np.float32), 10.0 * y[:, None]) == {"v-measure": first}
+
+
+def test_clusters_of_noise_are_the_same_every_time_and_worth_little():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(400, 8)).astype(np.float32), rng.integers(4, size=(400, 1)).astype(float)
+    scores = [ClusterProbe().score(x, y)["v-measure"][0] for _ in range(2)]
+    assert scores[0] == scores[1] < 0.05
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -3e4])
+@pytest.mark.parametrize(
+    ("probe", "expected"),
+    [(SoftmaxProbe, 0.25), (KnnProbe, 0.25), (ClusterProbe, 0), (PairProbe, 0.25), (SimilarityProbe, 0)],
+    ids=lambda each: getattr(each, "name", None),
+)
+@pytest.mark.filterwarnings("ignore")
+def test_embeddings_that_are_all_the_same_are_worth_a_guess(probe, expected, value):
+    y = (np.arange(80) % 4)[:, None].astype(float)
+    x = np.full((80, 2, 8) if probe in (PairProbe, SimilarityProbe) else (80, 8), value, np.float32)
+    y = (y == 0).astype(float) if probe is PairProbe else y
+    assert probe().fit(x, y, x, y).score(x, y)[probe.metric] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("probe", [SoftmaxProbe, KnnProbe])
+def test_a_class_that_only_the_test_rows_have_is_missed(probe):
+    x, y = classed(400, 16, 4, 0.05)
+    for part in (0, 1):
+        kept = y[part][:, 0] < 3
+        x[part], y[part] = x[part][kept], y[part][kept]
+    score = probe().fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])["accuracy"][0]
+    assert score == pytest.approx((y[2] < 3).mean(), abs=0.02)
