@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,6 +49,10 @@ def png(pixels) -> bytes:
     return file.getvalue()
 
 
+def name(teacher):
+    return type(teacher).__name__
+
+
 def loaded(teacher):
     teacher.load("cpu")
     return teacher
@@ -65,10 +70,9 @@ def offline(monkeypatch):
 @pytest.fixture(scope="module")
 def photographs() -> list[np.ndarray]:
     """Real images where the workplace has them, of several sizes and shapes."""
-    from tests.conftest import SHARED
-
-    if SHARED.is_dir():
-        whole = np.load(SHARED / "golden" / "image_teachers.npz")["images_224"]
+    golden = Path(__file__).parents[3] / "shared" / "golden"
+    if golden.is_dir():
+        whole = np.load(golden / "image_teachers.npz")["images_224"]
     else:
         noise = np.random.default_rng(0).integers(0, 256, (4, 14, 14, 3), np.uint8)
         whole = np.stack([np.asarray(Image.fromarray(each).resize((224, 224), Image.Resampling.BICUBIC)) for each in noise])
@@ -264,7 +268,7 @@ def hf_models():
         "pvt": (
             PvtV2Model,
             PvtV2Config(hidden_sizes=[8, 8, 16, 16], depths=[1] * 4, num_attention_heads=[1, 1, 2, 2]),
-            ViTImageProcessor(size={"height": 64, "width": 64}),
+            ViTImageProcessor(**size),
         ),
     }
 
@@ -347,26 +351,26 @@ def test_a_pooler_without_trained_weights_is_no_pooled_output(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def resnet(tmp_path_factory):
+def shufflenet(tmp_path_factory):
     from torchvision import models
 
     torch.manual_seed(0)
-    file = tmp_path_factory.mktemp("torchvision") / "resnet18.pth"
-    torch.save(models.resnet18().state_dict(), file)
+    file = tmp_path_factory.mktemp("torchvision") / "shufflenet.pth"
+    torch.save(models.shufflenet_v2_x0_5().state_dict(), file)
     return file
 
 
 @pytest.mark.parametrize("output", ["features", "logits"])
-def test_torchvision_from_file_to_cache(tmp_path, resnet, folder, photographs, output):
+def test_torchvision_from_file_to_cache(tmp_path, shufflenet, folder, photographs, output):
     from torchvision import models
 
-    network = models.resnet18()
-    network.load_state_dict(torch.load(resnet))
+    network = models.shufflenet_v2_x0_5()
+    network.load_state_dict(torch.load(shufflenet))
     if output == "features":
         network.fc = torch.nn.Identity()
-    transform = models.get_model_weights("resnet18").DEFAULT.transforms()
-    found = cached(tmp_path, folder, TorchvisionTeacher("resnet18", str(resnet), output))
-    assert found.shape[1] == {"features": 512, "logits": 1000}[output]
+    transform = models.get_model_weights("shufflenet_v2_x0_5").DEFAULT.transforms()
+    found = cached(tmp_path, folder, TorchvisionTeacher("shufflenet_v2_x0_5", str(shufflenet), output))
+    assert found.shape[1] == {"features": 1024, "logits": 1000}[output]
     agree(found, by_hand(transform, network.eval(), photographs))
 
 
@@ -449,28 +453,32 @@ def test_damaged_weights_in_a_folder_are_a_teacher_error(tmp_path, hf):
         HfImageTeacher(str(path)).load("cpu")
 
 
-def teachers_of(clip, timms, hf, resnet):
+def teachers_of(clip, timms, hf, shufflenet):
     return {
         "open_clip": OpenClipTeacher(f"local-dir:{clip}"),
         "timm": TimmTeacher(f"local-dir:{timms['test_vit']}"),
         "transformers": HfImageTeacher(hf["vit"]),
-        "torchvision": TorchvisionTeacher("resnet18", str(resnet)),
+        "torchvision": TorchvisionTeacher("shufflenet_v2_x0_5", str(shufflenet)),
     }
 
 
-def test_a_network_is_the_same_teacher_wherever_it_lies(tmp_path, clip, timms, hf, resnet):
-    first = teachers_of(clip, timms, hf, resnet)
+@pytest.fixture(scope="module")
+def networks(clip, timms, hf, shufflenet):
+    return {name: loaded(teacher) for name, teacher in teachers_of(clip, timms, hf, shufflenet).items()}
+
+
+def test_a_network_is_the_same_teacher_wherever_it_lies(tmp_path, networks, clip, timms, hf, shufflenet):
     moved = teachers_of(
         shutil.copytree(clip, tmp_path / "clip"),
         {"test_vit": shutil.copytree(timms["test_vit"], tmp_path / "timm")},
         {"vit": str(shutil.copytree(hf["vit"], tmp_path / "vit"))},
-        shutil.copy(resnet, tmp_path),
+        shutil.copy(shufflenet, tmp_path),
     )
-    for name in first:
-        assert loaded(first[name]).fingerprint() == loaded(moved[name]).fingerprint(), name
+    for name, first in networks.items():
+        assert first.fingerprint() == loaded(moved[name]).fingerprint(), name
 
 
-def test_a_network_is_the_same_teacher_in_another_process(clip, timms, hf, resnet):
+def test_a_network_is_the_same_teacher_in_another_process(networks, clip, timms, hf, shufflenet):
     """Else no build could go on after an interruption."""
     code = (
         "import sys, pickle\n"
@@ -478,12 +486,12 @@ def test_a_network_is_the_same_teacher_in_another_process(clip, timms, hf, resne
         "for each in teachers.values(): each.load('cpu')\n"
         "print('|'.join(repr(each.fingerprint()) for each in teachers.values()))"
     )
-    teachers = teachers_of(clip, timms, hf, resnet)
+    teachers = teachers_of(clip, timms, hf, shufflenet)
     done = subprocess.run(
         [sys.executable, "-c", code, pickle.dumps(teachers).hex()], capture_output=True, text=True, check=True
     )
     there = dict(zip(teachers, done.stdout.strip().splitlines()[-1].split("|"), strict=True))
-    here = {name: repr(loaded(teacher).fingerprint()) for name, teacher in teachers.items()}
+    here = {name: repr(teacher.fingerprint()) for name, teacher in networks.items()}
     assert there == here
 
 
@@ -499,38 +507,37 @@ def test_other_weights_pooling_or_preprocessing_are_another_teacher(tmp_path, hf
     other = shutil.copytree(clip, tmp_path / "clip")
     (other / "open_clip_config.json").write_text((other / "open_clip_config.json").read_text().replace("0.4", "0.45"))
     torch.manual_seed(9)
-    torch.save(models.resnet18().state_dict(), tmp_path / "other.pth")
+    torch.save(models.shufflenet_v2_x0_5().state_dict(), tmp_path / "other.pth")
     teachers = [
-        *teachers_of(clip, timms, hf, resnet).values(),
+        *teachers_of(clip, timms, hf, shufflenet).values(),
         HfImageTeacher(hf["vit"], "mean"),
         HfImageTeacher(save_hf(tmp_path / "seed", "vit", seed=1)),
         HfImageTeacher(str(path)),
         TimmTeacher(f"local-dir:{timm}"),
         TimmTeacher(f"local-dir:{timms['test_vit']}", output="logits"),
         OpenClipTeacher(f"local-dir:{other}"),
-        TorchvisionTeacher("resnet18", str(tmp_path / "other.pth")),
-        TorchvisionTeacher("resnet18", str(resnet), "logits"),
+        TorchvisionTeacher("shufflenet_v2_x0_5", str(tmp_path / "other.pth")),
+        TorchvisionTeacher("shufflenet_v2_x0_5", str(shufflenet), "logits"),
     ]
     assert len({repr(loaded(each).fingerprint()) for each in teachers}) == len(teachers)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 40), (40, 3), (1, 60), (300, 7)])
-def test_images_of_odd_shapes_are_embedded(clip, timms, hf, resnet, shape):
+def test_images_of_odd_shapes_are_embedded(networks, shape):
     item = png(np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8))
-    for teacher in teachers_of(clip, timms, hf, resnet).values():
-        assert np.isfinite(embed(loaded(teacher), [item, item])).all()
+    for teacher in networks.values():
+        assert np.isfinite(embed(teacher, [item, item])).all()
 
 
-def test_gray_and_transparent_images_are_embedded_as_rgb(clip, timms, hf, resnet):
+def test_gray_and_transparent_images_are_embedded_as_rgb(networks):
     gray = np.random.default_rng(0).integers(0, 256, (40, 40), np.uint8)
-    for teacher in [*teachers_of(clip, timms, hf, resnet).values(), HogTeacher(), ColourTeacher()]:
-        teacher.load("cpu")
+    for teacher in [*networks.values(), HogTeacher(), ColourTeacher()]:
         rows = embed(teacher, [png(gray), png(np.stack([gray] * 3, -1)), png(np.stack([gray] * 4, -1))])
         np.testing.assert_allclose(rows[0], rows[1], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("teacher", [HogTeacher(), ColourTeacher(), CifarResNet.__new__(CifarResNet, "unused")], ids=str)
-@pytest.mark.parametrize("item", [b"", b"no image", png(np.zeros((40, 40, 3), np.uint8))[:60]])
+@pytest.mark.parametrize("teacher", [HogTeacher(), ColourTeacher(), TorchvisionTeacher("resnet18")], ids=name)
+@pytest.mark.parametrize("item", [b"", b"no image", png(np.zeros((40, 40, 3), np.uint8))[:60]], ids=len)
 def test_a_damaged_image_is_a_bad_item(teacher, item):
     with pytest.raises(BadItem):
         teacher.prepare(item)
@@ -608,15 +615,15 @@ def test_two_colours_have_the_moments_of_two_values(share):
     np.testing.assert_allclose(row[9:].reshape(3, 4).sum(1), 1, rtol=1e-6)
 
 
-@pytest.mark.parametrize("teacher", [HogTeacher(), ColourTeacher(), HogTeacher(64), ColourTeacher(30, 7, 5)], ids=str)
+@pytest.mark.parametrize("teacher", [HogTeacher(), ColourTeacher(), HogTeacher(64), ColourTeacher(30, 7, 5)], ids=name)
 def test_descriptors_of_black_and_white_are_finite(teacher):
     rows = embed(teacher, [png(np.full((9, 9, 3), value, np.uint8)) for value in (0, 255)])
     assert rows.shape == (2, teacher.dim)
     assert np.isfinite(rows).all()
 
 
-def test_a_teacher_survives_pickling(clip, timms, hf, resnet):
-    for teacher in [*teachers_of(clip, timms, hf, resnet).values(), HogTeacher(48, 16), ColourTeacher(16, 2)]:
+def test_a_teacher_survives_pickling(clip, timms, hf, shufflenet):
+    for teacher in [*teachers_of(clip, timms, hf, shufflenet).values(), HogTeacher(48, 16), ColourTeacher(16, 2)]:
         again = pickle.loads(pickle.dumps(teacher))
         assert (type(again), again.init_args) == (type(teacher), teacher.init_args)
 

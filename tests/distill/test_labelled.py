@@ -117,7 +117,7 @@ def test_a_pair_counts_as_a_copy_only_as_a_whole(tmp_path):
 
 def test_rows_that_no_system_can_read_leave_the_others_where_they_were(tmp_path):
     task = TextTask(table(tmp_path, texts(50, thirds)))
-    keys, labels = task.load()
+    keys, _ = task.load()
     kept = [row for row in range(50) if row % 7]
     parts = task.split("own", 0, [keys[row] for row in kept])
     assert [[kept[row] for row in part] for part in parts] == [
@@ -145,7 +145,7 @@ def test_k_shots_are_so_many_rows_of_each_class_and_the_files_test_rows(tmp_path
 
 
 def test_k_shots_of_a_rarer_class_are_all_that_there_are(tmp_path):
-    rows = texts(100, lambda row: "test" if row >= 80 else "train") + [{"text": "x", "label": "zebra", "split": "train"}]
+    rows = [*texts(100, lambda row: "test" if row >= 80 else "train"), {"text": "x", "label": "zebra", "split": "train"}]
     _, labels, (train, valid, _) = split_of(TextTask(table(tmp_path, rows)), "5-shot")
     assert Counter(labels[np.concatenate([train, valid]), 0]) == {0: 5, 1: 5, 2: 5, 3: 1}
 
@@ -244,7 +244,7 @@ def test_a_missing_file_is_named(tmp_path, make):
 
 @pytest.mark.parametrize("bad", ["trian", ""])
 def test_a_split_name_that_nobody_knows_is_shown(tmp_path, bad):
-    rows = texts(9, thirds) + [{"text": "x", "label": "apple", "split": bad}]
+    rows = [*texts(9, thirds), {"text": "x", "label": "apple", "split": bad}]
     with pytest.raises(CorpusError, match=f"a row's split is '{bad}', expected train, validation or test in all rows"):
         split_of(TextTask(table(tmp_path, rows)))
 

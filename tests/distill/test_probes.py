@@ -328,7 +328,7 @@ def test_clusters_of_noise_are_the_same_every_time_and_worth_little():
     assert scores[0] == scores[1] < 0.05
 
 
-@pytest.mark.parametrize("value", [0.0, 1.0, -3e4])
+@pytest.mark.parametrize("value", [0.0, -3e4])
 @pytest.mark.parametrize(
     ("probe", "expected"),
     [(SoftmaxProbe, 0.25), (KnnProbe, 0.25), (ClusterProbe, 0), (PairProbe, 0.25), (SimilarityProbe, 0)],

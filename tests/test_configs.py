@@ -1,0 +1,54 @@
+"""Every configuration names classes and arguments that are there."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cache_tools import cli as cache_cli
+from distill import cli as distill_cli
+
+ROOT = Path(__file__).parents[1]
+FITS = sorted((ROOT / "configs").glob("*.yaml"))
+CACHES = sorted((ROOT / "configs" / "cache").glob("*.yaml")) + sorted((ROOT / "configs" / "studies").glob("*-cache.yaml"))
+
+
+@pytest.mark.parametrize("config", FITS, ids=lambda path: path.stem)
+def test_a_students_configuration_is_complete(config, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as stop:
+        distill_cli.main(["fit", "--config", str(config), "--print_config"])
+    assert stop.value.code in (0, None), capsys.readouterr().err
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["student"]["class_path"]
+
+
+@pytest.mark.parametrize("config", CACHES, ids=lambda path: path.stem)
+def test_a_cache_configuration_is_complete(config, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["distill-cache", "build", "--config", str(config), "--print_config"])
+    with pytest.raises(SystemExit) as stop:
+        cache_cli.main()
+    assert stop.value.code in (0, None), capsys.readouterr().err
+    assert yaml.safe_load(capsys.readouterr().out)["teachers"]
+
+
+@pytest.mark.parametrize(
+    ("group", "reader"), [("mol", "molecule.SmilesFile"), ("text", "text.TextFile"), ("vision-paper", "image.ImageFolder")]
+)
+def test_make_reads_a_corpus_of_the_groups_modality(group, reader):
+    command = ["make", "-n", "cache", f"TEACHERS={group}", "CORPUS=my corpus"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f'--corpus cache_tools.corpora.{reader} --corpus.path "my corpus"' in done.stdout
+
+
+def test_the_readme_names_every_group_of_teachers():
+    named = re.findall(r"^\| `([a-z-]+)` \|", (ROOT / "README.md").read_text(), re.M)
+    assert sorted(named) == sorted(path.stem for path in (ROOT / "configs" / "cache").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("group", ["mol", "text", "text-paper", "vision", "vision-paper"])
+def test_a_group_has_a_student_that_reads_its_cache(group):
+    student, cache = (yaml.safe_load((ROOT / "configs" / part / f"{group}.yaml").read_text()) for part in ("", "cache"))
+    assert student["data"]["corpus"] == f"cache/{cache['name']}"
+    assert set(student["model"].get("heads", {})) <= set(cache["teachers"])
