@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import pickle
 import socket
 from collections.abc import Iterator
 from functools import cache
@@ -12,11 +13,13 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from cache_tools.errors import CorpusError, TeacherError
 
 PACKAGE = "package:"
+UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, ImportError, pickle.UnpicklingError, SafetensorError)
 WHERE = ("model", "tokenizer", "weights", "revision")  # arguments that say where content is; hashes say what it is
 
 
@@ -47,7 +50,10 @@ def locate(model: str) -> str:
     stay_local()
     if model.startswith(PACKAGE):
         name, _, inside = model.removeprefix(PACKAGE).partition("/")
-        spec = importlib.util.find_spec(name)
+        try:
+            spec = importlib.util.find_spec(name)
+        except (ImportError, ValueError):  # a.b without a; no name at all
+            spec = None
         if spec is None or not spec.submodule_search_locations:
             raise TeacherError(f"{model}: no package {name} is installed: pip install {name.replace('_', '-')}")
         return str(Path(next(iter(spec.submodule_search_locations))) / inside)
@@ -100,7 +106,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         TeacherError: when it is none.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(path, "pt") as file:
@@ -131,14 +137,35 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(place, revision=revision)
-    except (OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise missing(name, error, "a folder that save_pretrained made") from None
+
+
+def load_network(name: str, **arguments: Any) -> Any:
+    """A transformers network from a folder or the hub, float32; a pooler that its checkpoint lacks is taken off.
+
+    Raises:
+        TeacherError: when there is none, or its checkpoint lacks other weights: transformers would make them at random.
+    """
+    place = locate(name)
+    from transformers import AutoModel
+
+    try:
+        network, found = AutoModel.from_pretrained(place, output_loading_info=True, **arguments)
+    except UNREADABLE as error:
+        raise missing(name, error, "a folder that save_pretrained made") from None
+    if any(key.startswith("pooler.") for key in found["missing_keys"]):
+        network.pooler = None
+    if lacking := sorted(key for key in found["missing_keys"] if not key.startswith("pooler.")):
+        raise TeacherError(f"{name}: its checkpoint lacks {len(lacking)} weights of the network, for instance {lacking[0]}")
+    return network.float()
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:
     """SHA-256 of all that decides what a tokenizer gives."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    content = backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    state = json.loads(backend.to_str()) | {"truncation": None, "padding": None} if backend else tokenizer.get_vocab()
+    content = json.dumps(state, sort_keys=True)  # every call sets those two anew
     return hashlib.sha256(content.encode()).hexdigest()
 
 

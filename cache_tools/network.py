@@ -78,8 +78,8 @@ class Network:
     def _run(self, encode: Callable[[Any], Tensor], batch: Any) -> Tensor:
         moved = _move(batch, self.device)
         if not self._checked:
-            self._checked = True
             self._compare(encode, moved)
+            self._checked = True  # after it: a batch that does not fit is compared again, halved
         with torch.autocast(self.device.type, self.half, enabled=self.half is not None):
             return encode(moved).float()
 

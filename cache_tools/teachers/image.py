@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cache_tools.errors import TeacherError
-from cache_tools.hub import WHERE, locate, missing, read_state
+from cache_tools.hub import UNREADABLE, WHERE, load_network, locate, missing, read_state
 from cache_tools.images import decode, square
 from cache_tools.network import Network, Precision, drop_last_linear, weights_sha256
 from cache_tools.teacher import Teacher
@@ -86,8 +86,8 @@ class OpenClipTeacher(NetworkTeacher):
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
             raise TeacherError(f"{self.model}: pretrained says which weights: a file, or one of open_clip's tags: {tags}")
         try:
-            clip, _, transform = open_clip.create_model_and_transforms(name, weights)
-        except (OSError, RuntimeError, ValueError) as error:
+            clip, transform = open_clip.create_model_from_pretrained(name, weights)  # unlike its kin, never random weights
+        except UNREADABLE as error:
             known = open_clip.get_pretrained_cfg(name, weights or "") or {}
             fetch = f"hf download {known.get('hf_hub', name.removeprefix('hf-hub:')).strip('/')}"
             raise missing(named, error, "a checkpoint file as pretrained, or local-dir:FOLDER as model", fetch) from None
@@ -131,9 +131,10 @@ class TimmTeacher(NetworkTeacher):
         file = {"file": locate(self.weights)} if self.weights else None
         try:
             network = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=file)
-        except (OSError, RuntimeError, ValueError) as error:  # a KeyError of the state is a RuntimeError here
+        except UNREADABLE as error:
             fetch = f"hf download timm/{self.model}"
-            raise missing(self.model, error, "a weights file as weights, or local-dir:FOLDER as model", fetch) from None
+            named = f"{self.model} {self.weights or ''}".strip()
+            raise missing(named, error, "a weights file as weights, or local-dir:FOLDER as model", fetch) from None
         if self.output == "embedding":
             network.reset_classifier(0)
         data = resolve_model_data_config(network)
@@ -166,14 +167,14 @@ class HfImageTeacher(NetworkTeacher):
     def load(self, device: str) -> None:
         place = locate(self.model)
         from PIL import Image
-        from transformers import AutoImageProcessor, AutoModel
+        from transformers import AutoImageProcessor
 
         try:
             self.processor = AutoImageProcessor.from_pretrained(place, revision=self.revision)
-            network = AutoModel.from_pretrained(place, revision=self.revision)
-        except (OSError, ValueError) as error:
+        except UNREADABLE as error:
             raise missing(self.model, error, "a folder that save_pretrained made") from None
-        tower = getattr(network, "vision_model", network).float()  # of SigLIP and CLIP the image tower alone
+        network = load_network(self.model, revision=self.revision)
+        tower = getattr(network, "vision_model", network)  # of SigLIP and CLIP the image tower alone
         self.transform = self._process
         size = self.transform(Image.new("RGB", (64, 64))).shape[1:]
         self._start(self.model, tower, device, (size[0], size[1]))
@@ -224,6 +225,8 @@ class TorchvisionTeacher(NetworkTeacher):
         from torchvision import models
 
         try:
+            if self.model not in models.list_models(module=models):
+                raise ValueError
             known = models.get_model_weights(self.model)
         except ValueError:
             raise TeacherError(
@@ -236,7 +239,7 @@ class TorchvisionTeacher(NetworkTeacher):
                 network.load_state_dict(read_state(file))
             else:
                 network = models.get_model(self.model, weights=known[self.weights])
-        except (OSError, RuntimeError, KeyError) as error:
+        except UNREADABLE as error:
             name, fetch = (
                 f"{self.model} {self.weights}",
                 f"torchvision.models.get_model('{self.model}', weights='{self.weights}')",
@@ -311,6 +314,8 @@ class ColourTeacher(_Descriptor):
     def __init__(self, size: int = 32, grid: int = 4, bins: int = 16):
         super().__init__(size)
         self.grid, self.bins = grid, bins
+        if grid > size:
+            raise TeacherError(f"a square of {size} pixels has no grid of {grid} x {grid} parts: lower grid")
         self.dim = 9 * grid * grid + 3 * bins
 
     def _one(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cache_tools.corpora.text import TextFile
 from cache_tools.errors import TeacherError
-from cache_tools.hub import WHERE, load_tokenizer, locate, missing, tokenizer_sha256
+from cache_tools.hub import UNREADABLE, WHERE, load_network, load_tokenizer, locate, missing, tokenizer_sha256
 from cache_tools.network import Network, Precision, TextPooling, pool, weights_sha256
 from cache_tools.teacher import Teacher
 
@@ -46,15 +46,9 @@ class HfEncoder(Teacher):
 
     def load(self, device: str) -> None:
         self.tokenizer = load_tokenizer(self.name, self.revision)
-        place = locate(self.name)
-        from transformers import AutoModel
-
-        try:
-            model = AutoModel.from_pretrained(place, revision=self.revision, trust_remote_code=self.trust_remote_code)
-        except (OSError, ValueError) as error:
-            raise missing(self.name, error, "a folder that save_pretrained made") from None
+        model = load_network(self.name, revision=self.revision, trust_remote_code=self.trust_remote_code)
         self.dim = int(model.config.hidden_size)
-        self.network = Network(self.name, model.float(), device, self.precision)
+        self.network = Network(self.name, model, device, self.precision)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
 
@@ -117,7 +111,8 @@ class HfTextTeacher(HfEncoder):
 
     def prepare(self, item: bytes) -> Any:
         text = self.prompt + super().prepare(item)
-        return self.tokenizer(text, truncation=True, max_length=self.max_length)
+        longest = min(self.max_length, self.tokenizer.model_max_length)
+        return self.tokenizer(text, truncation=True, max_length=longest)
 
 
 class SentenceTransformerTeacher(Teacher):
@@ -156,8 +151,8 @@ class SentenceTransformerTeacher(Teacher):
         try:
             self.model = SentenceTransformer(
                 place, device=device, revision=self.revision, trust_remote_code=self.trust_remote_code
-            )
-        except (OSError, ValueError) as error:
+            ).float()
+        except UNREADABLE as error:
             raise missing(self.name, error, "a folder that its save method made") from None
         self.dim = len(self._encode(["one text"])[0])
         self.network = Network(self.name, self.model, device, self.precision)
@@ -212,7 +207,8 @@ class TfidfSvd(Teacher):
 
     def load(self, device: str) -> None:
         corpus = self.fit_on, self.text, self.every
-        self.fitted, self.content = _fit(*corpus, self.analyzer, self.grams, self.dim, self.features)
+        self.content = TextFile(self.fit_on, self.text, every=self.every).scan()[1]
+        self.fitted = _fit(self.content, *corpus, self.analyzer, self.grams, self.dim, self.features)
 
     def embed(self, items: Sequence[Any]) -> np.ndarray[Any, Any]:
         rows: np.ndarray[Any, Any] = self.fitted.transform(items)
@@ -225,19 +221,21 @@ class TfidfSvd(Teacher):
 
 @cache
 def _fit(
-    path: Path, text: str, every: int, analyzer: str, grams: tuple[int, int], dim: int, features: int
-) -> tuple[Any, str]:
+    content: str, path: Path, text: str, every: int, analyzer: str, grams: tuple[int, int], dim: int, features: int
+) -> Any:
     """The fitted pipeline, and the fingerprint of the texts that it was fitted on."""
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import Normalizer
 
-    _, items, content = TextFile(path, text, every=every).read()
+    _, items, _ = TextFile(path, text, every=every).read()
     counts = TfidfVectorizer(analyzer=analyzer, ngram_range=grams, max_features=features, sublinear_tf=True)
     pipeline = make_pipeline(counts, TruncatedSVD(dim, random_state=0), Normalizer(copy=False))
     try:
         pipeline.fit([item.decode() for item in items])
     except ValueError as error:  # fewer n-grams than dimensions, or none
         raise TeacherError(f"TfidfSvd cannot be fitted on {path}: {error}") from None
-    return pipeline, content
+    if (kept := len(pipeline[1].components_)) < dim:
+        raise TeacherError(f"TfidfSvd cannot be fitted on {path}: {len(items)} texts give {kept} dimensions, not {dim}")
+    return pipeline

@@ -233,7 +233,7 @@ def votes_by_hand(bank, labels, row, k):
 
 
 def test_neighbours_vote_as_in_a_naive_loop():
-    x, y = classed(600, 16, 5, 4.0)
+    x, y = classed(600, 16, 5, 1.0)
     x = [each - 5 for each in x]
 
     def accuracy(bank, labels, part, k):
