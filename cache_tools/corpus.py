@@ -64,7 +64,7 @@ class Corpus(ABC):
         digest, count = hashlib.sha256(), 0
         repeated: list[str] = []
         for identity, item in self._distinct(repeated):
-            digest.update(b"%d %d " % (len(identity), len(item)) + identity.encode() + item)
+            feed(digest, identity, item)
             count += 1
         if not count:
             raise CorpusError(f"{self.source} holds no rows: expected at least one {self.modality}")
@@ -76,6 +76,11 @@ class Corpus(ABC):
         """Ids, items and the fingerprint of a corpus that fits into memory."""
         rows = list(self.rows())
         return [identity for identity, _ in rows], [item for _, item in rows], self.scan()[1]
+
+
+def feed(digest: "hashlib._Hash", identity: str, item: bytes) -> None:
+    """Add a row to a corpus's fingerprint."""
+    digest.update(b"%d %d " % (len(identity), len(item)) + identity.encode() + item)
 
 
 class Items(Corpus):

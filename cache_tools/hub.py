@@ -189,7 +189,12 @@ def read_dataset(name: str, config: str | None, split: str, columns: list[str]) 
         raise CorpusError("data sets of the hub need datasets: pip install 'quorum-distill[hub]'") from None
     try:
         found = load_from_disk(name) if Path(name).is_dir() else load_dataset(name, config, split=split)
-    except (DatasetNotFoundError, OSError, ValueError) as error:  # ConnectionError is an OSError
+    except (DatasetNotFoundError, OSError, ValueError, LookupError) as error:  # ConnectionError is an OSError
+        if Path(name).is_dir():
+            raise CorpusError(
+                f"{name} is no folder that save_to_disk made, or it is damaged ({first_line(error)}): make it again, or "
+                "give a folder of files to the corpus that reads files"
+            ) from None
         raise CorpusError(
             f"cannot read data set {name!r}, split {split!r}: it is neither here nor to be had from the hub. Two ways: "
             "give a corpus of your own (CORPUS=folder or file), or download it once on a machine with the hub "
@@ -207,3 +212,8 @@ def read_dataset(name: str, config: str | None, split: str, columns: list[str]) 
         if isinstance(found.features[column], Image):
             found = found.cast_column(column, Image(decode=False))
     yield from found
+
+
+def as_id(row: dict[str, Any], column: str | None) -> str:
+    """A row's id as text; empty where the row or the corpus has none."""
+    return "" if column is None or row[column] is None else str(row[column])

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 import struct
 import zlib
 from typing import TYPE_CHECKING, NamedTuple
@@ -33,7 +34,10 @@ def decode(item: bytes) -> "Image.Image":
         image: Image.Image = Image.open(io.BytesIO(item), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise BadItem(f"an image of {image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are decoded")
-        return ImageOps.exif_transpose(image).convert("RGB")
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16 bits of grey: Pillow would cut all above 255 off
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        return image.convert("RGB")
     except Image.DecompressionBombError:
         raise BadItem(f"an image of more than {MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
@@ -84,6 +88,9 @@ def random_crop(size: tuple[int, int], least: float, key: tuple[object, ...]) ->
     shape = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))  # width / height
     width = int(np.clip(round(np.sqrt(area * shape)), 1, size[0]))
     height = int(np.clip(round(np.sqrt(area / shape)), 1, size[1]))
+    needed = least * size[0] * size[1]  # a long image cuts such a shape down: then the other side grows
+    width = min(size[0], max(width, math.ceil(needed / height)))
+    height = min(size[1], max(height, math.ceil(needed / width)))
     left, top = int(random.integers(size[0] - width + 1)), int(random.integers(size[1] - height + 1))
     return Crop(left, top, left + width, top + height, bool(random.integers(2)))
 

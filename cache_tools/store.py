@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from cache_tools.corpus import feed
 from cache_tools.errors import CacheError, CorpusError
 from cache_tools.shard import (
     FORMAT_VERSION,
@@ -209,23 +210,27 @@ def write_corpus(folder: Path, rows: Iterator[tuple[str, bytes]], manifest: Corp
         manifest: what the corpus is; its list of shards is filled in.
 
     Raises:
-        CorpusError: when there are more or fewer rows than the manifest says.
+        CorpusError: when they are not those whose fingerprint the manifest has.
     """
     (folder / "items").mkdir(parents=True, exist_ok=True)
     for here in (folder, folder / "items"):
         sweep(here)
-    shards = []
+    shards, digest = [], hashlib.sha256()
     for number in range(manifest.shard_count):
         first, count = manifest.shard_span(number)
         chunk = list(itertools.islice(rows, count))
         if len(chunk) < count:
             break
+        for row in chunk:
+            feed(digest, *row)
         ids, items = [identity.encode() for identity, _ in chunk], [item for _, item in chunk]
         header = {"corpus_fingerprint": manifest.fingerprint, "shard": number, "first_row": first, "rows": count}
         remove_foreign(folder / "items" / file_name(number), number, header)
         arrays = ragged_bytes("ids", ids) | ragged_bytes("items", items)
         shards.append(write_shard(folder / "items", number, arrays, header) | {"rows": count})
-    if len(shards) < manifest.shard_count or next(rows, None) is not None:
+    if next(rows, None) is not None or digest.hexdigest() != manifest.fingerprint:
+        for number in range(manifest.shard_count):  # they say that they are the corpus, and are not
+            (folder / "items" / file_name(number)).unlink(missing_ok=True)
         raise CorpusError(f"{manifest.source} changed while it was read: build again when it is at rest")
     manifest = replace(manifest, shards=shards)
     write_json(folder / CORPUS, asdict(manifest))

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -10,14 +11,17 @@ from typing import TextIO
 from cache_tools.errors import CorpusError
 
 TABLES = ".csv, .jsonl, .parquet"
+DAMAGED = (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error)
+csv.field_size_limit(2**31 - 1)  # a text may be longer than the 131,072 characters that csv allows
 
 
-def read_table(path: Path, columns: list[str]) -> Iterator[dict[str, str]]:
+def read_table(path: Path, columns: list[str], beside: str = "") -> Iterator[dict[str, str]]:
     """Rows of a table with every cell as text, an empty one as ``""``.
 
     Args:
         path: ``.csv`` (with a header), ``.jsonl`` (an object a line) or ``.parquet``; the first two also as ``.gz``.
         columns: those that must be there; other columns may be given as well.
+        beside: further endings that the caller reads itself, for the message.
 
     Raises:
         CorpusError: missing file or column, unknown ending, a line that cannot be read.
@@ -32,7 +36,7 @@ def read_table(path: Path, columns: list[str]) -> Iterator[dict[str, str]]:
         elif kind == ".jsonl":
             yield from _read_jsonl(path, file, columns)
         else:
-            raise CorpusError(f"{path}: expected a name ending in one of {TABLES} (or csv and jsonl with .gz)")
+            raise CorpusError(f"{path}: expected a name ending in {TABLES}{beside} (all but parquet also with .gz)")
 
 
 def kind_of(path: Path) -> str:
@@ -64,7 +68,7 @@ def read_lines(path: Path) -> Iterator[str]:
         try:
             for line in file:
                 yield line.rstrip("\r\n")
-        except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+        except DAMAGED as error:
             raise _unreadable(path, error) from None
 
 
@@ -82,7 +86,7 @@ def read_csv(path: Path, file: TextIO, required: list[str]) -> Iterator[dict[str
             if None in row:
                 raise CorpusError(f"{path} line {reader.line_num}: more cells than the header has columns")
             yield row
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, csv.Error) as error:
+    except (*DAMAGED, csv.Error) as error:
         raise _unreadable(path, error) from None
 
 
@@ -104,13 +108,13 @@ def _read_jsonl(path: Path, file: TextIO, columns: list[str]) -> Iterator[dict[s
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise CorpusError(f"{path} line {number} is not JSON: {error}") from None
             if not isinstance(row, dict):
                 raise CorpusError(f"{path} line {number}: expected an object, found {line.strip()[:40]}")
             _require(Path(f"{path} line {number}"), columns, list(row))
             yield {key: _text(value) for key, value in row.items()}
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile) as error:
+    except DAMAGED as error:
         raise _unreadable(path, error) from None
 
 
@@ -125,10 +129,16 @@ def _parquet(path: Path, columns: list[str]) -> Iterator[dict[str, str]]:
         with parquet.ParquetFile(path) as file:
             _require(path, columns, file.schema_arrow.names)
             for batch in file.iter_batches():
-                yield from ({key: _text(value) for key, value in row.items()} for row in batch.to_pylist())
+                for row in batch.to_pylist():
+                    yield {key: _text(value, "strict" if key in columns else "replace") for key, value in row.items()}
+    except UnicodeDecodeError as error:
+        raise _unreadable(path, error) from None
     except (ArrowException, OSError) as error:
         raise CorpusError(f"{path} is no parquet file that can be read ({error}): write it again") from None
 
 
-def _text(value: object) -> str:
-    return "" if value is None else value if isinstance(value, str) else str(value)
+def _text(value: object, errors: str = "strict") -> str:
+    if isinstance(value, bytes):  # parquet calls it binary what it does not know to be text
+        return value.decode(errors=errors)
+    text = "" if value is None else str(value)
+    return text.encode(errors="replace").decode()  # JSON can hold half a surrogate pair, UTF-8 cannot

@@ -167,6 +167,8 @@ class Evaluation:
             systems["concatenated"] = "concatenated", np.concatenate(list(dense.values()), 1)
         if "teachers" in self.systems:
             systems |= {each: ("teachers", x) for each, x in dense.items()}
+        if broken := [each for each, (_, x) in systems.items() if not np.isfinite(x).all()]:
+            raise ConfigError(f"task {name}: the embedding of {broken[0]} has a NaN or an infinity, it cannot be probed")
         chosen = {each: (kind, x[rows.numpy()]) for each, (kind, x) in systems.items()}
         return [key for key, keep in zip(keys, kept.tolist(), strict=True) if keep], labels[kept.numpy()], chosen
 
@@ -181,11 +183,12 @@ class Evaluation:
                 log.warning("task %s, %s split, seed %d: a part of the split is empty, left out", name, split, seed)
                 continue
             label = name if len(probes) == 1 else f"{name} {probe.name}"
-            for system, (kind, x) in systems.items():
-                score = _score(probe, x, labels, *parts)
-                if np.isnan(score):
-                    log.warning("task %s, %s split, seed %d: the test rows cannot be scored, left out", name, split, seed)
-                    break
+            scores = {system: _score(probe, x, labels, *parts) for system, (_, x) in systems.items()}
+            if np.isnan(list(scores.values())).any():
+                log.warning("task %s, %s split, seed %d: the test rows cannot be scored, left out", name, split, seed)
+                continue
+            for system, score in scores.items():
+                kind = systems[system][0]
                 yield Record(system, kind, label, task.provenance, split, seed, probe.metric, score, len(parts[2]))
 
 

@@ -1,9 +1,10 @@
 """Tasks of labelled texts, pairs of texts, and images."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -25,7 +26,11 @@ class Labelled(Task):
     of the training rows. Split ``5-shot`` (or any number) keeps five training rows of each class, one of them to choose on.
     """
 
+    kinds: ClassVar[tuple[Kind, ...]] = ("multiclass",)
+
     def __init__(self, kind: Kind, probes: list[Probe] | None):
+        if kind not in self.kinds:
+            raise ConfigError(f"{type(self).__name__} cannot be of kind {kind}; it can be: {', '.join(self.kinds)}")
         self.kind, self.probes = kind, probes or [PROBES[kind]()]
         self._known: dict[Key, list[tuple[str, float]]] = {}  # split name and class of each row of a key
 
@@ -53,10 +58,14 @@ class Labelled(Task):
 
     def _own(self, seed: int, items: Sequence[Key], named: Sequence[str]) -> tuple[Array, Array, Array]:
         if not any(named):
-            return grouped_split(items, seed)
+            none = np.zeros(0, np.int64)
+            fits = any(probe.fits for probe in self.probes)
+            return grouped_split(items, seed) if fits else (none, none, np.arange(len(items)))
         if unknown := sorted(set(named) - PARTS.keys()):
             raise CorpusError(f"a row's split is {unknown[0]!r}, expected train, validation or test in all rows or in none")
         number = np.array([PARTS[each] for each in named])
+        if PARTS["test"] not in number:  # train and val alone, as ImageNet has them
+            number[number == PARTS["validation"]] = PARTS["test"]
         tested = {item for part, item in zip(number, items, strict=True) if part == PARTS["test"]}
         number[[part != PARTS["test"] and item in tested for part, item in zip(number, items, strict=True)]] = -1
         train, valid, test = (np.flatnonzero(number == part) for part in range(3))
@@ -96,6 +105,7 @@ class TextTask(Labelled):
     """
 
     modality = "text"
+    kinds = ("multiclass", "clustering")
 
     def __init__(
         self,
@@ -111,7 +121,7 @@ class TextTask(Labelled):
 
     def load(self) -> tuple[Sequence[Key], Array]:
         rows = list(_rows(self.path, [self.text, self.label]))
-        labels = class_numbers([row[self.label] for row in rows])
+        labels = class_numbers([row[self.label] for row in rows], self.path)
         return self._keep([row[self.text] for row in rows], [row.get(self.part, "") for row in rows], labels)
 
 
@@ -131,6 +141,7 @@ class TextPairTask(Labelled):
     """
 
     modality = "text"
+    kinds = ("similarity", "pairs")
 
     def __init__(
         self,
@@ -155,6 +166,8 @@ class TextPairTask(Labelled):
             value = float(text)
         except ValueError:
             raise CorpusError(f"{self.path} row {line}: {self.label} is {text!r}, expected a number") from None
+        if not np.isfinite(value):
+            raise CorpusError(f"{self.path} row {line}: {self.label} is {text!r}, expected a finite number")
         if self.kind == "pairs" and value not in (0.0, 1.0):
             raise CorpusError(f"{self.path} row {line}: {self.label} is {text!r}, expected 0 or 1")
         return value
@@ -169,14 +182,14 @@ def _rows(path: Path, columns: list[str]) -> Iterator[dict[str, str]]:
         raise CorpusError(f"{path} holds no rows")
 
 
-def class_numbers(names: Sequence[str]) -> Array:
+def class_numbers(names: Sequence[str], path: Path) -> Array:
     """Class names as numbers in the order of the names, (rows, 1).
 
     Raises:
         CorpusError: on an empty name.
     """
     if "" in names:
-        raise CorpusError(f"row {list(names).index('') + 1} has no label, expected the name or number of a class")
+        raise CorpusError(f"{path} row {list(names).index('') + 2}: no label, expected the name or number of a class")
     known = {name: float(number) for number, name in enumerate(sorted(set(names)))}
     return np.array([[known[name]] for name in names])
 
@@ -202,26 +215,37 @@ class ImageTask(Labelled):
 
     def load(self) -> tuple[Sequence[Key], Array]:
         names = self._names()
-        folders = [name.split("/")[:-1] for name in names]
-        if not names or not all(folders):
-            lone = next((name for name, each in zip(names, folders, strict=True) if not each), "no image at all")
-            raise CorpusError(f"{self.path}: expected images in a folder per class, found {lone}")
-        parts = [each[0].lower() if len(each) > 1 and each[0].lower() in PARTS else "" for each in folders]
-        return self._keep(names, parts, class_numbers([each[-1] for each in folders]))
+        found = [_part_and_class(name) for name in names]
+        split = any(part for part, _ in found)
+        lone = [name for name, (part, label) in zip(names, found, strict=True) if not label or (split and not part)]
+        if lone or not names:
+            where = lone[0] if lone else "no image at all"
+            raise CorpusError(f"{self.path}: expected images in a folder per class, found {where}")
+        labels = class_numbers([label for _, label in found], self.path)
+        return self._keep(names, [part for part, _ in found], labels)
 
     def _names(self) -> list[str]:
-        taken: dict[tuple[str, ...], int] = {}
+        taken: Counter[tuple[str, str]] = Counter()
         chosen = []
         for name in ImageFolder(self.path).names():
-            *folders, _ = name.split("/")
-            limit = self.limits.get(folders[0].lower()) if folders else None
-            taken[tuple(folders)] = taken.get(tuple(folders), 0) + 1
-            if limit is None or taken[tuple(folders)] <= limit:
+            part, label = _part_and_class(name)
+            taken[part, label] += 1
+            limit = self.limits.get(part)
+            if limit is None or taken[part, label] <= limit:
                 chosen.append(name)
         return chosen
 
     def corpus(self, name: str) -> Corpus:
         return _Named(ImageFolder(self.path), frozenset(self._names()), name)
+
+
+def _part_and_class(name: str) -> tuple[str, str]:
+    """The split and the class that an image's folders name: the class is inside the split, or else the last folder."""
+    folders = name.split("/")[:-1]
+    at = next((place for place, folder in enumerate(folders) if folder.lower() in PARTS), None)
+    if at is None:
+        return "", folders[-1] if folders else ""
+    return folders[at].lower(), folders[at + 1] if at + 1 < len(folders) else ""
 
 
 class _Named(Corpus):

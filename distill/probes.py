@@ -290,8 +290,7 @@ class KnnProbe(Probe):
         self.classes = 1 + int(max(y.max(), y_valid.max()))
         self.bank, self.labels = _unit(x), _one_hot(y, self.classes)
         usable = [k for k in self.neighbours if k <= len(x)] or [len(x)]
-        scores = [_accuracy(y_valid, votes) for votes in self._votes(x_valid, usable)]
-        self.k = usable[int(np.argmax(scores))]
+        self.k = usable[int(np.argmax(self._accuracies(x_valid, y_valid, usable)))]
         self.bank, self.labels = _unit(np.concatenate([x, x_valid])), _one_hot(np.concatenate([y, y_valid]), self.classes)
         return self
 
@@ -303,11 +302,13 @@ class KnnProbe(Probe):
         return [votes[:, k - 1].numpy() for k in counts]
 
     def score(self, x: Array, y: Array) -> dict[str, Array]:
-        right = [
-            self._votes(part, [self.k])[0].argmax(1) == truth[:, 0]
-            for part, truth in zip(np.array_split(x, -(-len(x) // 256)), np.array_split(y, -(-len(y) // 256)), strict=True)
-        ]
-        return {self.metric: np.array([np.concatenate(right).mean()])}
+        return {self.metric: np.array(self._accuracies(x, y, [self.k]))}
+
+    def _accuracies(self, x: Array, y: Array, counts: list[int]) -> list[float]:
+        """Accuracy per number of neighbours."""
+        chunks = range(0, len(x), 256)  # votes are (rows, k, classes)
+        votes = [self._votes(x[start : start + 256], counts) for start in chunks]
+        return [_accuracy(y, np.concatenate(each)) for each in zip(*votes, strict=True)]
 
 
 def _unit(x: Array) -> Tensor:
@@ -327,7 +328,10 @@ class SimilarityProbe(_Untrained):
     name, metric = "similarity", "spearman"
 
     def score(self, x: Array, y: Array) -> dict[str, Array]:
-        return {self.metric: np.array([float(stats.spearmanr(_cosine(x), y[:, 0]).statistic)])}
+        cosine = _cosine(x)
+        if np.ptp(y) and not np.ptp(cosine):  # a system that calls all pairs alike knows nothing
+            return {self.metric: np.zeros(1)}
+        return {self.metric: np.array([float(stats.spearmanr(cosine, y[:, 0]).statistic)])}
 
 
 class PairProbe(_Untrained):
@@ -336,6 +340,8 @@ class PairProbe(_Untrained):
     name, metric = "pairs", "ap"
 
     def score(self, x: Array, y: Array) -> dict[str, Array]:
+        if not np.ptp(y):
+            return {self.metric: np.full(1, np.nan)}
         return {self.metric: np.array([float(average_precision_score(y[:, 0], _cosine(x)))])}
 
 
@@ -350,6 +356,8 @@ class ClusterProbe(_Untrained):
     name, metric = "clusters", "v-measure"
 
     def score(self, x: Array, y: Array) -> dict[str, Array]:
+        if not np.ptp(y):
+            return {self.metric: np.full(1, np.nan)}
         means = KMeans(len(np.unique(y)), n_init=3, random_state=0).fit(_unit(x).numpy())
         return {self.metric: np.array([float(v_measure_score(y[:, 0], means.labels_))])}
 

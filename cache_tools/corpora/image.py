@@ -1,22 +1,31 @@
 """Corpora of images: files in a folder, a zip or a tar, and data sets of the hub."""
 
 import itertools
+import lzma
 import os
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
+from typing import IO, Self
 
 from cache_tools.corpus import Corpus
 from cache_tools.errors import BadItem, CorpusError
-from cache_tools.hub import read_dataset
+from cache_tools.hub import as_id, read_dataset
 from cache_tools.images import Crop, cut_out, decode, random_crop
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 MAX_BYTES = 1 << 28  # of an image file: a longer one is cut there, and listed as damaged
+
+DAMAGED = (  # what the readers of archives raise
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
+    *(OSError, EOFError, ValueError, struct.error),
+)
 
 Reader = Callable[[], bytes]
 
@@ -76,10 +85,13 @@ class ImageFolder(Corpus):
             return _in_folder(self.path)
         if not self.path.is_file():
             raise CorpusError(f"no folder or file {self.path.absolute()}: expected a folder, zip or tar of images")
+        try:
+            if tarfile.is_tarfile(self.path):  # first: a tar whose last member is a zip ends like a zip
+                return _in_tar(self.path)
+        except DAMAGED as error:
+            raise _broken(self.path, error) from None
         if zipfile.is_zipfile(self.path):
             return _in_zip(self.path)
-        if tarfile.is_tarfile(self.path):
-            return _in_tar(self.path)
         raise CorpusError(f"{self.path}: expected a folder, a zip or a tar of images; it is none, or it is damaged")
 
 
@@ -93,17 +105,30 @@ def _text(name: str) -> str:
 
 
 def _in_folder(folder: Path) -> Iterator[tuple[str, Reader]]:
-    for path in sorted(path for path in folder.rglob("*") if _is_image(path.name)):
-        yield _text(path.relative_to(folder).as_posix()), partial(_read_file, path)
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if _is_image(path.name)}
+    for name in sorted(paths):  # as text: the order of a zip, which is not that of paths
+        if not paths[name].is_dir():
+            yield _text(name), partial(_read_file, paths[name])
 
 
 def _read_file(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(MAX_BYTES)
+    try:
+        with open(path, "rb") as file:
+            return file.read(MAX_BYTES)
+    except OSError as error:
+        raise CorpusError(f"{path} cannot be read ({error.strerror}): mend or remove it") from None
+
+
+def _broken(path: Path, error: Exception) -> CorpusError:
+    return CorpusError(f"{path} is damaged or cut short ({error}): fetch it again")
 
 
 def _in_zip(path: Path) -> Iterator[tuple[str, Reader]]:
-    with zipfile.ZipFile(path) as archive:
+    try:
+        opened = zipfile.ZipFile(path)
+    except (*DAMAGED, NotImplementedError) as error:
+        raise _broken(path, error) from None
+    with opened as archive:
         for name in sorted(name for name in archive.namelist() if _is_image(name)):
             yield _text(name), partial(_read_member, path, archive, name)
 
@@ -114,21 +139,45 @@ def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
             return file.read(MAX_BYTES)
     except RuntimeError as error:
         raise CorpusError(f"{path}: {name} cannot be read ({error}): unpack the archive and give its folder") from None
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError):
+    except DAMAGED:
         return b""  # damaged: no decoder takes it, so every column lists it
 
 
 def _in_tar(path: Path) -> Iterator[tuple[str, Reader]]:
     """In the archive's own order: a compressed tar cannot be read in another."""
     try:
-        with tarfile.open(path) as archive:
+        with tarfile.open(path, tarinfo=_Member) as archive:
             for member in archive:
                 if member.isfile() and _is_image(member.name):
                     file = archive.extractfile(member)
                     assert file is not None
-                    yield _text(member.name.removeprefix("./")), partial(file.read, MAX_BYTES)
-    except (tarfile.ReadError, EOFError, OSError) as error:
-        raise CorpusError(f"{path} is damaged or cut short ({error}): fetch it again") from None
+                    yield _text(member.name.removeprefix("./")), partial(_read_rest, path, file)
+            while archive.fileobj.read(1 << 20):  # a checksum stands at the end of gzip
+                pass
+    except DAMAGED as error:
+        raise _broken(path, error) from None
+
+
+def _read_rest(path: Path, file: IO[bytes]) -> bytes:
+    try:
+        return file.read(MAX_BYTES)
+    except DAMAGED as error:
+        raise _broken(path, error) from None
+
+
+class _Member(tarfile.TarInfo):
+    """A header that is damaged or missing is an error; tarfile alone takes it for the archive's end."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the zeros of a real end
+            raise
+        except tarfile.HeaderError as error:
+            if tarfile_.offset:
+                raise tarfile.ReadError(f"no member at byte {tarfile_.offset}: {error}") from None
+            raise
 
 
 class ImageDataset(Corpus):
@@ -166,13 +215,18 @@ class ImageDataset(Corpus):
     def pairs(self) -> Iterator[tuple[str, bytes]]:
         columns = [self.column, *([self.ids] if self.ids else [])]
         rows = itertools.islice(read_dataset(self.dataset, self.config, self.split, columns), self.count)
-        return ((str(row[self.ids]) if self.ids else "", _encoded(row[self.column])) for row in rows)
+        return ((as_id(row, self.ids), self._encoded(row[self.column])) for row in rows)
 
-
-def _encoded(image: dict[str, object]) -> bytes:
-    """The encoded file of one image, which some data sets hold and others point to."""
-    content, path = image["bytes"], image["path"]
-    return content if isinstance(content, bytes) else _read_file(Path(str(path)))
+    def _encoded(self, image: object) -> bytes:
+        """The encoded file of one image, which some data sets hold and others point to."""
+        if image is None:
+            return b""  # no decoder takes it, so every column lists it
+        if isinstance(image, bytes):
+            return image
+        if not isinstance(image, dict) or not {"bytes", "path"} <= image.keys():
+            raise CorpusError(f"{self.source}: column {self.column} holds {type(image).__name__}, expected images")
+        content = image["bytes"]
+        return content if isinstance(content, bytes) else _read_file(Path(str(image["path"])))
 
 
 class Views(Corpus):
@@ -192,6 +246,8 @@ class Views(Corpus):
     modality = "image"
 
     def __init__(self, corpus: Corpus, views: int = 4, size: int = 256, seed: int = 0, least: float = 0.35):
+        if views < 1 or size < 1 or not 0 < least <= 1:
+            raise CorpusError(f"views {views}, size {size}, least {least}: expected 1 or more, 1 or more, above 0 to 1")
         self.corpus, self.views, self.size, self.seed, self.least = corpus, views, size, seed, least
 
     @property

@@ -42,7 +42,7 @@ class SmilesFile(Corpus):
         if kind_of(self.path) in (".smi", ".txt"):
             lines = (line for line in read_lines(self.path) if line.strip() and not line.startswith("#"))
             return (("", line.split()[0]) for line in lines)
-        table = read_table(self.path, [self.smiles, *([self.id] if self.id else [])])
+        table = read_table(self.path, [self.smiles, *([self.id] if self.id else [])], ", .smi, .txt")
         return ((row[self.id] if self.id else "", row[self.smiles].strip()) for row in table)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cache_tools.corpus import Corpus
-from cache_tools.hub import read_dataset
+from cache_tools.hub import as_id, read_dataset
 from cache_tools.tables import kind_of, read_lines, read_table
 
 
@@ -48,7 +48,7 @@ class TextFile(Corpus):
     def _rows(self) -> Iterator[tuple[str, str]]:
         if kind_of(self.path) == ".txt":
             return (("", line.strip()) for line in read_lines(self.path) if line.strip())
-        table = read_table(self.path, [self.text, *([self.id] if self.id else [])])
+        table = read_table(self.path, [self.text, *([self.id] if self.id else [])], ", .txt")
         return ((row[self.id] if self.id else "", row[self.text]) for row in table)
 
 
@@ -87,4 +87,4 @@ class TextDataset(Corpus):
     def pairs(self) -> Iterator[tuple[str, bytes]]:
         columns = [self.column, *([self.ids] if self.ids else [])]
         rows = itertools.islice(read_dataset(self.dataset, self.config, self.split, columns), self.count)
-        return ((str(row[self.ids]) if self.ids else "", str(row[self.column] or "").encode()) for row in rows)
+        return ((as_id(row, self.ids), str(row[self.column] or "").encode()) for row in rows)

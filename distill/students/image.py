@@ -5,8 +5,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from cache_tools.errors import ConfigError
-from cache_tools.hub import locate, missing, read_state
+from cache_tools.errors import ConfigError, QuorumError, TeacherError
+from cache_tools.hub import first_line, locate, missing, read_state
 from cache_tools.network import drop_last_linear
 from distill.student import Student
 
@@ -106,10 +106,16 @@ class ImageStudent(_PixelStudent):
         dim: int | None = None,
         size: int | None = None,
     ):
+        if size and library != "timm":
+            raise ConfigError(f"size is for timm's networks: leave it out with {library}")
         build = {"timm": _Timm, "torchvision": _Torchvision, "transformers": _Transformers}[library]
         try:
             backbone = build(locate(model), pretrained, locate(weights) if weights else None, size)
-        except (OSError, RuntimeError, ValueError) as error:
+        except QuorumError:
+            raise
+        except Exception as error:  # each library has its own
+            if weights:
+                raise TeacherError(f"{weights} does not fit {model}, or cannot be read: {first_line(error)}") from None
             raise missing(model, error, "a weights file, or a folder of that model") from None
         super().__init__(backbone.mean, backbone.std)
         self.backbone = backbone
@@ -131,15 +137,24 @@ class _Backbone(nn.Module):
 
 class _Timm(_Backbone):
     def __init__(self, model: str, pretrained: bool, weights: str | None, size: int | None):
-        import timm
-
         super().__init__()
         options: dict[str, Any] = {"img_size": size} if size else {}
         overlay = {"file": weights} if weights else None
-        network = timm.create_model(model, pretrained or bool(weights), overlay, num_classes=0, **options)
+        network = self._create(model, pretrained or bool(weights), overlay, options)
         self.mean, self.std = network.pretrained_cfg["mean"], network.pretrained_cfg["std"]
         self.width = getattr(network, "head_hidden_size", None) or network.num_features
         self.network: Any = network
+
+    @staticmethod
+    def _create(model: str, pretrained: bool, overlay: Any, options: dict[str, Any]) -> Any:
+        import timm
+
+        try:
+            return timm.create_model(model, pretrained, pretrained_cfg_overlay=overlay, num_classes=0, **options)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+            raise ConfigError(f"{model} takes images of any size: leave size out") from None
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         if not hasattr(self.network, "forward_intermediates"):
@@ -157,15 +172,19 @@ class _Torchvision(_Backbone):
         if weights:
             self.network.load_state_dict(read_state(weights))
         self.width = drop_last_linear(model, self.network)
+        if getattr(self.network, "aux_logits", False):  # GoogLeNet and Inception give tuples in training
+            self.network.aux_logits = False
+            for name in {"aux1", "aux2", "AuxLogits"} & {name for name, _ in self.network.named_children()}:
+                setattr(self.network, name, None)
         self.inner: list[Tensor] = []
-        for name, child in self.network.named_children():
-            stages = child if name == "features" and isinstance(child, nn.Sequential) else [child]
-            for stage in stages:
-                stage.register_forward_hook(self._keep)
+        self.places = (1, 2) if isinstance(self.network, models.SwinTransformer) else (2, 3)  # channels last or first
+        features = getattr(self.network, "features", None)
+        for stage in features if isinstance(features, nn.Sequential) else self.network.children():
+            stage.register_forward_hook(self._keep)
 
     def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.ndim == 4:
-            self.inner.append(output.mean((2, 3)))
+            self.inner.append(output.mean(self.places))
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         self.inner.clear()
@@ -184,6 +203,8 @@ class _Transformers(_Backbone):
             raise ConfigError(f"{model}: transformers reads weights from the model's folder: leave weights out")
         network = (AutoModel.from_pretrained if pretrained else _random)(model)
         self.network = getattr(network, "vision_model", network)
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(not name.endswith("mask_token"))  # no pixels are masked: DDP would wait for it
         processor = AutoImageProcessor.from_pretrained(model)
         self.mean, self.std = tuple(processor.image_mean), tuple(processor.image_std)
         config = self.network.config

@@ -42,11 +42,12 @@ class TextStudent(Student):
         super().__init__()
         self.network = _network(model, pretrained, config)
         known = self.network.config
+        if isinstance(pooler := getattr(self.network, "pooler", None), nn.Module):
+            pooler.requires_grad_(False)  # not asked: DDP would wait for its gradient
         self.pooling, self.padding = pooling, known.pad_token_id or 0
-        self.vocabulary, self.longest = known.vocab_size, getattr(known, "max_position_embeddings", None)
+        self.vocabulary, self.longest = known.vocab_size, _longest(self.network)
         self.dim = dim or known.hidden_size
         self.project = nn.Identity() if self.dim == known.hidden_size else nn.Linear(known.hidden_size, self.dim)
-        self._fits = False
 
     def embeddings(self, rows: dict[str, Ragged]) -> list[Tensor]:
         ids, mask = self._padded(rows["tokens"])
@@ -62,12 +63,13 @@ class TextStudent(Student):
 
     def _padded(self, tokens: Ragged) -> tuple[Tensor, Tensor]:
         """Ids (batch, tokens) and a mask that is 1 where they are no padding."""
-        if not self._fits:  # once: it makes the host wait for the device
-            self._check(int(tokens.values.max()), int(tokens.counts.max()))
-        rows = tokens.values.long().split(tokens.counts.tolist())
+        counts = tokens.counts.to(tokens.values.device)
+        *lengths, largest = torch.cat([counts, tokens.values.max().view(1)]).tolist()  # the host waits once
+        self._check(largest, max(lengths))
+        rows = tokens.values.long().split(lengths)
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.padding)
         places = torch.arange(ids.shape[1], device=ids.device)
-        return ids, (places < tokens.counts.to(ids.device).unsqueeze(1)).long()
+        return ids, (places < counts.unsqueeze(1)).long()
 
     def _check(self, largest: int, longest: int) -> None:
         if largest >= self.vocabulary:
@@ -77,7 +79,14 @@ class TextStudent(Student):
             )
         if self.longest and longest > self.longest:
             raise ConfigError(f"the student reads {self.longest} tokens at most, its input has {longest}: lower max_length")
-        self._fits = True
+
+
+def _longest(network: Any) -> int | None:
+    """Tokens that a network has positions for; RoBERTa's begin after that of padding."""
+    positions = getattr(getattr(network, "embeddings", None), "position_embeddings", None)
+    most: int | None = getattr(network.config, "max_position_embeddings", None)
+    before = getattr(positions, "padding_idx", None)
+    return most if most is None or before is None else most - before - 1
 
 
 def _network(model: str, pretrained: bool, config: dict[str, Any] | None) -> Any:
@@ -86,11 +95,13 @@ def _network(model: str, pretrained: bool, config: dict[str, Any] | None) -> Any
 
     if config is not None:
         try:
-            known = AutoConfig.for_model(model, **config)
-            if unknown := sorted(set(config) - set(AutoConfig.for_model(model).to_dict())):
+            usual = AutoConfig.for_model(model)
+            if unknown := sorted(set(config) - set(usual.to_dict()) - set(usual.attribute_map)):
                 raise ConfigError(f"a {model} has no {', '.join(unknown)} in its configuration")
-            return AutoModel.from_config(known)
-        except (ValueError, KeyError, TypeError) as error:
+            return AutoModel.from_config(AutoConfig.for_model(model, **config))
+        except ConfigError:
+            raise
+        except Exception as error:  # transformers has a kind of its own for each mistake
             raise ConfigError(f"no {model} network of this config: {error}") from None
     try:
         return AutoModel.from_pretrained(place) if pretrained else AutoModel.from_config(AutoConfig.from_pretrained(place))

@@ -51,7 +51,7 @@ def test_one_id_for_two_items_is_an_error(tmp_path):
         ("m.csv", "smiles\n", "holds no rows"),
         ("m.csv", "", "no column smiles; its columns are: none"),
         ("m.smi", "", "holds no rows"),
-        ("m.xlsx", "x", "expected a name ending in .csv, .smi or .txt"),
+        ("m.xlsx", "x", "expected a name ending in .csv, .jsonl, .parquet, .smi, .txt"),
     ],
 )
 def test_bad_files_say_what_to_do(tmp_path, name, text, message):
