@@ -4,11 +4,11 @@ import hashlib
 import importlib.util
 import json
 import os
-import pickle
 import socket
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError  # what torch.load raises of a file that is none, or holds code
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -19,7 +19,7 @@ from torch import Tensor
 from cache_tools.errors import CorpusError, TeacherError
 
 PACKAGE = "package:"
-UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, ImportError, pickle.UnpicklingError, SafetensorError)
+UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, ImportError, UnpicklingError, SafetensorError)
 WHERE = ("model", "tokenizer", "weights", "revision")  # arguments that say where content is; hashes say what it is
 
 

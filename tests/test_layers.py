@@ -13,7 +13,7 @@ FLOORS = {  # a module may import those on lower floors, and those on its own fl
         ["addresses", "console", "hub", "images", "launch", "molecules", "network", "producer", "progress"],
         ["shard", "statistics", "tables"],
         ["corpus", "store", "stack", "reader", "claims", "teacher", "columns", "verify"],
-        ["corpora.molecule", "corpora.text", "corpora.image"],
+        ["corpora.dataset", "corpora.molecule", "corpora.text", "corpora.image"],
         ["teachers.text", "teachers.molecule", "teachers.gnn", "teachers.image", "teachers.convnet"],
         ["pipeline", "run", "build", "transfer", "sample"],
         ["cli"],

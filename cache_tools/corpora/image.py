@@ -1,6 +1,5 @@
 """Corpora of images: files in a folder, a zip or a tar, and data sets of the hub."""
 
-import itertools
 import lzma
 import os
 import struct
@@ -12,11 +11,11 @@ from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Any, Self
 
+from cache_tools.corpora.dataset import HubDataset
 from cache_tools.corpus import Corpus
 from cache_tools.errors import BadItem, CorpusError
-from cache_tools.hub import as_id, read_dataset
 from cache_tools.images import Crop, cut_out, decode, random_crop
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
@@ -180,53 +179,20 @@ class _Member(tarfile.TarInfo):
             raise
 
 
-class ImageDataset(Corpus):
-    """Images of a Hugging Face data set.
-
-    Args:
-        dataset: a folder that ``save_to_disk`` made, or a name on the hub.
-        column: its column of images.
-        ids: its column of ids; without one an id is a hash of the encoded image.
-        split: which part.
-        config: which configuration, where the data set has several.
-        rows: read so many at most.
-
-    Raises:
-        CorpusError: when the data set, split or column is not there, naming those that are.
-    """
+class ImageDataset(HubDataset):
+    """Images of a Hugging Face data set; see :class:`cache_tools.corpora.dataset.HubDataset`."""
 
     modality = "image"
 
-    def __init__(
-        self,
-        dataset: str,
-        column: str = "image",
-        ids: str | None = None,
-        split: str = "train",
-        config: str | None = None,
-        rows: int | None = None,
-    ):
-        self.dataset, self.column, self.ids, self.split, self.config, self.count = dataset, column, ids, split, config, rows
-
-    @property
-    def source(self) -> str:
-        return f"{self.dataset} {self.split}"
-
-    def pairs(self) -> Iterator[tuple[str, bytes]]:
-        columns = [self.column, *([self.ids] if self.ids else [])]
-        rows = itertools.islice(read_dataset(self.dataset, self.config, self.split, columns), self.count)
-        return ((as_id(row, self.ids), self._encoded(row[self.column])) for row in rows)
-
-    def _encoded(self, image: object) -> bytes:
-        """The encoded file of one image, which some data sets hold and others point to."""
-        if image is None:
+    def encoded(self, cell: Any) -> bytes:
+        if cell is None:
             return b""  # no decoder takes it, so every column lists it
-        if isinstance(image, bytes):
-            return image
-        if not isinstance(image, dict) or not {"bytes", "path"} <= image.keys():
-            raise CorpusError(f"{self.source}: column {self.column} holds {type(image).__name__}, expected images")
-        content = image["bytes"]
-        return content if isinstance(content, bytes) else _read_file(Path(str(image["path"])))
+        if isinstance(cell, bytes):
+            return cell
+        if not isinstance(cell, dict) or not {"bytes", "path"} <= cell.keys():
+            raise CorpusError(f"{self.source}: column {self.column} holds {type(cell).__name__}, expected images")
+        content = cell["bytes"]  # some data sets hold the encoded file, others point to it
+        return content if isinstance(content, bytes) else _read_file(Path(str(cell["path"])))
 
 
 class Views(Corpus):

@@ -4,9 +4,10 @@ import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from cache_tools.corpora.dataset import HubDataset
 from cache_tools.corpus import Corpus
-from cache_tools.hub import as_id, read_dataset
 from cache_tools.tables import kind_of, read_lines, read_table
 
 
@@ -52,39 +53,10 @@ class TextFile(Corpus):
         return ((row[self.id] if self.id else "", row[self.text]) for row in table)
 
 
-class TextDataset(Corpus):
-    """Texts of a Hugging Face data set.
-
-    Args:
-        dataset: a folder that ``save_to_disk`` made, or a name on the hub.
-        column: its column of texts.
-        ids: its column of ids; without one an id is a hash of the text.
-        split: which part.
-        config: which configuration, where the data set has several.
-        rows: read so many at most.
-
-    Raises:
-        CorpusError: when the data set, split or column is not there, naming those that are.
-    """
+class TextDataset(HubDataset):
+    """Texts of a Hugging Face data set; see :class:`cache_tools.corpora.dataset.HubDataset`."""
 
     modality = "text"
 
-    def __init__(
-        self,
-        dataset: str,
-        column: str = "text",
-        ids: str | None = None,
-        split: str = "train",
-        config: str | None = None,
-        rows: int | None = None,
-    ):
-        self.dataset, self.column, self.ids, self.split, self.config, self.count = dataset, column, ids, split, config, rows
-
-    @property
-    def source(self) -> str:
-        return f"{self.dataset} {self.split}"
-
-    def pairs(self) -> Iterator[tuple[str, bytes]]:
-        columns = [self.column, *([self.ids] if self.ids else [])]
-        rows = itertools.islice(read_dataset(self.dataset, self.config, self.split, columns), self.count)
-        return ((as_id(row, self.ids), str(row[self.column] or "").encode()) for row in rows)
+    def encoded(self, cell: Any) -> bytes:
+        return str(cell or "").encode()

@@ -192,24 +192,15 @@ class Avalon(_Fingerprint):
 
 
 class HfMolecule(HfEncoder):
-    """Any transformers encoder over SMILES (ChemBERTa and its kin); one longer than ``max_length`` is masked, never cut.
+    """Any transformers encoder of SMILES (ChemBERTa and its kin); see :class:`cache_tools.teachers.text.HfEncoder`.
 
-    Args:
-        model: a hub name, a folder that ``save_pretrained`` made, or ``package:NAME/FOLDER``.
-        pooling: ``cls`` (first token), ``mean`` (over the tokens that are no padding) or ``last`` (of these, the last).
-        max_length: tokens at most.
-        revision: the hub revision to pin.
-        precision: see :class:`cache_tools.network.Network`.
-        trust_remote_code: run Python code that comes with the model; only for models whose code you have read.
-
-    Raises:
-        TeacherError: when the model is neither in that folder nor in the local hub cache and the hub cannot be reached.
+    A SMILES longer than ``max_length`` is masked, never cut.
     """
 
     modality = "molecule"
 
     def prepare(self, item: bytes) -> Any:
-        tokens = self.tokenizer(super().prepare(item))
+        tokens = self.tokenizer(self.prompt + super().prepare(item))
         if len(tokens["input_ids"]) > self.max_length:
             raise BadItem(f"{len(tokens['input_ids'])} tokens, at most {self.max_length} are read")
         return tokens

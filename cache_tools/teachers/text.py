@@ -24,6 +24,7 @@ class HfEncoder(Teacher):
         model: a hub name, a folder that ``save_pretrained`` made, or ``package:NAME/FOLDER``.
         pooling: ``cls`` (first token), ``mean`` (over the tokens that are no padding) or ``last`` (of these, the last).
         max_length: tokens at most.
+        prompt: stands before every text.
         revision: the hub revision to pin.
         precision: see :class:`cache_tools.network.Network`.
         trust_remote_code: run Python code that comes with the model; only for models whose code you have read.
@@ -37,12 +38,13 @@ class HfEncoder(Teacher):
         model: str,
         pooling: TextPooling = "mean",
         max_length: int = 512,
+        prompt: str = "",
         revision: str | None = None,
         precision: Precision = "auto",
         trust_remote_code: bool = False,
     ):
-        self.name, self.pooling, self.max_length, self.revision = model, pooling, max_length, revision
-        self.precision, self.trust_remote_code = precision, trust_remote_code
+        self.name, self.pooling, self.max_length, self.prompt = model, pooling, max_length, prompt
+        self.revision, self.precision, self.trust_remote_code = revision, precision, trust_remote_code
 
     def load(self, device: str) -> None:
         self.tokenizer = load_tokenizer(self.name, self.revision)
@@ -79,35 +81,9 @@ class HfEncoder(Teacher):
 
 
 class HfTextTeacher(HfEncoder):
-    """Any transformers encoder of texts. A text longer than ``max_length`` is cut.
-
-    Args:
-        model: a hub name, a folder that ``save_pretrained`` made, or ``package:NAME/FOLDER``.
-        pooling: ``cls`` (first token), ``mean`` (over the tokens that are no padding) or ``last`` (of these, the last).
-        max_length: tokens at most.
-        prompt: stands before every text.
-        revision: the hub revision to pin.
-        precision: see :class:`cache_tools.network.Network`.
-        trust_remote_code: run Python code that comes with the model; only for models whose code you have read.
-
-    Raises:
-        TeacherError: when the model is neither in that folder nor in the local hub cache and the hub cannot be reached.
-    """
+    """Any transformers encoder of texts; see :class:`HfEncoder`. A text longer than ``max_length`` is cut."""
 
     modality = "text"
-
-    def __init__(
-        self,
-        model: str,
-        pooling: TextPooling = "mean",
-        max_length: int = 512,
-        prompt: str = "",
-        revision: str | None = None,
-        precision: Precision = "auto",
-        trust_remote_code: bool = False,
-    ):
-        super().__init__(model, pooling, max_length, revision, precision, trust_remote_code)
-        self.prompt = prompt
 
     def prepare(self, item: bytes) -> Any:
         text = self.prompt + super().prepare(item)
