@@ -26,7 +26,9 @@ class _PixelStudent(Student):
         self.register_buffer("std", 255 * torch.tensor(std), persistent=False)
 
     def _scaled(self, pixels: Tensor) -> Tensor:
-        return ((pixels - self.mean) / self.std).permute(0, 3, 1, 2)  # (batch, 3, height, width), channels last in memory
+        scaled = ((pixels - self.mean) / self.std).permute(0, 3, 1, 2)  # (batch, 3, height, width), channels last in memory
+        # on a CPU oneDNN's gradient of a channels-last convolution of fewer than 8 channels writes beyond its end (torch 2.15)
+        return scaled if scaled.is_cuda else scaled.contiguous()
 
 
 class SmallResNet(_PixelStudent):
