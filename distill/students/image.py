@@ -27,7 +27,7 @@ class _PixelStudent(Student):
 
     def _scaled(self, pixels: Tensor) -> Tensor:
         scaled = ((pixels - self.mean) / self.std).permute(0, 3, 1, 2)  # (batch, 3, height, width), channels last in memory
-        # on a CPU oneDNN's gradient of a channels-last convolution of fewer than 8 channels writes beyond its end (torch 2.15)
+        # on a CPU the gradient of a channels-last convolution of fewer than 8 channels writes beyond its end (torch 2.15)
         return scaled if scaled.is_cuda else scaled.contiguous()
 
 
