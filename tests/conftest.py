@@ -1,4 +1,3 @@
-import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from cache_tools.teachers.molecule import Maccs, MorganBits, MorganCounts
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+torch.set_num_threads(1)  # for tensors this small a second thread only waits
 
 
 @pytest.fixture(scope="session")
