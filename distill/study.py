@@ -103,7 +103,8 @@ def study(
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(Run.fit, grid.values()))
         tests = [(run, systems[method]) for (method, _), run in grid.items()]
-        Run.test(*tests[0])  # alone: it embeds the tasks' items, which the others then find
+        tests[0][0].threads = os.cpu_count() or 1  # alone: it embeds the tasks' items, which the others then find
+        Run.test(*tests[0])
         tests.sort(key=lambda each: -len(each[1]))  # the long ones first
         list(pool.map(lambda each: Run.test(*each), tests))
     records = [record for (method, _), run in grid.items() for record in run.records(method)]
