@@ -6,7 +6,7 @@ times faster.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -200,33 +200,19 @@ class LogisticProbe(LinearProbe):
     def _solve(self, x: Tensor, y: Tensor, strengths: Tensor) -> Tensor:
         known = y.isfinite().float().unsqueeze(-1)  # (rows, labels, 1)
         truth = y.nan_to_num().unsqueeze(-1)
-        return self._descend(x, lambda logits: known * (logits.sigmoid() - truth), strengths, bound=1 / 4)
-
-    def _descend(
-        self, x: Tensor, residual: Callable[[Tensor], Tensor], strengths: Tensor, bound: float, together: bool = False
-    ) -> Tensor:
-        """Weights (1 + dim, labels, strengths) at which the penalised loss is least.
-
-        Args:
-            x: features (rows, dim).
-            residual: from logits (rows, labels, strengths) to the loss's gradient there.
-            strengths: (labels, strengths).
-            bound: of the loss's curvature in the logits.
-            together: whether all labels are one problem.
-        """
         axes, squares = _axes(x)
         design = torch.cat([torch.ones(len(x), 1), x @ axes], 1)  # (rows, 1 + rank)
         penalty = torch.cat([torch.zeros(1, *strengths.shape), strengths.float().expand(len(squares), -1, -1)])
-        curvature = torch.cat([torch.tensor([float(len(x))]), squares])[:, None, None] * bound + penalty
+        curvature = torch.cat([torch.tensor([float(len(x))]), squares])[:, None, None] / 4 + penalty
         weights = look = torch.zeros_like(penalty)  # (1 + rank, labels, strengths)
         momentum = torch.ones(strengths.shape)
         for _ in range(self.steps):
             logits = (design @ look.flatten(1)).unflatten(1, strengths.shape)
-            gradient = (design.T @ residual(logits).flatten(1)).unflatten(1, strengths.shape) + penalty * look
+            gradient = (design.T @ (known * (logits.sigmoid() - truth)).flatten(1)).unflatten(1, strengths.shape)
+            gradient += penalty * look
             after = look - gradient / curvature
             step = after - weights
-            climb = (gradient * step).sum(0)  # (labels, strengths)
-            restart = (climb.sum(0, keepdim=True) if together else climb) > 0
+            restart = (gradient * step).sum(0) > 0  # (labels, strengths)
             following = torch.where(restart, 1.0, (1 + (1 + 4 * momentum**2).sqrt()) / 2)
             look = after + torch.where(restart, 0.0, (momentum - 1) / following) * step
             weights, momentum = after, following
@@ -243,11 +229,15 @@ class LogisticProbe(LinearProbe):
 
 
 class SoftmaxProbe(LogisticProbe):
-    """Multinomial logistic regression; accuracy. Labels are class numbers (rows, 1). One strength for all classes."""
+    """Multinomial logistic regression; accuracy. Labels are class numbers (rows, 1). One strength for all classes.
+
+    L-BFGS in the principal axes, scaled to the curvature where all weights are zero; each strength goes on from the weights
+    of the next stronger one.
+    """
 
     metric = "accuracy"
     strengths = np.logspace(-1, 4, 6)
-    tolerance = 1e-3  # accuracy is decided long before
+    tolerance = 3e-4  # of the gradient, as a share of the one where all weights are zero
 
     def fit(self, x: Array, y: Array, x_valid: Array, y_valid: Array) -> "SoftmaxProbe":
         self._learn_scale(x)
@@ -261,11 +251,36 @@ class SoftmaxProbe(LogisticProbe):
         return self
 
     def _solve(self, x: Tensor, y: Tensor, strengths: Tensor) -> Tensor:
-        truth = y.unsqueeze(-1)  # (rows, classes, 1)
-        return self._descend(x, lambda logits: logits.softmax(1) - truth, strengths, bound=1 / 2, together=True)
+        classes = y.shape[1]
+        axes, squares = _axes(x)
+        design = torch.cat([torch.ones(len(x), 1), x @ axes], 1)  # (rows, 1 + rank)
+        squares = torch.cat([torch.tensor([float(len(x))]), squares])
+        start = design.T @ (1 / classes - y)  # the gradient where all weights are zero, (1 + rank, classes)
+        weights = torch.zeros_like(start)
+        path = torch.empty(*start.shape, strengths.shape[1])
+        for number in strengths[0].argsort(descending=True).tolist():
+            penalty = torch.full((len(start), 1), float(strengths[0, number]))
+            penalty[0] = 0
+            scale = (squares.unsqueeze(1) / classes + penalty).rsqrt()
+            scaled = weights / scale
+            enough = self.tolerance * float((start * scale).abs().max())
+            solver = torch.optim.LBFGS(
+                [scaled], max_iter=self.steps, tolerance_grad=enough, tolerance_change=0, line_search_fn="strong_wolfe"
+            )
+            solver.step(partial(_softmax_loss, scaled, scale, design, y, penalty))
+            weights = path[..., number] = scaled.detach() * scale
+        return torch.cat([path[:1], (axes @ path[1:].flatten(1)).unflatten(1, strengths.shape)])
 
     def score(self, x: Array, y: Array) -> dict[str, Array]:
         return {self.metric: np.array([_accuracy(y, self.predict(x))])}
+
+
+def _softmax_loss(scaled: Tensor, scale: Tensor, design: Tensor, y: Tensor, penalty: Tensor) -> float:
+    """The penalised loss of weights ``scaled`` x ``scale`` (features, classes); leaves its gradient in ``scaled``."""
+    weights = scaled.detach() * scale
+    logs = (design @ weights).log_softmax(1)  # (rows, classes)
+    scaled.grad = (design.T @ (logs.exp() - y) + penalty * weights) * scale
+    return float((penalty * weights**2).sum() / 2 - (y * logs).sum())
 
 
 def _one_hot(y: Array, classes: int) -> Tensor:
