@@ -149,6 +149,7 @@ class TokenIds(Featuriser):
         from cache_tools.hub import load_tokenizer
 
         self.split = load_tokenizer(self.tokenizer, self.revision)
+        self.split("", truncation=True, max_length=self.max_length)  # set once: a thread cannot while others read
 
     def featurise(self, item: Any) -> dict[str, np.ndarray[Any, Any]]:
         ids = self.split(item, truncation=True, max_length=self.max_length)["input_ids"]

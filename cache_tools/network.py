@@ -135,4 +135,4 @@ def pool(hidden: Tensor, mask: Tensor, pooling: TextPooling) -> Tensor:
         weight = mask.unsqueeze(-1).to(hidden.dtype)
         return (hidden * weight).sum(1) / weight.sum(1).clamp_min(1)
     place = mask.argmax(1) if pooling == "cls" else mask.cumsum(1).argmax(1)  # (batch,)
-    return hidden[range(len(hidden)), place]
+    return hidden[torch.arange(hidden.shape[0], device=hidden.device), place]

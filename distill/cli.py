@@ -1,4 +1,4 @@
-"""``distill fit | validate | test | study``."""
+"""``distill fit | validate | test | study | export | predict``."""
 
 import argparse
 import copy
@@ -148,6 +148,12 @@ def main(arguments: list[str] | None = None) -> None:
             from distill.study import main as study
 
             return study(arguments[1:])
+        if arguments[:1] in (["export"], ["predict"]):
+            from distill.export import main as use
+
+            given = {each.partition("=")[0] for each in arguments}
+            newest = [] if given & {"--ckpt_path", "--student", "-h", "--help"} else [str(_newest_checkpoint(None))]
+            return use([*arguments, *(f"--ckpt_path={each}" for each in newest)])
         arguments = complete(arguments)
         usage = {name: {"usage": USAGE.format(name, name)} for name in COMMANDS}
         DistillCLI(

@@ -22,10 +22,12 @@ FLOORS = {  # a module may import those on lower floors, and those on its own fl
         ["order", "heads", "normalize", "objective", "student", "augment"],
         ["students.molecule", "students.text", "students.image", "students.mixed"],
         ["metrics", "data", "module", "probes", "tasks", "labelled", "evaluate", "report"],
+        ["exported", "card", "export"],
         ["study", "cli"],
     ],
 }
-# `build` embeds a task's items and `corpus` holds them: probing is a cache stage too
+# `build` embeds a task's items and `corpus` holds them: probing is a cache stage too;
+# `launch` and `pipeline` choose an exported student's device and prepare its items as those of any teacher
 FROM_CACHE_TOOLS = {
     "console",
     "errors",
@@ -41,7 +43,9 @@ FROM_CACHE_TOOLS = {
     "columns",
     "corpora.image",
     "hub",
+    "launch",
     "network",
+    "pipeline",
     "tables",
 }
 NO_LIGHTNING = {

@@ -1,0 +1,191 @@
+"""The model card of an exported student: what it learnt from, how well, and how to use it."""
+
+import csv
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cache_tools.errors import TeacherError
+from cache_tools.hub import locate
+from cache_tools.reader import Column
+from distill import report
+from distill.data import Part
+from distill.evaluate import Record
+
+ITEMS = {
+    "molecule": '["CCO", "c1ccccc1"]',
+    "text": '["a cat on a mat", "a dog in the fog"]',
+    "image": '[Image.new("RGB", (64, 64)), Image.new("RGB", (80, 60), "red")]',
+}
+UNKNOWN = "unknown, see the model's page"
+
+
+def write(
+    folder: Path, name: str, checkpoint: Path, config: Mapping[str, Any], parts: list[Part], exported: Mapping[str, Any]
+) -> None:
+    """Write README.md with its plots into an export.
+
+    Args:
+        folder: of the export as it is being made; its files are listed.
+        name: that the folder will have.
+        checkpoint: RUN/checkpoints/best.ckpt.
+        config: of the run.
+        parts: the corpora that it read.
+        exported: the export's config.json.
+    """
+    run = checkpoint.absolute().parents[1]
+    modalities = list(dict.fromkeys(each["modality"] for each in exported["inputs"].values()))
+    front = {"library_name": "quorum-distill", "license": "unknown", "pipeline_tag": "feature-extraction"}
+    head = yaml.safe_dump({**front, "tags": ["embeddings", "multi-teacher-distillation", *modalities]}, sort_keys=False)
+    sections = [
+        f"---\n{head}---\n\n# {name}",
+        f"An encoder of {' and '.join(f'{each}s' for each in modalities)}, {exported['dim']} wide, distilled by "
+        "quorum-distill ([arXiv 2510.18680](https://arxiv.org/abs/2510.18680)) from the teachers below.",
+        _usage(name, modalities, exported),
+        _teachers(parts),
+        _corpora(parts),
+        _training(folder, run, config, exported["checkpoint"], {name for part in parts for name in part.teachers}),
+        _probes(folder, run, checkpoint),
+        "## Licence\n\nNone is stated for this student. Before you pass it on, look at the licences of its teachers' "
+        "weights and of its corpus.",
+    ]
+    (folder / "README.md").write_text("\n\n".join(each for each in sections if each) + "\n")
+
+
+def _usage(name: str, modalities: list[str], exported: Mapping[str, Any]) -> str:
+    several = len(modalities) > 1
+    lines = ["from PIL import Image", ""] if "image" in modalities else []
+    lines += ["import distill", "", f"student = distill.load_student({name!r})  # the path of this folder"]
+    for each in modalities:
+        named = f", modality={each!r}" if several else ""
+        lines.append(f"embedded = student.embed({ITEMS[each]}{named})  # (2, {exported['dim']})")
+    for teacher, spec in list(exported["teachers"].items())[:1]:
+        lines.append(f"raw = student.teacher_space({ITEMS[modalities[-1]]}, {teacher!r}{named})  # (2, {spec['dim']})")
+    text = "## Use\n\n```python\n" + "\n".join(lines) + "\n```"
+    if "image" in modalities:
+        text += "\n\nAn image is a path, the bytes of a file, a PIL image or a uint8 array (height, width, 3)."
+    module = exported["student"]["class_path"].rpartition(".")[0]
+    if not module.startswith("distill."):
+        text += f"\n\nThe student's class is in the module `{module}`, which must be importable."
+    return text
+
+
+def _teachers(parts: list[Part]) -> str:
+    columns = {name: column for part in reversed(parts) for name, column in part.teachers.items()}
+    lines = [_row("teacher", "class", "dim", "model", "revision", "SHA-256 of weights", "licence"), _row(*["---"] * 7)]
+    lines += [_teacher(name, column) for name, column in columns.items()]
+    return "## Teachers\n\n" + "\n".join(lines)
+
+
+def _teacher(name: str, column: Column) -> str:
+    made = column.manifest["producer"]
+    known = made["init_args"]
+    model = str(known.get("model") or known.get("weights") or known.get("embeddings") or "")
+    sha = made["fingerprint"].get("weights_sha256", "")
+    revision = known.get("revision") or ("not pinned" if model and "revision" in known else "")
+    licence = _licence(model) if model else "no weights"
+    shown = Path(model).name if Path(model).is_absolute() else model  # where a file lay helps nobody else
+    return _row(name, f"`{made['class_path']}`", column.dim, shown, revision, sha[:16], licence)
+
+
+def _licence(model: str) -> str:
+    """What the model's own card says, where there is a copy of it on this machine."""
+    try:
+        place = Path(locate(model))
+    except TeacherError:
+        return UNKNOWN
+    path: Any = (place if place.is_dir() else place.parent) / "README.md"
+    if not place.exists():
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            path = try_to_load_from_cache(model, "README.md")
+        except HFValidationError:
+            return UNKNOWN
+    if not isinstance(path, str | Path) or not Path(path).is_file():
+        return UNKNOWN
+    front = re.match(r"---\n(.*?)\n---", Path(path).read_text(errors="replace"), re.DOTALL)
+    stated = re.search(r"^license:\s*(\S+)", front[1], re.MULTILINE) if front else None
+    return stated[1] if stated else UNKNOWN
+
+
+def _corpora(parts: list[Part]) -> str:
+    lines = [_row("corpus", "modality", "rows", "source", "fingerprint", "input"), _row(*["---"] * 6)]
+    for part in parts:
+        about, name = part.corpus, part.columns.corpus.name
+        lines.append(_row(name, about.modality, f"{about.rows:,}", about.source, about.fingerprint[:16], part.inputs.name))
+    return "## Corpora\n\n" + "\n".join(lines)
+
+
+def _training(folder: Path, run: Path, config: Mapping[str, Any], checkpoint: Mapping[str, Any], teachers: set[str]) -> str:
+    chosen = {key: config["model"].get(key) for key in ("student", "head", "heads", "normaliser", "objective")}
+    shown = yaml.safe_dump({key: value for key, value in chosen.items() if value}, sort_keys=False)
+    text = f"## Training\n\nEpoch {checkpoint['epoch']}, step {checkpoint['step']}.\n\n```yaml\n{shown}```"
+    path = run / "metrics.csv"
+    if not path.is_file():
+        return text
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    held = [row for row in rows if row.get("val/loss") and int(row["step"]) <= checkpoint["step"]]
+    if not held:
+        return text
+    figures: dict[str, dict[str, str]] = {}  # teacher -> figure -> value
+    for key, value in held[-1].items():
+        figure, _, teacher = key.partition("/")
+        if value and teacher in teachers:
+            figures.setdefault(teacher, {})[figure] = f"{float(value):.4g}"
+    names = sorted({figure for each in figures.values() for figure in each})
+    lines = [_row("teacher", *names), _row("---", *["---:"] * len(names))]
+    lines += [_row(teacher, *(each.get(name, "") for name in names)) for teacher, each in figures.items()]
+    _plot(rows, folder / "training.png")
+    loss = f"Held-out rows at step {held[-1]['step']}: loss {float(held[-1]['val/loss']):.4g}."
+    return "\n\n".join([text, loss, "\n".join(lines), "![losses](training.png)"])
+
+
+def _plot(rows: list[dict[str, str]], path: Path) -> None:
+    """Loss by step, in training and on held-out rows."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6.4, 3.2))
+    for key, label in (("train/loss", "training, one batch"), ("val/loss", "held out")):
+        points = [(int(row["step"]), float(row[key])) for row in rows if row.get(key)]
+        if points:
+            axis.plot(*zip(*points, strict=True), label=label)
+    axis.set_xlabel("step")
+    axis.set_ylabel("loss")
+    axis.legend(frameon=False)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _probes(folder: Path, run: Path, checkpoint: Path) -> str:
+    path = run / "probes" / "results.json"
+    if not path.is_file():
+        return ""
+    found = json.loads(path.read_text())
+    if Path(found["checkpoint"]).name != checkpoint.name:
+        return ""
+    records = [Record(**each) for each in found["records"]]
+    parts = ["## Probes\n\nProbes of the frozen embedding, made by `distill test`."]
+    for split in dict.fromkeys(record.split for record in records):
+        parts.append(f"{split.capitalize()} split:\n\n{report.markdown(report.Scores(records, split))}")
+    picture = path.with_name("results.png")
+    if picture.is_file():
+        shutil.copyfile(picture, folder / "probes.png")
+        parts.append("![mean scores](probes.png)")
+    return "\n\n".join(parts)
+
+
+def _row(*cells: object) -> str:
+    return f"| {' | '.join(str(each).replace('|', chr(92) + '|') for each in cells)} |"

@@ -1,0 +1,391 @@
+"""``distill export | predict``: a trained student as a folder that needs nothing else, or as a column of a cache."""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import torch
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, auto_cli
+from torch import Tensor, nn
+
+from cache_tools import store
+from cache_tools.build import check_name, finish
+from cache_tools.columns import EncodedImage, Featuriser, Pixels, TokenIds
+from cache_tools.errors import ConfigError
+from cache_tools.hub import locate
+from cache_tools.network import pool
+from cache_tools.producer import as_json, class_path, libraries, require_same
+from cache_tools.run import Build, Settings
+from distill import card
+from distill.data import DistillData, Part, featuriser_of
+from distill.exported import CONFIG, FORMAT_VERSION, HERE, WEIGHTS, StudentTeacher, TeacherSpace, read_config
+from distill.heads import Head
+from distill.module import Distiller
+from distill.normalize import Normaliser, Raw, Standardise
+from distill.student import Student
+from distill.students.image import ImageStudent
+from distill.students.mixed import MixedStudent
+from distill.students.text import TextStudent
+
+log = logging.getLogger(__name__)
+
+PROGRAM, SENTENCES = "model.pt2", "sentence-transformers"
+
+
+def export(
+    out: Path, ckpt_path: Path, heads: bool = False, program: bool = False, sentence_transformers: bool = False
+) -> None:
+    """Write a student to a folder that ``distill.load_student`` loads anywhere; run it where the training ran.
+
+    Args:
+        out: the folder; must be new or empty.
+        ckpt_path: RUN/checkpoints/best.ckpt; by default that of the newest run.
+        heads: also the teachers' heads, so that the student can emit their raw embeddings.
+        program: also model.pt2, by torch.export, for students of texts or images.
+        sentence_transformers: also a folder that SentenceTransformer loads, for a student of texts.
+
+    Raises:
+        ConfigError: when ``out`` is taken, the checkpoint and its run do not fit together, or the student has no such form.
+        CacheError: when the cache of the run is gone.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out.absolute()} is there already: choose another --out, or move it away")
+    config, data, model, checkpoint = open_run(ckpt_path, heads)
+    student = model.student.eval()
+    inputs = _inputs(data.parts)
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".export", dir=out.absolute().parent) as temporary:
+        folder = Path(temporary) / out.name
+        folder.mkdir()
+        spec = config["model"]["student"]
+        spec = {**spec, "init_args": self_contained(student, spec.get("init_args") or {}, folder / "network")}
+        spaces = _spaces(model, data) if heads else nn.ModuleDict()
+        written = {
+            "format_version": FORMAT_VERSION,
+            "dim": student.dim,
+            "student": spec,
+            "inputs": {name: _input_spec(each, folder / "inputs" / name) for name, each in inputs.items()},
+            "teachers": {
+                name: _head_spec(config["model"], name, cast(TeacherSpace, each)) for name, each in spaces.items()
+            },
+            "weights_sha256": _write_weights(nn.ModuleDict({"student": student, "teachers": spaces}), folder / WEIGHTS),
+            "checkpoint": {"sha256": _sha256(ckpt_path), "epoch": checkpoint["epoch"], "step": checkpoint["global_step"]},
+            "libraries": libraries(),
+        }
+        text = json.dumps(_portable(as_json(written), folder), indent=1)
+        (folder / CONFIG).write_text(text + "\n")
+        if program:
+            _write_program(student, inputs, folder / PROGRAM)
+        if sentence_transformers:
+            _write_sentences(student, inputs, folder / SENTENCES)
+        card.write(folder, out.name, ckpt_path, config, data.parts, json.loads(text))
+        folder.rename(out)
+    log.info("written: %s; `distill.load_student(%r).embed([...])` anywhere, how is in its README.md", out, str(out))
+
+
+def predict(
+    corpus: Path,
+    name: str = "student",
+    ckpt_path: Path | None = None,
+    student: Path | None = None,
+    settings: Settings = Settings(),  # noqa: B008 - frozen
+) -> None:
+    """Embed a corpus of a cache into a teacher's column, so that a student can be the next teacher.
+
+    Args:
+        corpus: the corpus's folder in the cache, for instance cache/mol.
+        name: of the new column.
+        ckpt_path: RUN/checkpoints/best.ckpt, by default that of the newest run; it is exported to RUN/export first.
+        student: a folder that ``distill export`` made, instead.
+        settings: batch size, device, type on disk.
+
+    Raises:
+        ConfigError: when both or none of ``ckpt_path`` and ``student`` are given, or the student does not read this corpus.
+        CacheError: when there is no such corpus, or the column was made by something else.
+    """
+    if (student is None) == (ckpt_path is None):
+        raise ConfigError(
+            "expected one of --ckpt_path and --student: a checkpoint of a run, or a folder of `distill export`"
+        )
+    check_name(name)
+    manifest = store.read_corpus(corpus)
+    if ckpt_path is not None:
+        student = _exported(ckpt_path)
+    assert student is not None
+    several = len(read_config(student)["inputs"]) > 1
+    teacher = StudentTeacher(student.resolve(), manifest.modality if several else None)
+    if teacher.modality != manifest.modality:
+        raise ConfigError(f"{student} reads {teacher.modality}s, the corpus {corpus} holds {manifest.modality}s")
+    finish([Build(corpus, manifest, "teachers", name, teacher, settings)])
+
+
+def _exported(checkpoint: Path) -> Path:
+    """The export beside a checkpoint, made when it is not there."""
+    folder = checkpoint.absolute().parents[1] / "export"
+    if not folder.exists():
+        export(folder, checkpoint)
+    elif read_config(folder).get("checkpoint", {}).get("sha256") != _sha256(checkpoint):
+        raise ConfigError(
+            f"{folder} is of another checkpoint than {checkpoint}: delete it, or name an export with --student"
+        )
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------------ the run
+
+
+def open_run(checkpoint: Path, heads: bool) -> tuple[dict[str, Any], DistillData, Distiller, dict[str, Any]]:
+    """The configuration, data, model and checkpoint of a run; the model has the checkpoint's student, perhaps its heads.
+
+    Raises:
+        ConfigError: when the run's files are missing or do not fit together.
+    """
+    if not checkpoint.is_file():
+        raise ConfigError(
+            f"no checkpoint at {checkpoint.absolute()}: expected RUN/checkpoints/best.ckpt of a `distill fit`"
+        )
+    path = checkpoint.absolute().parents[1] / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"no {path}: a checkpoint must lie in its run's folder, as RUN/checkpoints/best.ckpt")
+    config = yaml.safe_load(path.read_text())
+    data, model = rebuild_run(config, path)
+    read = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    for name in ("student", "heads", "normalisers") if heads else ("student",):
+        state = {
+            key.removeprefix(f"{name}."): each for key, each in read["state_dict"].items() if key.startswith(f"{name}.")
+        }
+        try:
+            model.get_submodule(name).load_state_dict(state)
+        except RuntimeError as error:
+            raise ConfigError(f"{checkpoint} does not fit {path}: {' '.join(str(error).split())[:300]}") from None
+    return config, data, model, read
+
+
+def rebuild_run(config: Mapping[str, Any], path: Path) -> tuple[DistillData, Distiller]:
+    """Data and model as ``distill fit`` made them of the configuration at ``path``.
+
+    Raises:
+        ConfigError: when it does not fit this version.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(DistillData, "data")
+    parser.add_class_arguments(Distiller, "model")
+    parser.link_arguments("data.statistics", "model.statistics", apply_on="instantiate")
+    try:
+        made = parser.instantiate(parser.parse_object({key: config[key] for key in ("data", "model")}))
+    except (ArgumentError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is no configuration of this version: {' '.join(str(error).split())}") from None
+    return made.data, made.model
+
+
+def _inputs(parts: list[Part]) -> dict[str, Featuriser]:
+    """Input column -> its featuriser, loaded.
+
+    Raises:
+        ConfigError: when two corpora have different columns of one name.
+        CacheError: when a tokenizer is not the one that the column was made with.
+    """
+    inputs: dict[str, Featuriser] = {}
+    for part in parts:
+        name, fingerprint = part.inputs.name, part.inputs.manifest["producer"]["fingerprint"]
+        if name not in inputs:
+            inputs[name] = featuriser_of(part.inputs)
+            inputs[name].load("cpu")
+        if fingerprint != as_json(inputs[name].fingerprint()):
+            require_same(part.inputs.path, fingerprint, as_json(inputs[name].fingerprint()))
+    return inputs
+
+
+# ------------------------------------------------------------------------------------------------ what is written
+
+
+def self_contained(student: Student, init_args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Arguments that build the same network from ``folder`` alone, where what it needs is written; no weights are fetched.
+
+    A student of one's own keeps its arguments as they are.
+    """
+    if isinstance(student, MixedStudent):
+        encoders = {
+            name: {**spec, "init_args": self_contained(cast(Student, each), spec.get("init_args") or {}, folder / name)}
+            for (name, spec), each in zip(init_args["encoders"].items(), student.encoders.values(), strict=True)
+        }
+        return {**init_args, "encoders": encoders}
+    if isinstance(student, TextStudent):
+        student.network.config.save_pretrained(folder)
+        return {**init_args, "model": str(folder), "pretrained": False, "config": None}
+    if isinstance(student, ImageStudent):
+        model = _image_model(init_args, folder)
+        return {**init_args, "model": model, "pretrained": False, "weights": None}
+    return dict(init_args)
+
+
+def _image_model(init_args: Mapping[str, Any], folder: Path) -> str:
+    """The name of a backbone without its weights."""
+    model: str = init_args["model"]
+    if init_args.get("library") == "transformers":
+        from transformers import AutoConfig, AutoImageProcessor
+
+        for each in (AutoConfig, AutoImageProcessor):
+            each.from_pretrained(locate(model)).save_pretrained(folder)
+        return str(folder)
+    source, _, place = locate(model).partition(":")
+    if place and init_args.get("library", "timm") == "timm":  # local-dir: or hf-hub:, not one of timm's own
+        from huggingface_hub import hf_hub_download
+
+        name, _, revision = place.partition("@")
+        local = source == "local-dir"
+        folder.mkdir(parents=True)
+        path = Path(place) / CONFIG if local else hf_hub_download(name, CONFIG, revision=revision or None)
+        shutil.copyfile(path, folder / CONFIG)
+        return f"local-dir:{folder}"
+    return model
+
+
+def _input_spec(featuriser: Featuriser, folder: Path) -> dict[str, Any]:
+    """How an input column is made, from the export alone."""
+    init_args = dict(featuriser.init_args)
+    if isinstance(featuriser, TokenIds):
+        featuriser.split.save_pretrained(folder)
+        init_args |= {"tokenizer": str(folder), "revision": None}
+    return {"class_path": class_path(featuriser), "init_args": init_args, "modality": featuriser.modality}
+
+
+def _spaces(model: Distiller, data: DistillData) -> nn.ModuleDict:
+    """Teacher -> its head and the way back to its raw embedding.
+
+    Raises:
+        ConfigError: when no head can emit one.
+    """
+    spaces = nn.ModuleDict()
+    for name in model.teachers:
+        head, normaliser = cast(Head, model.heads[name]), cast(Normaliser, model.normalisers[name])
+        if head.scale_free or not isinstance(normaliser, Raw | Standardise):
+            why = "its head gives a direction alone" if head.scale_free else f"{class_path(normaliser)} has no way back"
+            log.warning("teacher %s: no head is exported, %s", name, why)
+            continue
+        space = TeacherSpace(head, len(data.statistics[name].mean), normaliser.dim)
+        if isinstance(normaliser, Standardise):
+            space.mean = torch.from_numpy(data.statistics[name].mean).float()
+            space.mean[normaliser.kept] = normaliser.shift
+            space.places, space.gain = normaliser.kept, normaliser.scale.reciprocal()
+        spaces[name] = space
+    if not spaces:
+        raise ConfigError("no head of this run can emit a teacher's raw embedding: leave --heads out")
+    return spaces
+
+
+def _head_spec(model: Mapping[str, Any], name: str, space: TeacherSpace) -> dict[str, Any]:
+    spec = (model.get("heads") or {}).get(name) or model["head"]
+    return {"dim": len(space.mean), "targets": len(space.gain), "head": spec}
+
+
+def _write_weights(modules: nn.Module, path: Path) -> str:
+    from safetensors.torch import save
+
+    state = {name: value.detach().cpu().clone().contiguous() for name, value in modules.state_dict().items()}
+    path.write_bytes(save(state, {"format": "pt"}))
+    return _sha256(path)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _portable(content: Any, folder: Path) -> Any:
+    """``content`` with paths below ``folder`` made independent of where the export lies."""
+    if isinstance(content, dict):
+        return {key: _portable(value, folder) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_portable(value, folder) for value in content]
+    return content.replace(str(folder), HERE) if isinstance(content, str) else content
+
+
+# -------------------------------------------------------------------------------------------------- other forms
+
+
+class TextProgram(nn.Module):
+    """A text student on padded tensors."""
+
+    def __init__(self, student: TextStudent):
+        super().__init__()
+        self.network, self.project, self.pooling = student.network, student.project, student.pooling
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Embeddings (batch, dim) of token ids and a mask that is 1 where they are no padding, both (batch, tokens)."""
+        hidden = self.network(input_ids=ids, attention_mask=mask).last_hidden_state
+        embedded: Tensor = self.project(pool(hidden, mask, self.pooling))
+        return embedded
+
+
+class ImageProgram(nn.Module):
+    """An image student on pixels."""
+
+    def __init__(self, student: Student):
+        super().__init__()
+        self.student = student
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Embeddings (batch, dim) of ``pixels`` (batch, height, width, 3), uint8."""
+        return self.student.encode(pixels)
+
+
+def _write_program(student: Student, inputs: Mapping[str, Featuriser], path: Path) -> None:
+    """``model.pt2``: the network as torch.export traced it, on the CPU; the size of a batch and of a text is free."""
+    from torch.export import Dim, save
+    from torch.export import export as trace
+
+    featuriser, batch = next(iter(inputs.values())), Dim("batch", min=1, max=65_536)
+    module: nn.Module
+    given: tuple[Tensor, ...]
+    shapes: tuple[dict[int, Any], ...]
+    if isinstance(student, TextStudent):
+        tokens = Dim("tokens", min=1, max=min(student.longest or 65_536, 65_536))
+        ids = torch.full((2, 7), student.vocabulary - 1)
+        module, given, shapes = TextProgram(student), (ids, torch.ones_like(ids)), ({0: batch, 1: tokens},) * 2
+    elif isinstance(featuriser, Pixels | EncodedImage) and len(inputs) == 1:
+        pixels = torch.zeros(2, featuriser.size, featuriser.size, 3, dtype=torch.uint8)
+        module, given, shapes = ImageProgram(student), (pixels,), ({0: batch},)
+    else:
+        raise ConfigError(
+            f"--program is for students of texts or of images; {class_path(student)} reads {', '.join(inputs)}"
+        )
+    with torch.no_grad():
+        save(trace(module.eval(), given, dynamic_shapes=shapes, strict=False), path)
+
+
+def _write_sentences(student: Student, inputs: Mapping[str, Featuriser], folder: Path) -> None:
+    """The folder that SentenceTransformer loads: network, pooling and, where the student has one, its linear map."""
+    (featuriser,) = inputs.values() if len(inputs) == 1 else [None]
+    if not isinstance(student, TextStudent) or not isinstance(featuriser, TokenIds):
+        raise ConfigError(
+            f"--sentence_transformers is for a TextStudent that reads TokenIds; this is {class_path(student)}"
+        )
+    try:
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.models import Dense, Pooling, Transformer
+    except ImportError:
+        raise ConfigError("--sentence_transformers needs that library: pip install 'quorum-distill[text]'") from None
+    with TemporaryDirectory() as network:
+        student.network.save_pretrained(network)
+        featuriser.split.pad_token = featuriser.split.pad_token or featuriser.split.eos_token
+        featuriser.split.save_pretrained(network)
+        modules = [Transformer(network, max_seq_length=featuriser.max_length)]
+    width = student.network.config.hidden_size
+    modules.append(Pooling(width, "lasttoken" if student.pooling == "last" else student.pooling))
+    if isinstance(student.project, nn.Linear):
+        dense = Dense(width, student.dim, activation_function=nn.Identity())
+        dense.linear.load_state_dict(student.project.state_dict())
+        modules.append(dense)
+    SentenceTransformer(modules=modules, device="cpu").save(str(folder))
+
+
+def main(arguments: list[str]) -> None:
+    """Entry point of ``distill export`` and ``distill predict``."""
+    auto_cli({"export": export, "predict": predict}, args=arguments, as_positional=False)
