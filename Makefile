@@ -50,7 +50,7 @@ type: install ## types
 test: install ## all tests, with style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: install ## speed as ratios, measured side by side
 	$(BIN)/python benchmarks/run.py

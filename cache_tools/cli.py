@@ -129,7 +129,7 @@ class _Parser(jsonargparse.ArgumentParser):
         return action
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``distill-cache``."""
     start()
     try:
@@ -142,6 +142,7 @@ def main() -> None:
                 "export": export,
                 "sample": sample,
             },
+            args=arguments,
             prog="distill-cache",
             as_positional=False,
             parser_class=_Parser,

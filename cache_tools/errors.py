@@ -21,5 +21,9 @@ class ConfigError(QuorumError):
     """The parts named in a configuration do not fit together."""
 
 
+class TrainingError(QuorumError):
+    """A run cannot go on: a teacher's loss is not finite, or rose beyond reason."""
+
+
 class BadItem(Exception):
     """One item that a teacher or featuriser cannot use; the row is masked and listed in ``skipped.csv``."""

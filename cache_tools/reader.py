@@ -216,7 +216,8 @@ class Column:
         values = self._stack(selection, f"{field}/values", dtype, tail, most)
         starts, counts = self._places(field, selection)
         indices = spans(starts + selection.shards * values.stride, counts)
-        return Ragged(torch.from_numpy(values.array.take(indices, 0)), torch.from_numpy(counts))
+        longest = int(counts.max(initial=0))
+        return Ragged(torch.from_numpy(values.array.take(indices, 0)), torch.from_numpy(counts), longest)
 
     def _shard(self, number: int) -> Arrays:
         arrays = self._mapped.get(number)

@@ -42,6 +42,7 @@ class Ragged(NamedTuple):
 
     values: Tensor
     counts: Tensor
+    longest: int  # the largest count, known to the host: a student on a GPU need not wait for it
 
 
 def ragged(name: str, pieces: list[Array], dtype: str, shape: tuple[int, ...] = ()) -> Arrays:

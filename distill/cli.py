@@ -3,12 +3,15 @@
 import argparse
 import copy
 import json
+import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -21,6 +24,7 @@ from distill import report
 from distill.data import DistillData
 from distill.evaluate import Evaluation, System, as_json
 from distill.module import Distiller
+from distill.probing import ProbeDuring
 from distill.student import Student
 
 USAGE = "distill {} --config configs/mol.yaml [--KEY VALUE ...]   (every key: distill {} --help)"
@@ -32,19 +36,23 @@ class DistillCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=Path, default=Path("runs/mol"), help="folder of this run")
+        parser.add_argument("--checkpoint_every", type=PositiveInt, default=1000, help="steps between two last.ckpt")
+        parser.add_argument(
+            "--monitor", default="val/loss", help="what best.ckpt is best in; probe/mean or probe/TASK, too"
+        )
         parser.add_class_arguments(Evaluation, "probe")
         parser.link_arguments("data.statistics", "model.statistics", apply_on="instantiate")
 
     def before_instantiate_classes(self) -> None:
         if self.subcommand == "fit":
             config = self.config["fit"]
-            if config["ckpt_path"]:
+            if not config["ckpt_path"]:
+                config["run"], config["ckpt_path"] = _place(Path(config["run"]), os.environ)
+            else:
                 checkpoint = Path(config["ckpt_path"])
                 if not checkpoint.is_file():
                     raise ConfigError(f"no checkpoint at {checkpoint.absolute()}: expected RUN/checkpoints/last.ckpt")
                 config["run"] = checkpoint.absolute().parents[1]
-            else:
-                config["run"] = _unused(Path(config["run"]))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         run = self._get(self.config, "run")
@@ -54,15 +62,31 @@ class DistillCLI(LightningCLI):
         fitting = self.subcommand == "fit"
         callbacks = list(chosen["callbacks"] or [])
         if chosen["enable_progress_bar"] is not False:
-            callbacks.append(RichProgressBar(leave=fitting))
+            callbacks.append(RichProgressBar(refresh_rate=10, leave=fitting))  # each refresh waits for the GPU
+        probing = self._get(self.config_init, "probe")
+        if fitting and probing.every:
+            callbacks.append(ProbeDuring(probing))
         if not fitting:
             return super().instantiate_trainer(logger=False, callbacks=callbacks, **kwargs)
         if chosen["enable_checkpointing"] is not False:
-            folder = run / "checkpoints"  # no version counter: a moved run keeps one best.ckpt
-            best = ModelCheckpoint(folder, "best", monitor="val/loss", save_last=True, enable_version_counter=False)
-            callbacks.append(best)
+            callbacks += self._checkpoints(run / "checkpoints", probing)
         kwargs["logger"] = [TensorBoardLogger(run, "", ""), CSVLogger(run, "", "")]
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    def _checkpoints(self, folder: Path, probing: Evaluation) -> list[ModelCheckpoint]:
+        """best.ckpt, and last.ckpt at every validation and every so many steps."""
+        monitor = self._get(self.config, "monitor")
+        probed = monitor.startswith("probe/")
+        if probed and not probing.every:
+            raise ConfigError(f"monitor is {monitor}, but nothing is probed during the fit: set probe.every")
+        mode, epochs = ("max", probing.every) if probed else ("min", None)
+        steps = self._get(self.config, "checkpoint_every")
+        return [  # without version counters: a moved run keeps one file of each
+            ModelCheckpoint(
+                folder, "best", monitor, save_last=True, mode=mode, every_n_epochs=epochs, enable_version_counter=False
+            ),
+            ModelCheckpoint(folder, "last", every_n_train_steps=steps, enable_version_counter=False),
+        ]
 
     def before_test(self) -> None:
         self.evaluation: Evaluation = self._get(self.config_init, "probe")
@@ -85,10 +109,21 @@ class DistillCLI(LightningCLI):
         Console().print(f"written: {folder}/results.json and results.png")
 
 
-def _unused(run: Path) -> Path:
-    """``run``, or ``run-2``, ``run-3`` ... when a run is there already."""
+def _place(run: Path, environment: Mapping[str, str]) -> tuple[Path, str | None]:
+    """Folder of a new run, and the checkpoint that it goes on from.
+
+    A folder is ``run``, or ``run-2``, ``run-3`` ... when a run is there already; under SLURM it is named for the job. A job
+    that SLURM or torchrun started again goes on in the folder that it had.
+    """
+    if job := environment.get("SLURM_JOB_ID"):
+        run = run.with_name(f"{run.name}-{job}")
+    restarts = environment.get("SLURM_RESTART_COUNT") or environment.get("TORCHELASTIC_RESTART_COUNT") or "0"
     candidates = [run, *(run.with_name(f"{run.name}-{number}") for number in range(2, 10_000))]
-    return next(candidate for candidate in candidates if not (candidate / "config.yaml").exists())
+    number = next(number for number, each in enumerate(candidates) if not (each / "config.yaml").exists())
+    last = candidates[number - 1] / "checkpoints" / "last.ckpt"
+    if int(restarts) and number and last.is_file():
+        return candidates[number - 1], str(last)
+    return candidates[number], None
 
 
 def complete(arguments: list[str]) -> list[str]:
@@ -128,7 +163,7 @@ def _run_of(configs: list[str]) -> Path | None:
 def _newest_checkpoint(run: Path | None) -> Path:
     """The best checkpoint of the newest of ``run``, ``run-2`` ..., or of all runs."""
     if run:
-        mine = re.compile(re.escape(run.name) + r"(-\d+)?")
+        mine = re.compile(re.escape(run.name) + r"(-\d+)*")
         folders = [path for path in run.parent.glob("*") if mine.fullmatch(path.name)]
         every = [path / "checkpoints" / "best.ckpt" for path in folders]
     else:

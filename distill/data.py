@@ -3,14 +3,16 @@
 import logging
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning_utilities import apply_to_collection
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils.pin_memory import pin_memory
@@ -31,14 +33,35 @@ KINDS = ("teachers", "inputs")
 log = logging.getLogger(__name__)
 
 
-class Batch(NamedTuple):
-    """Aligned rows."""
+class Batch:
+    """Aligned rows.
 
-    inputs: dict[str, Any]  # input column -> what the student reads of its rows; with several, rows come in this order
-    targets: dict[str, Tensor]  # teacher -> (batch, teacher_dim)
-    valid: dict[str, Tensor]  # teacher -> (batch,), bool: False where the teacher has not seen the row
-    rows: Tensor  # (batch,): rows of the corpus
-    corpora: Tensor  # (batch,): number of each row's corpus
+    No tuple, which Lightning would open: ``bf16-true`` rounds every tensor that it finds, and targets are no inputs.
+
+    Attributes:
+        inputs: input column -> what the student reads of its rows; with several, rows come in this order.
+        targets: teacher -> (batch, teacher_dim).
+        valid: teacher -> (batch,), bool: False where the teacher has not seen the row.
+        rows: rows of the corpus, (batch,).
+        corpora: number of each row's corpus, (batch,).
+    """
+
+    def __init__(
+        self, inputs: dict[str, Any], targets: dict[str, Tensor], valid: dict[str, Tensor], rows: Tensor, corpora: Tensor
+    ):
+        self.inputs, self.targets, self.valid, self.rows, self.corpora = inputs, targets, valid, rows, corpora
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
+        """The same rows on a device; from pinned memory the host does not wait."""
+        return Batch(*(_moved(each, torch.device(device), non_blocking) for each in vars(self).values()))
+
+    def pin_memory(self) -> "Batch":
+        """The same rows in memory that a GPU reads by itself."""
+        return Batch(*(pin_memory(each) for each in vars(self).values()))
+
+
+def _moved(data: Any, device: torch.device, non_blocking: bool) -> Any:
+    return apply_to_collection(data, Tensor, lambda each: each.to(device, non_blocking=non_blocking))
 
 
 @dataclass(frozen=True)
@@ -141,7 +164,8 @@ def _join_inputs(inputs: Sequence[Any]) -> Any:
     if isinstance(inputs[0], dict):
         return {name: _join_inputs([each[name] for each in inputs]) for name in inputs[0]}
     if isinstance(inputs[0], Ragged):
-        return Ragged(torch.cat([each.values for each in inputs]), torch.cat([each.counts for each in inputs]))
+        values, counts = (torch.cat([getattr(each, key) for each in inputs]) for key in ("values", "counts"))
+        return Ragged(values, counts, max(each.longest for each in inputs))
     return torch.cat(list(inputs))
 
 
@@ -155,14 +179,34 @@ class AheadLoader(DataLoader[Batch]):
 
     Gathering is copying, which needs no Python lock; a worker process would add a pipe and one more copy. Without a GPU
     the model's own threads gather best: two teams of threads on the same cores wait for each other.
+
+    A killed epoch goes on behind the last batch that was stepped on, which Lightning's progress tells.
     """
 
+    done: Callable[[], int] = staticmethod(lambda: 0)  # batches of the coming epoch that were stepped on before
+
+    @property
+    def order(self) -> BatchOrder:
+        """What decides the batches."""
+        return cast(BatchOrder, self.batch_sampler)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: with it Lightning knows a loader that can go on."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing, see :meth:`state_dict`."""
+
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        self.order.start = self.done()
+        yield from self._batches()
+
+    def _batches(self) -> Iterator[Batch]:
         if self.num_workers:
             yield from super().__iter__()
             return
         dataset = cast(AlignedRows, self.dataset)
-        batches = (dataset.__getitems__(step) for step in cast(BatchOrder, self.batch_sampler))
+        batches = (dataset.__getitems__(step) for step in self.order)
         if not self.pin_memory:
             yield from batches
             return
@@ -235,7 +279,7 @@ class DistillData(LightningDataModule):
             fit only as far as they do not change under it.
         batch_size: rows of a step, over all ranks together.
         held_out: rows of each corpus that are never trained on, for validation.
-        seed: of the split and of the order of rows.
+        seed: of the split, of the order of rows, and of what is random in a step (dropout, augmentation).
         num_workers: processes that gather batches; 0 gathers in a thread of the training process.
         block_rows: for a cache larger than memory: shuffle whole blocks of so many rows, and the rows of
             ``window_blocks`` blocks together; 0 shuffles all rows at once.
@@ -312,16 +356,20 @@ class DistillData(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Batch]:
         return self._loader(shuffle=False)
 
-    def _loader(self, shuffle: bool) -> DataLoader[Batch]:
-        trainer = self.trainer
-        rank, ranks = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+    def _order(self, shuffle: bool) -> BatchOrder:
+        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if self.batch_size % ranks:
             raise ConfigError(f"data.batch_size is {self.batch_size}, expected a multiple of the {ranks} processes")
         if self.sources[0].held < ranks:
             raise ConfigError(f"data.held_out is {self.sources[0].held}, expected one row for each of {ranks} processes")
         lengths = [part.lengths if part.featuriser.padded else None for part in self.parts]
-        order = BatchOrder(self.sources, self.batch_size, self.seed, rank, ranks, shuffle, lengths)
-        return AheadLoader(
+        return BatchOrder(self.sources, self.batch_size, self.seed, rank, ranks, shuffle, lengths)
+
+    def _loader(self, shuffle: bool) -> DataLoader[Batch]:
+        trainer, order = self.trainer, self._order(shuffle)
+        if shuffle and order.dropped and not order.rank:
+            log.info("each epoch leaves out %d rows, always others: they fill no batch of %d", order.dropped, order.batch)
+        loader = AheadLoader(
             AlignedRows(self.parts, {name: len(each.mean) for name, each in self.statistics.items()}),
             batch_sampler=order,  # type: ignore[arg-type]
             collate_fn=as_is,
@@ -329,10 +377,37 @@ class DistillData(LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+        if shuffle and trainer:
+            loader.done = lambda: trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return loader
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"order": self._order(shuffle=True).identity}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare a checkpoint's batches with those of this run.
+
+        Raises:
+            ConfigError: when they are others, so that a run cannot go on with them.
+        """
+        mine = self._order(shuffle=True).identity
+        if self.trainer and self.trainer.state.fn == "fit" and state_dict["order"] != mine:
+            raise ConfigError(
+                f"the checkpoint's batches come from {state_dict['order']}, now they come from {mine}: "
+                "a run goes on with the same corpora, data.batch_size, data.held_out and data.seed"
+            )
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Begin each training batch with random numbers of its own, so that a resumed run draws the same."""
+        if self.trainer and self.trainer.training:
+            done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            key = self.seed, self.trainer.current_epoch, done, self.trainer.global_rank
+            torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+        return batch
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Crop and mirror the student's images on the device, where that is asked for."""
         if self.augmentation != "student-only" or not (self.trainer and self.trainer.training):
             return batch
-        inputs = {name: crop_and_mirror(rows) if is_image(rows) else rows for name, rows in batch.inputs.items()}
-        return batch._replace(inputs=inputs)
+        batch.inputs = {name: crop_and_mirror(rows) if is_image(rows) else rows for name, rows in batch.inputs.items()}
+        return batch

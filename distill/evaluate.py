@@ -50,6 +50,11 @@ class Evaluation:
             another number.
         seeds: one split each.
         systems: what to compare.
+        every: also probe the student during a fit, every so many epochs, by the first split and seed; 0: never.
+        during: the tasks of that; all of them when not given.
+
+    Raises:
+        ConfigError: when ``during`` names a task that is not there.
     """
 
     def __init__(
@@ -58,10 +63,15 @@ class Evaluation:
         splits: list[str] | None = None,
         seeds: list[int] | None = None,
         systems: list[System] | None = None,
+        every: int = 0,
+        during: list[str] | None = None,
     ):
         self.tasks, self.splits = tasks or {}, splits or ["random"]
         self.seeds = [0, 1, 2, 3, 4] if seeds is None else seeds
         self.systems = systems or ["student", "untrained", "teachers", "concatenated"]
+        self.every, self.during = every, during or list(self.tasks)
+        if unknown := sorted(set(self.during) - set(self.tasks)):
+            raise ConfigError(f"probe.during names {unknown[0]}; probe.tasks has: {', '.join(self.tasks) or 'none'}")
 
     def prepare(self, parts: Sequence[Part], settings: Settings | None = None) -> None:
         """Embed every task's items with the same producers as a corpus's; what is there already is not made again.
@@ -116,12 +126,13 @@ class Evaluation:
             )
         return not lacking
 
-    def run(self, students: dict[System, Student], device: str) -> list[Record]:
+    def run(self, students: dict[System, Student], device: str, quiet: bool = False) -> list[Record]:
         """Probe every system on every task; :meth:`prepare` comes first.
 
         Args:
             students: the trained student, and optionally the ``untrained`` one.
             device: where the students run.
+            quiet: show no progress.
 
         Returns:
             A record per system, task, split and seed.
@@ -136,7 +147,7 @@ class Evaluation:
         embedded = {name: self._embed(name, students, device) for name in self.tasks}
         records = [
             record
-            for name, split, seed in track(work, "probing")
+            for name, split, seed in track(work, "probing", disable=quiet)
             for record in self._probe(name, split, seed, *embedded[name])
         ]
         if not records:

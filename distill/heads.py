@@ -6,11 +6,13 @@ embedding s, and the loss is ``-log q``. An upper bound on h(T | S), so lowering
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+
+from distill.exact import Float32
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -24,7 +26,7 @@ def mlp(inputs: int, width: int, layers: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(*stack, nn.Linear(inputs, outputs))
 
 
-class Head(nn.Module, ABC):
+class Head(Float32, ABC):
     """Loss of one teacher. Subclass it in any importable module and name the class in YAML.
 
     Class attributes:
@@ -45,6 +47,20 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def predict(self, student: Tensor) -> Tensor:
         """The expected target, (batch, teacher_dim), of ``student`` (batch, student_dim)."""
+
+
+class _Cap(torch.autograd.Function):
+    """``clamp_max`` whose gradient still leads back below the limit: a clamp's is zero there, and sigma would stay."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, limit: float) -> Tensor:
+        ctx.save_for_backward(values >= limit)
+        return values.clamp_max(limit)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (capped,) = ctx.saved_tensors
+        return gradient.masked_fill(capped & (gradient < 0), 0), None
 
 
 class DensityHead(Head):
@@ -69,7 +85,8 @@ class GaussianHead(DensityHead):
     """A conditional (mixture of) Gaussian(s) over the teacher's embedding (arXiv 2510.18680).
 
     An MLP of s gives, per mode, a logit, a mean mu and a raw scale a; the inverse standard deviation is r = exp(a), or
-    exp(tanh(a)) when bounded, so that sigma lies in [1/e, e].
+    exp(tanh(a)) when bounded, so that sigma lies in [1/e, e]. Where rows repeat, or one dimension follows from another,
+    sigma would fall until the loss is not finite (as in the paper's largest text run): ``floor`` ends that.
 
     Args:
         student_dim: width of s.
@@ -78,6 +95,7 @@ class GaussianHead(DensityHead):
         layers: hidden layers; overrides the preset.
         width: of the hidden layers; overrides the preset.
         bounded: bound the scale; overrides the preset.
+        floor: the least sigma, in units of the target, whose deviation is 1 when it is standardised.
         modes: Gaussians in the mixture.
         triangular: a full triangular precision factor instead of a diagonal one; teacher_dim ** 2 outputs per mode.
 
@@ -95,6 +113,7 @@ class GaussianHead(DensityHead):
         layers: int | None = None,
         width: int | None = None,
         bounded: bool | None = None,
+        floor: float = 1e-3,
         modes: int = 1,
         triangular: bool = False,
     ):
@@ -102,6 +121,7 @@ class GaussianHead(DensityHead):
         preset_layers, preset_width, preset_bounded = PRESETS[preset]
         self.teacher_dim, self.modes, self.triangular = teacher_dim, modes, triangular
         self.bounded = preset_bounded if bounded is None else bounded
+        self.largest = -math.log(floor)  # of a
         outputs = 1 + 2 * teacher_dim + (teacher_dim**2 if triangular else 0)
         depth = preset_layers if layers is None else layers
         self.mlp = mlp(student_dim, width or preset_width, depth, modes * outputs)
@@ -109,7 +129,7 @@ class GaussianHead(DensityHead):
     def _outputs(self, student: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         out = self.mlp(student).float().unflatten(-1, (self.modes, -1))  # (batch, modes, outputs)
         logit, mean, scale, factor = out.tensor_split([1, 1 + self.teacher_dim, 1 + 2 * self.teacher_dim], -1)
-        return logit.squeeze(-1), mean, scale.tanh() if self.bounded else scale, factor
+        return logit.squeeze(-1), mean, scale.tanh() if self.bounded else _Cap.apply(scale, self.largest), factor
 
     def log_prob(self, student: Tensor, target: Tensor) -> Tensor:
         """log q(target | student), (batch,), always in float32."""

@@ -16,13 +16,17 @@ class TeacherMetrics(Metric):
     - ``r2``: share of the target's variance that the head's mean explains; "predict the corpus mean" is 0. A scale-free
       head has ``cosine`` instead.
     - ``nats``: marginal minus conditional NLL per dimension, a lower bound on I(T; S) / teacher_dim.
+
+    Args:
+        dim: width of the target.
     """
 
     full_state_update = False
     total: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
+        self.dim = dim
         self.add_state("total", torch.zeros(6, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, head: Head, normaliser: Normaliser, loss: Tensor, student: Tensor, target: Tensor) -> None:
@@ -34,19 +38,24 @@ class TeacherMetrics(Metric):
         cosine = F.cosine_similarity(predicted, target).sum()
         information = loss.new_zeros(())
         if isinstance(head, DensityHead):
-            information = (head.marginal_nll(target, normaliser.mean, normaliser.var) - loss).sum() / normaliser.dim
-        per_dim = loss.sum() / (normaliser.dim if head.sums_dimensions else 1)
+            information = (head.marginal_nll(target, normaliser.mean, normaliser.var) - loss).sum() / self.dim
         count = loss.new_tensor(len(loss))
         # not in place: a reset inside Lightning's inference mode leaves an inference tensor
-        self.total = self.total + torch.stack([count, per_dim, error, spread, cosine, information]).double()
+        self.total = self.total + torch.stack([count, loss.sum(), error, spread, cosine, information]).double()
 
     def named(self, head: Head) -> dict[str, Tensor]:
         """The figures that make sense for ``head``."""
         count, loss, error, spread, cosine, nats = self.compute().float()
         density = isinstance(head, DensityHead)
-        figures = {"nll" if density else "loss": loss / count}
+        figures = {"nll" if density else "loss": loss / count / (self.dim if head.sums_dimensions else 1)}
         figures |= {"cosine": cosine / count} if head.scale_free else {"r2": 1 - error / spread}
         return figures | ({"nats": nats / count} if density else {})
+
+    def mean_loss(self) -> Tensor:
+        """Of all rows and ranks, as the head gives it."""
+        count, loss, *_ = self.compute().float()
+        mean: Tensor = loss / count.clamp_min(1)
+        return mean
 
     def compute(self) -> Tensor:
         return self.total

@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -13,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from cache_tools.errors import ConfigError
 from cache_tools.statistics import Statistics
 from distill.data import Batch
+from distill.guard import Guard
 from distill.heads import GaussianHead, Head
 from distill.metrics import TeacherMetrics
 from distill.normalize import Normaliser, Raw, Standardise
@@ -34,6 +36,9 @@ class Distiller(LightningModule):
         head_lr: learning rate of the heads.
         weight_decay: of both.
         warmup: share of the steps over which learning rates rise; then they fall as a cosine.
+        spike: stop when a teacher's loss is so many mean deviations above its running mean; 0: only when it is not finite.
+        compile: student and heads by ``torch.compile``.
+        activation_checkpointing: compute the student's inner activations again in the backward pass rather than keep them.
 
     Raises:
         ConfigError: when ``heads`` names a teacher that is not there.
@@ -53,6 +58,9 @@ class Distiller(LightningModule):
         head_lr: float = 1e-4,
         weight_decay: float = 0.01,
         warmup: float = 0.05,
+        spike: float = 1000.0,
+        compile: bool = False,
+        activation_checkpointing: bool = False,
     ):
         super().__init__()
         if unknown := sorted(set(heads or {}) - set(statistics)):
@@ -67,7 +75,9 @@ class Distiller(LightningModule):
         ]
         self.register_buffer("weights", torch.tensor(weights), persistent=False)
         self.student_lr, self.head_lr = student_lr, head_lr
-        self.weight_decay, self.warmup = weight_decay, warmup
+        self.weight_decay, self.warmup, self.spike, self.compiled = weight_decay, warmup, spike, compile
+        if activation_checkpointing:
+            student.checkpoint_activations()
 
     def _add_teacher(
         self,
@@ -85,7 +95,13 @@ class Distiller(LightningModule):
         if built.raw_targets:
             normal = Raw(statistics)
             built = head(self.student.dim, normal.dim)
-        self.normalisers[name], self.heads[name], self.metrics[name] = normal, built, TeacherMetrics()
+        self.normalisers[name], self.heads[name], self.metrics[name] = normal, built, TeacherMetrics(normal.dim)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distiller":
+        weights = self.weights
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.weights = weights.to(self.weights.device)  # no rounding of them under bf16-true
+        return self
 
     def _head(self, name: str) -> Head:
         return cast(Head, self.heads[name])
@@ -102,26 +118,43 @@ class Distiller(LightningModule):
         """Losses (teachers, batch), validity (teachers, batch), the student's embedding and the heads' targets."""
         student = self(batch.inputs)
         targets = {name: self._normaliser(name)(batch.targets[name]) for name in self.teachers}
-        losses = torch.stack([self._head(name)(student, targets[name]) for name in self.teachers])
+        with self._heads_precision(student):
+            losses = torch.stack([self._head(name)(student, targets[name]) for name in self.teachers])
         return losses, torch.stack([batch.valid[name] for name in self.teachers]), student, targets
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    @staticmethod
+    def _heads_precision(student: Tensor) -> AbstractContextManager[Any]:
+        """Under ``bf16-true`` the heads keep float32 parameters, and multiply as under ``bf16-mixed``."""
+        half = student.dtype in (torch.bfloat16, torch.float16)
+        return torch.autocast(student.device.type, student.dtype) if half else nullcontext()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         losses, valid, _, _ = self.losses(batch)
-        loss = self.objective(losses, valid, self.weights)
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
+        kept = torch.where(valid, losses.detach(), 0.0).sum(1)
+        total = torch.stack([kept, valid.sum(1)])  # (2, teachers)
+        mine = total[1].clone()
+        if (
+            self.trainer.world_size > 1
+        ):  # a teacher's mean runs over the valid rows of all ranks, which may not have equally many
+            torch.distributed.all_reduce(total)
+        share = mine * self.trainer.world_size / total[1].clamp_min(1)
+        loss = self.objective(losses * share.unsqueeze(1), valid, self.weights)
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch.rows))
+        return {"loss": loss, "means": total[0] / total[1].clamp_min(1), "rows": losses.detach(), "valid": valid}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         losses, valid, student, targets = self.losses(batch)
-        self.log("val/loss", self.objective(losses, valid, self.weights), batch_size=len(batch.rows), sync_dist=True)
         for row, name in enumerate(self.teachers):
             ok = valid[row]
             metrics = cast(TeacherMetrics, self.metrics[name])
-            metrics.update(self._head(name), self._normaliser(name), losses[row][ok], student[ok], targets[name][ok])
+            with self._heads_precision(student):
+                metrics.update(self._head(name), self._normaliser(name), losses[row][ok], student[ok], targets[name][ok])
 
     def on_validation_epoch_end(self) -> None:
-        for name in self.teachers:
-            metrics = cast(TeacherMetrics, self.metrics[name])
+        every = [cast(TeacherMetrics, self.metrics[name]) for name in self.teachers]
+        means = torch.stack([metrics.mean_loss() for metrics in every]).unsqueeze(1)  # (teachers, 1), of all ranks
+        self.log("val/loss", self.objective(means, torch.ones_like(means, dtype=torch.bool), self.weights))
+        for name, metrics in zip(self.teachers, every, strict=True):
             for figure, value in metrics.named(self._head(name)).items():
                 self.log(f"{figure}/{name}", value, prog_bar=figure in ("r2", "cosine"))
             metrics.reset()
@@ -140,13 +173,20 @@ class Distiller(LightningModule):
         if gradient_clip_val:
             nn.utils.clip_grad_norm_(self.student.parameters(), gradient_clip_val)
 
+    def configure_callbacks(self) -> list[Callback]:
+        return [Guard(self.teachers, self.spike)]
+
+    def on_fit_start(self) -> None:
+        for module in [self.student, *self.heads.values()] if self.compiled else []:
+            module.compile()
+
     def configure_optimizers(self) -> Any:
         """AdamW with a group for the student and one for the heads; linear warm-up, then a cosine to zero."""
         groups = [
             {"params": list(self.student.parameters()), "lr": self.student_lr, "name": "student"},
             {"params": list(self.heads.parameters()), "lr": self.head_lr, "name": "heads"},
         ]
-        optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=True)
         steps = int(self.trainer.estimated_stepping_batches)
         rising = max(1, round(self.warmup * steps))
 

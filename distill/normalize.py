@@ -3,12 +3,13 @@
 from abc import ABC, abstractmethod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cache_tools.statistics import Statistics
+from distill.exact import Float32
 
 
-class Normaliser(nn.Module, ABC):
+class Normaliser(Float32, ABC):
     """From a teacher's raw embedding (batch, teacher_dim) to the target of a head (batch, dim).
 
     Attributes:

@@ -250,6 +250,9 @@ class BatchOrder(Sampler[Step]):
         shuffle: off for validation: then the held-out rows come in order, corpus after corpus.
         lengths: per source, what tells the lengths of rows, where a student pads them: then the rows of ``SLAB`` batches
             are dealt out by length, and these batches come in random order.
+
+    Attributes:
+        start: batches to leave out of an epoch that was begun before.
     """
 
     def __init__(
@@ -263,7 +266,7 @@ class BatchOrder(Sampler[Step]):
         lengths: Sequence[Lengths | None] = (),
     ):
         self.sources, self.batch, self.seed, self.rank, self.ranks = list(sources), batch, seed, rank, ranks
-        self.shuffle, self.epoch = shuffle, 0
+        self.shuffle, self.epoch, self.start = shuffle, 0, 0
         self.lengths = list(lengths) or [None] * len(self.sources)
         self.sampler = self  # Lightning calls set_epoch on `batch_sampler.sampler`
 
@@ -273,20 +276,31 @@ class BatchOrder(Sampler[Step]):
     def __len__(self) -> int:
         if self.shuffle:
             return sum(len(source) for source in self.sources) // self.batch
-        return sum(-(-len(self._mine(source)) // self.batch) for source in self.sources)
+        return sum(self._batches(source) for source in self.sources)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the global batches of every epoch; ranks do not."""
+        sources = [(each.rows, each.held, each.weight, each.block, each.window, each.views) for each in self.sources]
+        return {"rows": [list(each) for each in sources], "batch": self.batch, "seed": self.seed}
+
+    @property
+    def dropped(self) -> int:
+        """Rows of an epoch's end that fill no batch; others in each epoch."""
+        return sum(len(source) for source in self.sources) % self.batch
 
     def __iter__(self) -> Iterator[Step]:
         return self._training() if self.shuffle else self._validation()
 
-    def _mine(self, source: Source) -> Array:
-        return source.held_out[self.rank :: self.ranks]
+    def _batches(self, source: Source) -> int:
+        """Validation batches of a source, as many on every rank."""
+        return -(-source.held // (self.batch * self.ranks))
 
     def _validation(self) -> Iterator[Step]:
         for number, source in enumerate(self.sources):
-            mine = self._mine(source)
-            for start in range(0, len(mine), self.batch):
+            for mine in np.array_split(source.held_out[self.rank :: self.ranks], self._batches(source)):
                 rows = [np.empty(0, np.int64)] * len(self.sources)
-                rows[number] = source.view(mine[start : start + self.batch])
+                rows[number] = source.view(mine)
                 yield Step(rows)
 
     def _training(self) -> Iterator[Step]:
@@ -294,13 +308,15 @@ class BatchOrder(Sampler[Step]):
         counts = shares(self.sources, self.batch, len(self), self.seed, self.epoch)
         ends = np.concatenate([np.zeros((1, len(streams)), np.int64), np.cumsum(counts, 0)])  # (batches + 1, sources)
         seen = [-1] * len(streams)  # the last window of each source that was read ahead
-        for first in range(0, len(counts), SLAB):
+        for first in range(self.start // SLAB * SLAB, len(counts), SLAB):
             last = min(first + SLAB, len(counts))
             slab = [stream.take(*ends[[first, last], k].tolist()) for k, stream in enumerate(streams)]
             slab = [rows if of is None else _by_length(rows, of) for rows, of in zip(slab, self.lengths, strict=True)]
             spans = (ends[first : last + 1] - ends[first]).tolist()  # where each batch begins in the slab
             bucketed = any(each is not None for each in self.lengths)
             for place, number in enumerate(self._mixed(first, last) if bucketed else range(first, last), first):
+                if place < self.start:
+                    continue
                 start, stop = spans[number - first], spans[number - first + 1]
                 rows = [each[a:b] for each, a, b in zip(slab, start, stop, strict=True)]
                 if not any(source.block for source in self.sources):

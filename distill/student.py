@@ -1,10 +1,12 @@
 """The Student contract: the one encoder that is kept."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cache_tools.errors import ConfigError
 
@@ -30,6 +32,14 @@ class Student(nn.Module, ABC):
             rows: what the column's featuriser unpacks.
         """
 
+    def checkpoint_activations(self) -> None:
+        """From now on compute inner activations again in the backward pass: less memory, more time.
+
+        Raises:
+            ConfigError: when this student cannot.
+        """
+        raise ConfigError(f"{type(self).__name__} cannot compute its activations again: leave activation_checkpointing out")
+
     def encode(self, rows: Any) -> Tensor:
         """The student's embedding of rows of its column, (batch, dim)."""
         return self.embeddings(rows)[-1]
@@ -49,3 +59,23 @@ class Student(nn.Module, ABC):
                 f"set data.input to {self.input}, or take another student"
             )
         return self.encode(inputs[self.input])
+
+
+def recomputed(module: nn.Module, block: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """``block(*inputs)``, a part of ``module``, whose activations the backward pass computes again.
+
+    Batch norms take in a batch once, not again with it.
+    """
+
+    @contextmanager
+    def still() -> Iterator[None]:
+        norms = [each for each in module.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = 0.0
+        yield
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+
+    out: Tensor = checkpoint(block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), still()))
+    return out

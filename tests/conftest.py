@@ -14,6 +14,10 @@ SHARED = ROOT.parent / "shared"
 torch.set_num_threads(1)  # for tensors this small a second thread only waits
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: "test_command_lines" not in item.nodeid)  # the longest file first: two workers end together
+
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache with 600 real molecules, three teachers and the graph; do not write to it."""

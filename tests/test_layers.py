@@ -19,9 +19,9 @@ FLOORS = {  # a module may import those on lower floors, and those on its own fl
         ["cli"],
     ],
     "distill": [
-        ["order", "heads", "normalize", "objective", "student", "augment"],
+        ["exact", "order", "heads", "normalize", "objective", "student", "augment"],
         ["students.molecule", "students.text", "students.image", "students.mixed"],
-        ["metrics", "data", "module", "probes", "tasks", "labelled", "evaluate", "report"],
+        ["metrics", "data", "guard", "module", "probes", "tasks", "labelled", "evaluate", "probing", "report"],
         ["exported", "card", "export"],
         ["study", "cli"],
     ],
@@ -59,6 +59,7 @@ NO_LIGHTNING = {
     "distill.student",
     "distill.probes",
     "distill.augment",
+    "distill.exact",
 }
 
 

@@ -124,6 +124,14 @@ class ImageStudent(_PixelStudent):
         self.dim = dim or backbone.width
         self.project = nn.Identity() if self.dim == backbone.width else nn.Linear(backbone.width, self.dim)
 
+    def checkpoint_activations(self) -> None:
+        network = getattr(self.backbone, "network", None)
+        enable = getattr(network, "set_grad_checkpointing", getattr(network, "gradient_checkpointing_enable", None))
+        if enable is None:
+            super().checkpoint_activations()
+        else:
+            enable()
+
     def embeddings(self, rows: Tensor) -> list[Tensor]:
         *inner, last = self.backbone(self._scaled(rows))
         return [*inner, self.project(last)]

@@ -38,6 +38,10 @@ class MixedStudent(Student):
             for _ in range(layers)
         )
 
+    def checkpoint_activations(self) -> None:
+        for each in self.encoders.values():
+            each.checkpoint_activations()  # type: ignore[operator]
+
     def embeddings(self, rows: Mapping[str, Any]) -> list[Tensor]:
         parts = []
         for column, each in rows.items():

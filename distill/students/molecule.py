@@ -8,7 +8,7 @@ from torch_geometric.nn import GINEConv
 from torch_geometric.utils.smiles import e_map, x_map
 
 from cache_tools.store import Ragged
-from distill.student import Student
+from distill.student import Student, recomputed
 
 ATOM_SIZES = [len(values) for values in x_map.values()]
 BOND_SIZES = [len(values) for values in e_map.values()]
@@ -34,11 +34,11 @@ class CategorySum(nn.Module):
 
 
 class Graphs(NamedTuple):
-    """A flat batch of graphs: edges (2, bonds) over all atoms, the graph of each atom (atoms,), ``size`` graphs."""
+    """A flat batch of graphs: edges (2, bonds) over all atoms, each atom's graph (atoms,), each graph's atoms (batch,)."""
 
     edges: Tensor
     graph: Tensor
-    size: int
+    atoms: Tensor
 
 
 class GraphStudent(Student):
@@ -55,6 +55,7 @@ class GraphStudent(Student):
     """
 
     input = "graph"
+    recompute = False
 
     def __init__(
         self,
@@ -92,18 +93,26 @@ class GraphStudent(Student):
         atoms, edges = rows["atoms"], rows["edges"]
         first = atoms.counts.cumsum(0) - atoms.counts  # (batch,): a molecule's first atom
         shift = torch.repeat_interleave(first, edges.counts, output_size=len(edges.values))
-        number = torch.arange(len(atoms.counts), device=first.device)
+        number = torch.arange(len(first), device=first.device)
         graph = torch.repeat_interleave(number, atoms.counts, output_size=len(atoms.values))
-        return Graphs((edges.values + shift.unsqueeze(1)).T, graph, len(number)), self.atoms(atoms.values)
+        return Graphs((edges.values + shift.unsqueeze(1)).T, graph, atoms.counts), self.atoms(atoms.values)
+
+    def checkpoint_activations(self) -> None:
+        self.recompute = True
 
     def _blocks(self, x: Tensor, bonds: Tensor, graphs: Graphs) -> list[Tensor]:
         out = []
-        for number, (block, norm, table) in enumerate(zip(self.blocks, self.norms, self.bonds, strict=True)):
-            if self.virtual and number:
-                x = x + self.virtual[number - 1](_mean(x, graphs))[graphs.graph]
-            x = norm(block(x, graphs.edges, table(bonds)))
-            x = self.dropout(x if number == len(self.blocks) - 1 else x.relu())
+        for number in range(len(self.blocks)):
+            again = self.recompute and self.training
+            x = recomputed(self, self._block, number, x, bonds, graphs) if again else self._block(number, x, bonds, graphs)
             out.append(x)  # (atoms, width)
+        return out
+
+    def _block(self, number: int, x: Tensor, bonds: Tensor, graphs: Graphs) -> Tensor:
+        if self.virtual and number:
+            x = x + self.virtual[number - 1](_mean(x, graphs))[graphs.graph]
+        x = self.norms[number](self.blocks[number](x, graphs.edges, self.bonds[number](bonds)))
+        out: Tensor = self.dropout(x if number == len(self.blocks) - 1 else x.relu())
         return out
 
     def _pool(self, x: Tensor, graphs: Graphs) -> Tensor:
@@ -112,12 +121,11 @@ class GraphStudent(Student):
 
 
 def _sum(x: Tensor, graphs: Graphs) -> Tensor:
-    return x.new_zeros(graphs.size, x.shape[1]).index_add_(0, graphs.graph, x)
+    return x.new_zeros(len(graphs.atoms), x.shape[1]).index_add_(0, graphs.graph, x)
 
 
 def _mean(x: Tensor, graphs: Graphs) -> Tensor:
-    atoms = torch.bincount(graphs.graph, minlength=graphs.size).unsqueeze(1)
-    return _sum(x, graphs) / atoms.clamp_min(1)
+    return _sum(x, graphs) / graphs.atoms.unsqueeze(1).clamp_min(1)
 
 
 def _norm(norm: Norm, width: int) -> nn.Module:

@@ -49,6 +49,9 @@ class TextStudent(Student):
         self.dim = dim or known.hidden_size
         self.project = nn.Identity() if self.dim == known.hidden_size else nn.Linear(known.hidden_size, self.dim)
 
+    def checkpoint_activations(self) -> None:
+        self.network.gradient_checkpointing_enable()
+
     def embeddings(self, rows: dict[str, Ragged]) -> list[Tensor]:
         ids, mask = self._padded(rows["tokens"])
         out = self.network(input_ids=ids, attention_mask=mask, output_hidden_states=True)
@@ -63,13 +66,14 @@ class TextStudent(Student):
 
     def _padded(self, tokens: Ragged) -> tuple[Tensor, Tensor]:
         """Ids (batch, tokens) and a mask that is 1 where they are no padding."""
-        counts = tokens.counts.to(tokens.values.device)
-        *lengths, largest = torch.cat([counts, tokens.values.max().view(1)]).tolist()  # the host waits once
-        self._check(largest, max(lengths))
-        rows = tokens.values.long().split(lengths)
-        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=self.padding)
-        places = torch.arange(ids.shape[1], device=ids.device)
-        return ids, (places < counts.unsqueeze(1)).long()
+        if tokens.values.device.type == "cpu":  # a GPU's host shall not wait; there an unknown token ends in CUDA's error
+            self._check(int(tokens.values.max()), tokens.longest)
+        counts = tokens.counts.unsqueeze(1)  # (batch, 1)
+        places = torch.arange(tokens.longest, device=counts.device)
+        mask = places < counts
+        flat = (counts.cumsum(0) - counts + places).clamp_max(len(tokens.values) - 1)
+        ids = torch.where(mask, tokens.values[flat].long(), self.padding)
+        return ids, mask.long()
 
     def _check(self, largest: int, longest: int) -> None:
         if largest >= self.vocabulary:

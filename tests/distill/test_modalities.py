@@ -125,7 +125,7 @@ def test_one_student_of_two_modalities_learns_both_and_is_probed_on_both(caches,
         data.statistics, student, lambda s, t: GaussianHead(s, t, preset="mini"), student_lr=3e-3, head_lr=3e-3
     )
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = Trainer(max_epochs=12, accelerator="cpu", **quiet)
+    trainer = Trainer(max_epochs=16, accelerator="cpu", **quiet)
     trainer.fit(model, data)
     assert trainer.callback_metrics["r2/colour"] > 0.5
     assert trainer.callback_metrics["r2/words"] > 0.3

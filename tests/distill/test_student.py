@@ -38,8 +38,8 @@ def test_the_order_of_atoms_does_not_matter(column):
     new_place = order.argsort()
     shuffled = {
         **graph,
-        "atoms": Ragged(atoms.values[order], atoms.counts),
-        "edges": Ragged(new_place[edges.values.long()].to(edges.values.dtype), edges.counts),
+        "atoms": Ragged(atoms.values[order], atoms.counts, atoms.longest),
+        "edges": Ragged(new_place[edges.values.long()].to(edges.values.dtype), edges.counts, edges.longest),
     }
     torch.testing.assert_close(student.encode(graph), student.encode(shuffled), rtol=1e-4, atol=1e-5)
 

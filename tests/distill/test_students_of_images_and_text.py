@@ -32,7 +32,7 @@ def pixels(size=32, batch=3, seed=0):
 
 def tokens(*rows):
     flat = torch.tensor([token for row in rows for token in row], dtype=torch.int32)
-    return {"tokens": Ragged(flat, torch.tensor([len(row) for row in rows]))}
+    return {"tokens": Ragged(flat, torch.tensor([len(row) for row in rows]), max(len(row) for row in rows))}
 
 
 def without_gradient(student, inputs):
