@@ -85,15 +85,15 @@ def _teachers(parts: list[Part]) -> str:
 def _teacher(name: str, column: Column) -> str:
     made = column.manifest["producer"]
     known = made["init_args"]
-    model = str(known.get("model") or known.get("weights") or known.get("embeddings") or "")
+    model = next((str(known[key]) for key in ("model", "weights", "embeddings", "export") if known.get(key)), "")
     sha = made["fingerprint"].get("weights_sha256", "")
     revision = known.get("revision") or ("not pinned" if model and "revision" in known else "")
-    licence = _licence(model) if model else "no weights"
+    licence = _licence(model, known.get("revision")) if model else "no weights"
     shown = Path(model).name if Path(model).is_absolute() else model  # where a file lay helps nobody else
     return _row(name, f"`{made['class_path']}`", column.dim, shown, revision, sha[:16], licence)
 
 
-def _licence(model: str) -> str:
+def _licence(model: str, revision: str | None) -> str:
     """What the model's own card says, where there is a copy of it on this machine."""
     try:
         place = Path(locate(model))
@@ -105,7 +105,7 @@ def _licence(model: str) -> str:
         from huggingface_hub.errors import HFValidationError
 
         try:
-            path = try_to_load_from_cache(model, "README.md")
+            path = try_to_load_from_cache(model, "README.md", revision=revision)
         except HFValidationError:
             return UNKNOWN
     if not isinstance(path, str | Path) or not Path(path).is_file():

@@ -397,7 +397,7 @@ def test_the_commands_take_the_newest_run_and_its_card_can_be_followed(fitted, m
     assert not list(fitted.glob(".export*"))
 
 
-def test_a_predicted_column_is_a_teacher_like_any_other(fitted, monkeypatch, capsys):
+def test_a_predicted_column_is_a_teacher_like_any_other(fitted, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(fitted)
     options = ["--settings.workers", "1", "--settings.dtype", "float32"]
     main(["predict", "--corpus", "cache/mol", "--name", "again", *options])
@@ -415,6 +415,12 @@ def test_a_predicted_column_is_a_teacher_like_any_other(fitted, monkeypatch, cap
     assert before == {path: path.stat().st_mtime_ns for path in column.path.iterdir()}, "what is there is not made again"
     data = DistillData(fitted / "cache" / "mol", teachers=["again"], batch_size=20, held_out=20)
     assert next(iter(data.train_dataloader())).targets["again"].shape == (20, 12)
+    second = make_run(tmp_path / "second", fitted / "cache", ["mol"], GRAPH)
+    export(tmp_path / "pupil", second)
+    card = (tmp_path / "pupil" / "README.md").read_text()
+    assert re.search(
+        r"\| again \| `distill.exported.StudentTeacher` \| 12 \| export \|  \| [0-9a-f]{16} \| unknown \|", card
+    )
 
 
 def test_predict_refuses_what_does_not_fit(fitted, made, tmp_path):
