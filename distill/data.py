@@ -378,7 +378,8 @@ class DistillData(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
         )
         if shuffle and trainer:
-            loader.done = lambda: trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            progress = trainer.fit_loop.epoch_loop.batch_progress
+            loader.done = lambda: progress.current.ready if trainer.training else 0
         return loader
 
     def state_dict(self) -> dict[str, Any]:
