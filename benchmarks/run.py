@@ -11,6 +11,7 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
 import cache
+import train
 from cache_tools.console import start_logging
 from distill.probes import LogisticProbe, RidgeProbe
 from measure import Row, compare, show
@@ -46,7 +47,8 @@ def main() -> None:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as folder:
         rows = {name: row for part in cache.everything(Path(folder)) for name, row in part.items()}
-    show("cache and probes", rows | probes())
+        show("cache and probes", rows | probes())
+        show("training", train.everything(Path(folder) / "train"))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ embedding s, and the loss is ``-log q``. An upper bound on h(T | S), so lowering
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,21 +50,40 @@ class Head(Float32, ABC):
         """The expected target, (batch, teacher_dim), of ``student`` (batch, student_dim)."""
 
 
-class _Cap(torch.autograd.Function):
-    """``clamp_max`` whose gradient still leads back below the limit: a clamp's is zero there, and sigma would stay."""
+class MlpHead(Head):
+    """A head that is an MLP of the student's embedding and a loss of its output; such heads are computed together.
 
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, limit: float) -> Tensor:
-        ctx.save_for_backward(values >= limit)
-        return values.clamp_max(limit)
+    Attributes:
+        mlp: from :func:`mlp`, its last layer as wide as the head needs.
+    """
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (capped,) = ctx.saved_tensors
-        return gradient.masked_fill(capped & (gradient < 0), 0), None
+    mlp: nn.Sequential
+
+    @abstractmethod
+    def loss(self, out: Tensor, target: Tensor) -> Tensor:
+        """Loss per row, (batch,) in float32, of the MLP's output (batch, outputs)."""
+
+    def forward(self, student: Tensor, target: Tensor) -> Tensor:
+        return self.loss(self.mlp(student), target)
 
 
-class DensityHead(Head):
+def outputs(heads: Sequence[MlpHead], student: Tensor) -> list[Tensor]:
+    """``mlp(student)`` of heads whose hidden layers have the same shapes: one product per layer instead of one per head."""
+    hidden = list(heads[0].mlp.children())[:-1]
+    x = student.unsqueeze(0)  # (heads or 1, batch, width)
+    for number, layer in enumerate(hidden):
+        if isinstance(layer, nn.ReLU):
+            x = x.relu()
+            continue
+        weight, bias = (torch.stack([head.mlp[number].get_parameter(key) for head in heads]) for key in ("weight", "bias"))
+        if isinstance(layer, nn.LayerNorm):
+            x = F.layer_norm(x, layer.normalized_shape) * weight.unsqueeze(1) + bias.unsqueeze(1)
+        else:
+            x = torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+    return [head.mlp[-1](each) for head, each in zip(heads, x.expand(len(heads), -1, -1), strict=True)]
+
+
+class DensityHead(MlpHead):
     """A head whose loss is a negative log-likelihood in nats, so that information can be counted."""
 
     @staticmethod
@@ -126,27 +146,31 @@ class GaussianHead(DensityHead):
         depth = preset_layers if layers is None else layers
         self.mlp = mlp(student_dim, width or preset_width, depth, modes * outputs)
 
-    def _outputs(self, student: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        out = self.mlp(student).float().unflatten(-1, (self.modes, -1))  # (batch, modes, outputs)
+    def _parts(self, out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        out = out.float().unflatten(-1, (self.modes, -1))  # (batch, modes, outputs)
         logit, mean, scale, factor = out.tensor_split([1, 1 + self.teacher_dim, 1 + 2 * self.teacher_dim], -1)
-        return logit.squeeze(-1), mean, scale.tanh() if self.bounded else _Cap.apply(scale, self.largest), factor
+        return logit.squeeze(-1), mean, scale.tanh() if self.bounded else scale, factor
 
     def log_prob(self, student: Tensor, target: Tensor) -> Tensor:
         """log q(target | student), (batch,), always in float32."""
-        logit, mean, scale, factor = self._outputs(student)
-        with torch.autocast(student.device.type, enabled=False):
-            z = scale.exp() * (target.float().unsqueeze(1) - mean)  # (batch, modes, teacher_dim)
+        nll: Tensor = self(student, target)
+        return -nll
+
+    def loss(self, out: Tensor, target: Tensor) -> Tensor:
+        logit, mean, scale, factor = self._parts(out)
+        with torch.autocast(out.device.type, enabled=False):
+            capped = scale.clamp_max(self.largest)
+            # of a scale above the limit only z has a gradient, one that lowers it: a clamp's is zero, and sigma would stay
+            passed = scale + (capped - scale).detach()
+            z = passed.exp() * (target.float().unsqueeze(1) - mean)  # (batch, modes, teacher_dim)
             if self.triangular:
                 lower = factor.unflatten(-1, (self.teacher_dim, self.teacher_dim)).tril(-1)
                 z = z + (lower @ z.unsqueeze(-1)).squeeze(-1)  # unit diagonal: the determinant stays that of r
-            each = scale.sum(-1) - 0.5 * z.square().sum(-1) - 0.5 * self.teacher_dim * LOG_2PI  # (batch, modes)
-            return torch.logsumexp(logit.log_softmax(-1) + each, -1)
-
-    def forward(self, student: Tensor, target: Tensor) -> Tensor:
-        return -self.log_prob(student, target)
+            each = capped.sum(-1) - 0.5 * z.square().sum(-1) - 0.5 * self.teacher_dim * LOG_2PI  # (batch, modes)
+            return -(each.squeeze(-1) if self.modes == 1 else torch.logsumexp(logit.log_softmax(-1) + each, -1))
 
     def predict(self, student: Tensor) -> Tensor:
-        logit, mean, _, _ = self._outputs(student)
+        logit, mean, _, _ = self._parts(self.mlp(student))
         return (logit.softmax(-1).unsqueeze(-1) * mean).sum(1)
 
     @staticmethod
@@ -170,8 +194,8 @@ class BernoulliHead(DensityHead):
         super().__init__()
         self.mlp = mlp(student_dim, width, layers, teacher_dim)
 
-    def forward(self, student: Tensor, target: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(self.mlp(student).float(), target.float(), reduction="none").sum(-1)
+    def loss(self, out: Tensor, target: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(out.float(), target.float(), reduction="none").sum(-1)
 
     def predict(self, student: Tensor) -> Tensor:
         return torch.sigmoid(self.mlp(student).float())
@@ -182,7 +206,7 @@ class BernoulliHead(DensityHead):
         return F.binary_cross_entropy(known.expand_as(target), target.float(), reduction="none").sum(-1)
 
 
-class MseHead(Head):
+class MseHead(MlpHead):
     """Squared error of a regressor, summed over the teacher's dimensions.
 
     Args:
@@ -196,8 +220,8 @@ class MseHead(Head):
         super().__init__()
         self.mlp = mlp(student_dim, width, layers, teacher_dim)
 
-    def forward(self, student: Tensor, target: Tensor) -> Tensor:
-        return (self.predict(student) - target.float()).square().sum(-1)
+    def loss(self, out: Tensor, target: Tensor) -> Tensor:
+        return (out.float() - target.float()).square().sum(-1)
 
     def predict(self, student: Tensor) -> Tensor:
         out: Tensor = self.mlp(student)
@@ -210,5 +234,5 @@ class CosineHead(MseHead):
     sums_dimensions = False
     scale_free = True
 
-    def forward(self, student: Tensor, target: Tensor) -> Tensor:
-        return 1 - F.cosine_similarity(self.predict(student), target.float())
+    def loss(self, out: Tensor, target: Tensor) -> Tensor:
+        return 1 - F.cosine_similarity(out.float(), target.float())

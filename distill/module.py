@@ -15,7 +15,7 @@ from cache_tools.errors import ConfigError
 from cache_tools.statistics import Statistics
 from distill.data import Batch
 from distill.guard import Guard
-from distill.heads import GaussianHead, Head
+from distill.heads import GaussianHead, Head, MlpHead, outputs
 from distill.metrics import TeacherMetrics
 from distill.normalize import Normaliser, Raw, Standardise
 from distill.objective import Objective, WeightedSum
@@ -76,6 +76,7 @@ class Distiller(LightningModule):
         self.register_buffer("weights", torch.tensor(weights), persistent=False)
         self.student_lr, self.head_lr = student_lr, head_lr
         self.weight_decay, self.warmup, self.spike, self.compiled = weight_decay, warmup, spike, compile
+        self.together = [] if compile else self._groups()
         if activation_checkpointing:
             student.checkpoint_activations()
 
@@ -96,6 +97,14 @@ class Distiller(LightningModule):
             normal = Raw(statistics)
             built = head(self.student.dim, normal.dim)
         self.normalisers[name], self.heads[name], self.metrics[name] = normal, built, TeacherMetrics(normal.dim)
+
+    def _groups(self) -> list[list[str]]:
+        """Teachers whose heads have hidden layers of equal shapes."""
+        groups: dict[Any, list[str]] = {}
+        for name, head in self.heads.items():
+            if isinstance(head, MlpHead) and type(head).forward is MlpHead.forward:
+                groups.setdefault(str(head.mlp[:-1]), []).append(name)
+        return [names for names in groups.values() if len(names) > 1]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distiller":
         weights = self.weights
@@ -118,9 +127,21 @@ class Distiller(LightningModule):
         """Losses (teachers, batch), validity (teachers, batch), the student's embedding and the heads' targets."""
         student = self(batch.inputs)
         targets = {name: self._normaliser(name)(batch.targets[name]) for name in self.teachers}
+        # products of this size are launched together on a GPU; a CPU is busy with each one, and pays for stacking
+        groups = self.together if student.device.type != "cpu" else []
         with self._heads_precision(student):
-            losses = torch.stack([self._head(name)(student, targets[name]) for name in self.teachers])
+            losses = self._head_losses(student, targets, groups)
         return losses, torch.stack([batch.valid[name] for name in self.teachers]), student, targets
+
+    def _head_losses(self, student: Tensor, targets: Mapping[str, Tensor], groups: list[list[str]]) -> Tensor:
+        """Losses (teachers, batch); the heads of a group are computed together."""
+        found: dict[str, Tensor] = {}
+        for names in groups:
+            heads = [cast(MlpHead, self.heads[name]) for name in names]
+            each = zip(names, heads, outputs(heads, student), strict=True)
+            found |= {name: head.loss(out, targets[name]) for name, head, out in each}
+        found |= {name: self._head(name)(student, targets[name]) for name in self.teachers if name not in found}
+        return torch.stack([found[name] for name in self.teachers])
 
     @staticmethod
     def _heads_precision(student: Tensor) -> AbstractContextManager[Any]:

@@ -68,4 +68,5 @@ class Standardise(Normaliser):
         self.register_buffer("var", torch.ones(self.dim))
 
     def forward(self, embedding: Tensor) -> Tensor:
-        return (embedding.index_select(-1, self.kept).float() - self.shift) * self.scale
+        kept = embedding if self.dim == embedding.shape[-1] else embedding.index_select(-1, self.kept)
+        return (kept - self.shift).mul_(self.scale)  # in float32, as shift is

@@ -21,7 +21,7 @@ FLOORS = {  # a module may import those on lower floors, and those on its own fl
     "distill": [
         ["exact", "order", "heads", "normalize", "objective", "student", "augment"],
         ["students.molecule", "students.text", "students.image", "students.mixed"],
-        ["metrics", "data", "guard", "module", "probes", "tasks", "labelled", "evaluate", "probing", "report"],
+        ["metrics", "data", "online", "guard", "module", "probes", "tasks", "labelled", "evaluate", "probing", "report"],
         ["exported", "card", "export"],
         ["study", "cli"],
     ],

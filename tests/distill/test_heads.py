@@ -6,7 +6,7 @@ import torch
 from torch import distributions as D
 from torch.nn import functional as F
 
-from distill.heads import PRESETS, BernoulliHead, CosineHead, GaussianHead, MseHead
+from distill.heads import PRESETS, BernoulliHead, CosineHead, GaussianHead, MseHead, outputs
 
 CASES = ["diag_k1", "diag_k1_tanh", "diag_k4", "diag_k4_tanh", "tril_k2"]
 
@@ -133,3 +133,26 @@ def test_a_gaussian_head_learns_mean_and_scale():
         optimizer.step()
     truth = -D.Normal(student * 2, torch.tensor([0.3, 1.5])).log_prob(target).sum(1).mean()
     assert abs(loss.item() - truth.item()) < 0.05
+
+
+@pytest.mark.parametrize("layers", [0, 1, 3])
+def test_heads_computed_together_are_the_same_heads(layers):
+    torch.manual_seed(0)
+    kinds = [GaussianHead, BernoulliHead, MseHead, CosineHead]
+    heads = [kind(8, dim, layers=layers, width=12) for kind, dim in zip(kinds, (3, 5, 4, 6), strict=True)]
+    for head in heads:
+        for parameter in head.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    students = [torch.randn(7, 8).requires_grad_() for _ in range(2)]
+    students[1].data = students[0].data
+    alone = [head.mlp(students[0]) for head in heads]
+    together = outputs(heads, students[1])
+    torch.testing.assert_close(together, alone)
+    gradients = []
+    for out in (alone, together):
+        sum(each.square().sum() for each in out).backward()
+        gradients.append([parameter.grad for head in heads for parameter in head.parameters()])
+        for head in heads:
+            head.zero_grad()
+    torch.testing.assert_close(gradients[0], gradients[1])
+    torch.testing.assert_close(students[0].grad, students[1].grad)

@@ -128,3 +128,11 @@ def test_bfloat16_training_keeps_densities_in_float32(data, tmp_path):
         losses, _, _, _ = distiller.losses(batch)
     assert losses.dtype == torch.float32
     assert torch.isfinite(losses).all()
+
+
+def test_heads_computed_together_give_the_same_losses(data):
+    distiller = model(data, heads={"morgan": BernoulliHead})
+    batch = next(iter(data.train_dataloader()))
+    losses, _, student, targets = distiller.losses(batch)
+    assert distiller.together == [["counts", "maccs", "morgan"]]
+    torch.testing.assert_close(distiller._head_losses(student, targets, distiller.together), losses)
