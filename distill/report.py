@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich import box
@@ -10,6 +10,17 @@ from rich.table import Table
 from scipy import stats
 
 from distill.evaluate import Record
+
+
+class Duel(NamedTuple):
+    """One system against another: mean difference over tasks with its 95 % interval; tasks won, tied and lost."""
+
+    difference: float
+    low: float
+    high: float
+    won: int
+    tied: int
+    lost: int
 
 
 class Scores:
@@ -49,8 +60,42 @@ class Scores:
 
     def mean_rank(self) -> np.ndarray[Any, Any]:
         """Mean over tasks and seeds of the system's rank, 1 is best, (systems,)."""
-        ranks: np.ndarray[Any, Any] = np.nanmean(stats.rankdata(-self.values, axis=0, nan_policy="omit"), (1, 2))
+        means: np.ndarray[Any, Any] = np.nanmean(self.ranks(), (1, 2))
+        return means
+
+    def ranks(self) -> np.ndarray[Any, Any]:
+        """Rank of each system on each task and seed, 1 is best, ties share, (systems, tasks, seeds)."""
+        ranks: np.ndarray[Any, Any] = stats.rankdata(-self.values, axis=0, nan_policy="omit")
         return ranks
+
+    def rank_interval(self, resamples: int = 2000) -> np.ndarray[Any, Any]:
+        """95 % interval of :meth:`mean_rank`, (2, systems): a bootstrap over tasks, for others might have been asked."""
+        per_task = np.nanmean(self.ranks(), 2)  # (systems, tasks)
+        drawn = np.random.default_rng(0).integers(len(self.tasks), size=(resamples, len(self.tasks)))
+        interval: np.ndarray[Any, Any] = np.nanpercentile(np.nanmean(per_task[:, drawn], 2), [2.5, 97.5], axis=1)
+        return interval
+
+    def kept(self) -> np.ndarray[Any, Any]:
+        """Each system's mean as a share of that of the concatenated teachers, (systems,); NaN without them."""
+        mean = self.mean()
+        whole = [mean[row] for row, system in enumerate(self.systems) if self.kinds[system] == "concatenated"]
+        shares: np.ndarray[Any, Any] = mean / whole[0] if whole else np.full(len(mean), np.nan)
+        return shares
+
+    def against(self, one: int, other: int, resamples: int = 2000) -> "Duel":
+        """System ``one`` against ``other``, task by task.
+
+        A task is won where the t-interval of the difference over seeds is above zero, lost where it is below, tied
+        otherwise. The mean difference has a bootstrap interval over tasks and seeds together.
+        """
+        difference = self.values[one] - self.values[other]  # (tasks, seeds)
+        middle, half = np.nanmean(difference, 1), half_width(difference)
+        half = np.where(np.isnan(half), 0.0, half)
+        random, (tasks, seeds) = np.random.default_rng(0), difference.shape
+        drawn = random.integers(tasks, size=(resamples, tasks, 1)), random.integers(seeds, size=(resamples, 1, seeds))
+        low, high = np.nanpercentile(np.nanmean(difference[drawn], (1, 2)), [2.5, 97.5])
+        won, lost = int((middle - half > 0).sum()), int((middle + half < 0).sum())
+        return Duel(float(np.nanmean(difference)), float(low), float(high), won, tasks - won - lost, lost)
 
     def teachers_mean(self) -> np.ndarray[Any, Any]:
         """Mean over the teachers per task, (tasks,)."""
@@ -108,10 +153,30 @@ def table(scores: Scores, title: str) -> Table:
 
 
 def markdown(scores: Scores) -> str:
-    """The scores as a Markdown table."""
-    heads = [heading.replace("\n", "<br>") for heading in header(scores)]
-    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *rows(scores)]
+    """The scores as a Markdown table, with the mean rank's interval and the share of the concatenated teachers' score."""
+    heads = [*(heading.replace("\n", "<br>") for heading in header(scores)), "95 %", "of concatenated"]
+    (low, high), kept = scores.rank_interval(), scores.kept()
+    ends = [
+        [f"{low[row]:.1f} to {high[row]:.1f}", "" if np.isnan(kept[row]) else f"{kept[row]:.0%}"]
+        for row in range(len(scores.systems))
+    ]
+    body = [line + end for line, end in zip(rows(scores), [*ends, ["", ""]], strict=False)]
+    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{caption(scores)}."
+
+
+def duels(scores: Scores) -> str:
+    """Every student against every other one, and against the best teacher, as a Markdown table."""
+    students = [row for row, system in enumerate(scores.systems) if scores.kinds[system] == "student"]
+    best = [row for row, system in enumerate(scores.systems) if scores.kinds[system] == "teachers"][:1]
+    pairs = [(one, other) for k, one in enumerate(students) for other in students[k + 1 :] + best]
+    lines = ["| | difference | 95 % | won | tied | lost |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
+    for one, other in pairs:
+        duel = scores.against(one, other)
+        names = f"{scores.systems[one]} - {scores.systems[other]}"
+        interval = f"{duel.low:+.3f} to {duel.high:+.3f}"
+        lines.append(f"| {names} | {duel.difference:+.3f} | {interval} | {duel.won} | {duel.tied} | {duel.lost} |")
+    return "\n".join(lines)
 
 
 COLOURS: Mapping[str, str] = {

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 from jsonargparse import auto_cli
 from rich.console import Console
 
@@ -20,6 +19,11 @@ from distill import report
 from distill.evaluate import Record
 
 log = logging.getLogger(__name__)
+
+DUELS = (
+    "Pair by pair: mean difference over tasks, its bootstrap interval over tasks and seeds; tasks won and lost where the "
+    "interval over seeds leaves out zero."
+)
 
 
 class Run:
@@ -121,7 +125,7 @@ def write(records: list[Record], path: Path, name: str, origin: str) -> None:
     parts = [f"Made by `distill study`: {origin}.", f"![mean scores]({plot.name})"]
     for split, scores in by_split.items():
         parts.append(f"### {split.capitalize()} split, {len(scores.seeds)} seeds\n\n{report.markdown(scores)}")
-        parts.append(f"Pair by pair, mean difference over tasks:\n\n{pairs(scores)}")
+        parts.append(f"{DUELS}\n\n{report.duels(scores)}")
         Console().print(report.table(scores, f"{split} split"))
     begin, end = f"<!-- {name}: written by `distill study`, what stands here is replaced -->", f"<!-- {name}: end -->"
     section = "\n\n".join([begin, *parts, end])
@@ -130,20 +134,6 @@ def write(records: list[Record], path: Path, name: str, origin: str) -> None:
     _, _, tail = rest.partition(end) if there else ("", "", "\n")
     path.write_text(f"{head if there else head.rstrip() + chr(10) * 2}{section}{tail}")
     Console().print(f"written: {path}, section {name}, and {plot.name}")
-
-
-def pairs(scores: report.Scores) -> str:
-    """Student against student: difference of the mean over tasks with its 95 % interval over seeds; tasks won."""
-    students = [row for row, system in enumerate(scores.systems) if scores.kinds[system] == "student"]
-    lines = ["| | difference | tasks won |", "| --- | ---: | ---: |"]
-    for number, better in enumerate(students):
-        for worse in students[number + 1 :]:
-            difference = scores.values[better] - scores.values[worse]  # (tasks, seeds)
-            half = float(report.half_width(np.nanmean(difference, 0)))
-            won = int((np.nanmean(difference, 1) > 0).sum())
-            names = f"{scores.systems[better]} - {scores.systems[worse]}"
-            lines.append(f"| {names} | {np.nanmean(difference):+.3f} ± {half:.3f} | {won} of {len(scores.tasks)} |")
-    return "\n".join(lines)
 
 
 def main(arguments: list[str]) -> None:

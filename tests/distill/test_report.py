@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from distill.evaluate import Record
-from distill.report import Scores, half_width, markdown, plot, table
+from distill.report import Scores, duels, half_width, markdown, plot, table
 
 BASE = Record("student", "student", "t1", "measured", "random", 0, "r2", 0.0, 10)
 KINDS = {"student": "student", "a": "teachers", "b": "teachers", "untrained": "untrained"}
@@ -59,3 +59,32 @@ def test_tables_fit_a_terminal_of_80_columns_and_name_the_labels():
 def test_the_plot_is_written(tmp_path):
     plot({"random": Scores(RECORDS, "random")}, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 5000
+
+
+def test_the_rank_interval_is_a_bootstrap_over_tasks():
+    low, high = Scores(RECORDS, "random").rank_interval()
+    np.testing.assert_allclose([low[0], high[0]], [1, 2], err_msg="first on one task, second on the other")
+    np.testing.assert_allclose([low[3], high[3]], [4, 4])
+
+
+def test_a_system_is_compared_task_by_task():
+    many = [
+        replace(BASE, system=system, kind="student", task=f"t{task}", seed=seed, score=score + 0.001 * seed + 0.01 * task)
+        for task in range(8)
+        for seed in range(3)
+        for system, score in {"one": 0.5, "other": (0.4, 0.5, 0.6)[min(task // 3, 2)] + 0.0001 * (seed == 1)}.items()
+    ]
+    scores = Scores(many, "random")
+    duel = scores.against(scores.systems.index("one"), scores.systems.index("other"))
+    assert (duel.won, duel.tied, duel.lost) == (3, 3, 2)
+    assert duel.difference == pytest.approx((3 * 0.1 - 2 * 0.1) / 8, abs=1e-3)
+    assert duel.low < 0 < duel.high
+    assert "| one - other | +0.012 |" in duels(scores) or "| other - one | -0.012 |" in duels(scores)
+
+
+def test_the_share_of_the_concatenated_teachers_is_told():
+    records = [*RECORDS, *(replace(each, system="both", kind="concatenated", score=1.4) for each in RECORDS[:4])]
+    scores = Scores(records, "random")
+    assert scores.kept()[scores.systems.index("student")] == pytest.approx(0.5)
+    assert "| 50% |" in markdown(scores)
+    assert np.isnan(Scores(RECORDS, "random").kept()).all()
