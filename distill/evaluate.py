@@ -15,6 +15,7 @@ from cache_tools.errors import CacheError, ConfigError
 from cache_tools.producer import rebuild
 from cache_tools.reader import Column
 from cache_tools.run import TASKS, Settings
+from cache_tools.seen import corpus_hashes
 from cache_tools.teacher import Teacher
 from distill.data import Part, featuriser_of
 from distill.probes import PROBES, Probe
@@ -39,6 +40,7 @@ class Record:
     metric: str
     score: float
     test_rows: int
+    seen_rows: int = 0  # test rows that also stand in the corpus, among test_rows or left out of them
 
 
 class Evaluation:
@@ -52,6 +54,8 @@ class Evaluation:
         systems: what to compare.
         every: also probe the student during a fit, every so many epochs, by the first split and seed; 0: never.
         during: the tasks of that; all of them when not given.
+        exclude_seen: leave out test rows whose item also stands in the corpus (a pair: one of its items); they are counted
+            in any case.
 
     Raises:
         ConfigError: when ``during`` names a task that is not there.
@@ -65,10 +69,12 @@ class Evaluation:
         systems: list[System] | None = None,
         every: int = 0,
         during: list[str] | None = None,
+        exclude_seen: bool = False,
     ):
         self.tasks, self.splits = tasks or {}, splits or ["random"]
         self.seeds = [0, 1, 2, 3, 4] if seeds is None else seeds
         self.systems = systems or ["student", "untrained", "teachers", "concatenated"]
+        self.exclude_seen = exclude_seen
         self.every, self.during = every, during or list(self.tasks)
         if unknown := sorted(set(self.during) - set(self.tasks)):
             raise ConfigError(f"probe.during names {unknown[0]}; probe.tasks has: {', '.join(self.tasks) or 'none'}")
@@ -98,6 +104,7 @@ class Evaluation:
         self.folders: dict[str, Path] = {}
         self.teachers: dict[str, list[str]] = {}
         self.inputs: dict[str, str] = {}
+        self.seen: dict[str, set[str]] = {}
         for modality in dict.fromkeys(task.modality for task in self.tasks.values()):
             self._prepare(modality, [part for part in parts if part.corpus.modality == modality], settings)
 
@@ -111,6 +118,10 @@ class Evaluation:
         parent = parts[0].inputs.path.parents[1] / TASKS
         folders = {name: build_like(paths, parent, task.corpus(name), settings) for name, task in tasks.items()}
         kept = [name for part in parts for name in part.teachers if name in live or self._imported(name, folders)]
+        known = np.concatenate([corpus_hashes(part.columns.corpus) for part in parts])
+        for name, task in tasks.items():
+            stands = np.isin(corpus_hashes(folders[name]), known).tolist()
+            self.seen[name] = {item for item, seen in zip(distinct(task.load()[0]), stands, strict=True) if seen}
         self.folders |= folders
         self.teachers |= {name: list(dict.fromkeys(kept)) for name in tasks}
         self.inputs |= dict.fromkeys(tasks, parts[0].inputs.name)
@@ -189,6 +200,9 @@ class Evaluation:
         task = self.tasks[name]
         probes = task.probes or [PROBES[task.kind]()]
         parts = task.split(split, seed, keys)
+        seen = np.array([not self.seen[name].isdisjoint([key] if isinstance(key, str) else key) for key in keys])[parts[2]]
+        if self.exclude_seen:
+            parts = (*parts[:2], parts[2][~seen])
         for probe in probes:
             if not min(len(part) for part in (parts if probe.fits else parts[2:])):
                 log.warning("task %s, %s split, seed %d: a part of the split is empty, left out", name, split, seed)
@@ -200,7 +214,8 @@ class Evaluation:
                 continue
             for system, score in scores.items():
                 kind = systems[system][0]
-                yield Record(system, kind, label, task.provenance, split, seed, probe.metric, score, len(parts[2]))
+                facts = label, task.provenance, split, seed, probe.metric, score, len(parts[2]), int(seen.sum())
+                yield Record(system, kind, *facts)
 
 
 def _score(probe: Probe, x: Array, labels: Array, train: Array, valid: Array, test: Array) -> float:

@@ -40,6 +40,7 @@ class Scores:
         self.kinds = {record.system: record.kind for record in chosen}
         self.tasks = list(dict.fromkeys(record.task for record in chosen))
         self.metrics = {record.task: record.metric for record in chosen}
+        self.test_rows = {record.task: (record.seen_rows, record.test_rows) for record in chosen}
         self.provenance = {record.task: record.provenance for record in chosen}
         self.seeds = sorted({record.seed for record in chosen})
         cells = {(record.system, record.task, record.seed): record.score for record in chosen}
@@ -120,11 +121,13 @@ def header(scores: Scores) -> list[str]:
 
 
 def caption(scores: Scores) -> str:
-    """Which labels were measured in the world and which computed from the items."""
+    """Which labels were measured in the world and which computed from the items; what the student may have seen."""
     by_kind = {
         kind: [task for task in scores.tasks if scores.provenance[task] == kind] for kind in ("measured", "computed")
     }
-    return "Labels " + "; ".join(f"{kind}: {', '.join(tasks)}" for kind, tasks in by_kind.items() if tasks)
+    labels = "Labels " + "; ".join(f"{kind}: {', '.join(tasks)}" for kind, tasks in by_kind.items() if tasks)
+    seen = [f"{task} {seen} of {rows}" for task, (seen, rows) in scores.test_rows.items() if seen]
+    return labels + (f". Test rows that also stand in the corpus: {', '.join(seen)}" if seen else "")
 
 
 def rows(scores: Scores) -> list[list[str]]:

@@ -12,7 +12,7 @@ FLOORS = {  # a module may import those on lower floors, and those on its own fl
         ["errors"],
         ["addresses", "console", "hub", "images", "launch", "molecules", "network", "producer", "progress"],
         ["shard", "statistics", "tables"],
-        ["corpus", "store", "stack", "reader", "claims", "teacher", "columns", "verify"],
+        ["corpus", "store", "stack", "reader", "claims", "teacher", "columns", "verify", "seen"],
         ["corpora.dataset", "corpora.molecule", "corpora.text", "corpora.image"],
         ["teachers.text", "teachers.molecule", "teachers.gnn", "teachers.image", "teachers.convnet"],
         ["pipeline", "run", "build", "transfer", "sample"],
@@ -47,6 +47,7 @@ FROM_CACHE_TOOLS = {
     "network",
     "pipeline",
     "tables",
+    "seen",
 }
 NO_LIGHTNING = {
     "cache_tools.store",

@@ -37,3 +37,24 @@ def test_an_imported_teacher_joins_the_probes_when_it_has_the_tasks_items(tmp_pa
     assert evaluation.teachers == {"y": ["maccs", "elsewhere"]}
     column = open_column(Path(command[1]) / "teachers" / "elsewhere")
     assert column.valid(torch.arange(4)).tolist() == [True, True, True, False]
+
+
+def test_test_rows_that_stand_in_the_corpus_are_counted_and_left_out_when_asked(tmp_path: Path):
+    from cache_tools.build import build
+    from cache_tools.columns import MoleculeGraph
+    from cache_tools.corpus import Items
+    from cache_tools.teachers.molecule import Maccs
+
+    chains = ["C" * n + "O" for n in range(1, 61)]
+    corpus = build(tmp_path, "c", Items(chains[:30], "molecule"), {"maccs": Maccs()}, {"graph": MoleculeGraph()})
+    rows = [f"O{'C' * n},{n}" for n in range(1, 61)]  # the same molecules, written the other way round
+    (tmp_path / "task.csv").write_text("\n".join(["smiles,y", *rows]) + "\n")
+    tasks = {"y": MoleculeTask(tmp_path / "task.csv", "regression")}
+    found = {}
+    for exclude in (False, True):
+        evaluation = Evaluation(tasks, seeds=[0], systems=["teachers"], exclude_seen=exclude)
+        evaluation.prepare([open_part(corpus, ["maccs"])], Settings(workers=1))
+        (found[exclude],) = evaluation.run({}, "cpu")
+    assert found[False].test_rows == 6
+    assert 0 < found[False].seen_rows == found[True].seen_rows < 6
+    assert found[True].test_rows == 6 - found[True].seen_rows
