@@ -1,4 +1,4 @@
-"""``distill fit | validate | test | study | export | predict``."""
+"""``distill fit | validate | test | compare | study | export | predict``."""
 
 import argparse
 import copy
@@ -183,6 +183,10 @@ def main(arguments: list[str] | None = None) -> None:
             from distill.study import main as study
 
             return study(arguments[1:])
+        if arguments[:1] == ["compare"]:
+            from distill.compare import main as compare
+
+            return compare(arguments[1:])
         if arguments[:1] in (["export"], ["predict"]):
             from distill.export import main as use
 

@@ -116,18 +116,18 @@ def study(
     write(records, report_file, runs.name, f"base {base}; methods {files}; seeds {chosen}")
 
 
-def write(records: list[Record], path: Path, name: str, origin: str) -> None:
+def write(records: list[Record], path: Path, name: str, origin: str, command: str = "distill study") -> None:
     """Write tables and a plot of ``records`` into their section of ``path``; all else in it stays as it is."""
     by_split = {split: report.Scores(records, split) for split in dict.fromkeys(record.split for record in records)}
     plot = path.with_name(f"{path.stem}-{name}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     report.plot(by_split, plot)
-    parts = [f"Made by `distill study`: {origin}.", f"![mean scores]({plot.name})"]
+    parts = [f"Made by `{command}`: {origin}.", f"![mean scores]({plot.name})"]
     for split, scores in by_split.items():
         parts.append(f"### {split.capitalize()} split, {len(scores.seeds)} seeds\n\n{report.markdown(scores)}")
         parts.append(f"{DUELS}\n\n{report.duels(scores)}")
         Console().print(report.table(scores, f"{split} split"))
-    begin, end = f"<!-- {name}: written by `distill study`, what stands here is replaced -->", f"<!-- {name}: end -->"
+    begin, end = f"<!-- {name}: written by `{command}`, what stands here is replaced -->", f"<!-- {name}: end -->"
     section = "\n\n".join([begin, *parts, end])
     before = path.read_text() if path.exists() else f"# Results\n\n## {name}\n"
     head, there, rest = before.partition(begin)
