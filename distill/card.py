@@ -127,11 +127,7 @@ def _training(folder: Path, run: Path, config: Mapping[str, Any], checkpoint: Ma
     chosen = {key: config["model"].get(key) for key in ("student", "head", "heads", "normaliser", "objective")}
     shown = yaml.safe_dump({key: value for key, value in chosen.items() if value}, sort_keys=False)
     text = f"## Training\n\nEpoch {checkpoint['epoch']}, step {checkpoint['step']}.\n\n```yaml\n{shown}```"
-    path = run / "metrics.csv"
-    if not path.is_file():
-        return text
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = metrics(run)
     held = [row for row in rows if row.get("val/loss") and int(row["step"]) <= checkpoint["step"]]
     if not held:
         return text
@@ -146,6 +142,19 @@ def _training(folder: Path, run: Path, config: Mapping[str, Any], checkpoint: Ma
     _plot(rows, folder / "training.png")
     loss = f"Held-out rows at step {held[-1]['step']}: loss {float(held[-1]['val/loss']):.4g}."
     return "\n\n".join([text, loss, "\n".join(lines), "![losses](training.png)"])
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    """What a run logged, also before it was killed; where it did steps twice, those that it went on from."""
+    earlier = sorted(run.glob("metrics-*.csv"), key=lambda path: int(path.stem.partition("-")[2]))
+    rows: list[dict[str, str]] = []
+    for path in [*earlier, run / "metrics.csv"]:
+        if path.is_file():
+            with open(path, newline="") as file:
+                more = list(csv.DictReader(file))
+            first = min((int(row["step"]) for row in more), default=0)
+            rows = [row for row in rows if int(row["step"]) < first] + more
+    return rows
 
 
 def _plot(rows: list[dict[str, str]], path: Path) -> None:

@@ -7,15 +7,17 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse.typing import PositiveInt
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins import TorchCheckpointIO
 from rich.console import Console
 
 from cache_tools.console import start
@@ -29,6 +31,7 @@ from distill.student import Student
 
 USAGE = "distill {} --config configs/mol.yaml [--KEY VALUE ...]   (every key: distill {} --help)"
 COMMANDS = ("fit", "validate", "test")
+BETTER = {"val": "min", "loss": "min", "nll": "min", "r2": "max", "cosine": "max", "nats": "max", "probe": "max"}
 
 
 class DistillCLI(LightningCLI):
@@ -70,16 +73,22 @@ class DistillCLI(LightningCLI):
             return super().instantiate_trainer(logger=False, callbacks=callbacks, **kwargs)
         if chosen["enable_checkpointing"] is not False:
             callbacks += self._checkpoints(run / "checkpoints", probing)
+        _keep_metrics(run)
+        _keep_metrics(run)
         kwargs["logger"] = [TensorBoardLogger(run, "", ""), CSVLogger(run, "", "")]
+        kwargs["plugins"] = [*_listed(chosen["plugins"]), WholeCheckpoints()]
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     def _checkpoints(self, folder: Path, probing: Evaluation) -> list[ModelCheckpoint]:
         """best.ckpt, and last.ckpt at every validation and every so many steps."""
         monitor = self._get(self.config, "monitor")
-        probed = monitor.startswith("probe/")
-        if probed and not probing.every:
-            raise ConfigError(f"monitor is {monitor}, but nothing is probed during the fit: set probe.every")
-        mode, epochs = ("max", probing.every) if probed else ("min", None)
+        kind, _, name = monitor.partition("/")
+        if kind not in BETTER or (kind == "probe" and not probing.every):
+            known = ", ".join(f"{each}/..." for each in BETTER)
+            raise ConfigError(f"monitor is {monitor}, expected one of {known}; probe/... needs probe.every")
+        if kind == "probe" and name.split()[0] not in (probed := ["mean", *probing.during]):
+            raise ConfigError(f"monitor is {monitor}; probed during the fit are: probe/{', probe/'.join(probed)}")
+        mode, epochs = BETTER[kind], probing.every if kind == "probe" else None
         steps = self._get(self.config, "checkpoint_every")
         return [  # without version counters: a moved run keeps one file of each
             ModelCheckpoint(
@@ -87,6 +96,10 @@ class DistillCLI(LightningCLI):
             ),
             ModelCheckpoint(folder, "last", every_n_train_steps=steps, enable_version_counter=False),
         ]
+
+    def after_fit(self) -> None:
+        if self.trainer.received_sigterm:
+            sys.exit(143)  # not 0: what was asked for is not done
 
     def before_test(self) -> None:
         self.evaluation: Evaluation = self._get(self.config_init, "probe")
@@ -109,6 +122,36 @@ class DistillCLI(LightningCLI):
         Console().print(f"written: {folder}/results.json and results.png")
 
 
+class SaveConfig(SaveConfigCallback):
+    """Writes config.yaml when training begins: a checkpoint that is refused leaves the run's own."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        pass
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.config["ckpt_path"] = None  # else a new run of this configuration would go on with an old one
+        super().setup(trainer, pl_module, "fit")
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """A checkpoint is there whole or not at all: Lightning's comes from the temporary folder, perhaps on another disk."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        beside = Path(path).with_name(f".{Path(path).name}.tmp")
+        super().save_checkpoint(checkpoint, beside, storage_options)
+        beside.replace(path)
+
+
+def _keep_metrics(run: Path) -> None:
+    """Move the metrics.csv of a run that goes on out of the new one's way, to metrics-1.csv, metrics-2.csv ..."""
+    with suppress(FileNotFoundError):  # there is none, or another rank did it
+        (run / "metrics.csv").rename(run / f"metrics-{1 + len(list(run.glob('metrics-*.csv')))}.csv")
+
+
+def _listed(given: Any) -> list[Any]:
+    return given if isinstance(given, list) else [given] if given else []
+
+
 def _place(run: Path, environment: Mapping[str, str]) -> tuple[Path, str | None]:
     """Folder of a new run, and the checkpoint that it goes on from.
 
@@ -117,11 +160,11 @@ def _place(run: Path, environment: Mapping[str, str]) -> tuple[Path, str | None]
     """
     if job := environment.get("SLURM_JOB_ID"):
         run = run.with_name(f"{run.name}-{job}")
-    restarts = environment.get("SLURM_RESTART_COUNT") or environment.get("TORCHELASTIC_RESTART_COUNT") or "0"
+    restarts = max(int(environment.get(f"{each}_RESTART_COUNT", 0)) for each in ("SLURM", "TORCHELASTIC"))
     candidates = [run, *(run.with_name(f"{run.name}-{number}") for number in range(2, 10_000))]
     number = next(number for number, each in enumerate(candidates) if not (each / "config.yaml").exists())
     last = candidates[number - 1] / "checkpoints" / "last.ckpt"
-    if int(restarts) and number and last.is_file():
+    if restarts and number and last.is_file():
         return candidates[number - 1], str(last)
     return candidates[number], None
 
@@ -202,11 +245,16 @@ def main(arguments: list[str] | None = None) -> None:
             seed_everything_default=0,
             parser_kwargs=usage,
             # only a fit writes the run's configuration: that of a test would take its place
-            save_config_callback=SaveConfigCallback if arguments[:1] == ["fit"] else None,
+            save_config_callback=SaveConfig if arguments[:1] == ["fit"] else None,
             save_config_kwargs={"overwrite": True},
         )
     except QuorumError as error:
         sys.exit(f"error: {error}")
+    except RuntimeError as error:
+        if "loading state_dict" not in str(error):
+            raise
+        what = " ".join(str(error).split())[:400]
+        sys.exit(f"error: the checkpoint's student and heads are not those of the configuration: {what}")
 
 
 if __name__ == "__main__":

@@ -183,7 +183,7 @@ class AheadLoader(DataLoader[Batch]):
     A killed epoch goes on behind the last batch that was stepped on, which Lightning's progress tells.
     """
 
-    done: Callable[[], int] = staticmethod(lambda: 0)  # batches of the coming epoch that were stepped on before
+    progress: Callable[[], tuple[int, int]] | None = None  # the epoch to read, and its batches that were stepped on before
 
     @property
     def order(self) -> BatchOrder:
@@ -198,7 +198,8 @@ class AheadLoader(DataLoader[Batch]):
         """Nothing, see :meth:`state_dict`."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        self.order.start = self.done()
+        if self.progress:  # Lightning's own set_epoch is one too high after some restarts
+            self.order.epoch, self.order.start = self.progress()
         yield from self._batches()
 
     def _batches(self) -> Iterator[Batch]:
@@ -379,7 +380,7 @@ class DistillData(LightningDataModule):
         )
         if shuffle and trainer:
             progress = trainer.fit_loop.epoch_loop.batch_progress
-            loader.done = lambda: progress.current.ready if trainer.training else 0
+            loader.progress = lambda: (trainer.current_epoch, progress.current.ready) if trainer.training else (0, 0)
         return loader
 
     def state_dict(self) -> dict[str, Any]:

@@ -75,6 +75,8 @@ class Evaluation:
         self.seeds = [0, 1, 2, 3, 4] if seeds is None else seeds
         self.systems = systems or ["student", "untrained", "teachers", "concatenated"]
         self.exclude_seen = exclude_seen
+        if every < 0:
+            raise ConfigError(f"probe.every is {every}, expected epochs between two probes, or 0 for none")
         self.every, self.during = every, during or list(self.tasks)
         if unknown := sorted(set(self.during) - set(self.tasks)):
             raise ConfigError(f"probe.during names {unknown[0]}; probe.tasks has: {', '.join(self.tasks) or 'none'}")
@@ -112,12 +114,18 @@ class Evaluation:
         tasks = {name: task for name, task in self.tasks.items() if task.modality == modality}
         if not parts:
             raise ConfigError(f"task {next(iter(tasks))} has {modality}s, the run has no corpus of them: leave it out")
-        columns = {name: column for part in reversed(parts) for name, column in part.teachers.items()}
+        probed = {"teachers", "concatenated"} & set(self.systems)
+        columns = {name: column for part in reversed(parts) for name, column in part.teachers.items() if probed}
         live = {name: column for name, column in columns.items() if is_live(column)}
         paths = [column.path for column in (*live.values(), parts[0].inputs)]
         parent = parts[0].inputs.path.parents[1] / TASKS
         folders = {name: build_like(paths, parent, task.corpus(name), settings) for name, task in tasks.items()}
-        kept = [name for part in parts for name in part.teachers if name in live or self._imported(name, folders)]
+        kept = [
+            name
+            for part in parts
+            for name in part.teachers
+            if name in live or (name in columns and self._imported(name, folders))
+        ]
         known = np.concatenate([corpus_hashes(part.columns.corpus) for part in parts])
         for name, task in tasks.items():
             stands = np.isin(corpus_hashes(folders[name]), known).tolist()

@@ -155,7 +155,12 @@ def open_run(checkpoint: Path, heads: bool) -> tuple[dict[str, Any], DistillData
         raise ConfigError(f"no {path}: a checkpoint must lie in its run's folder, as RUN/checkpoints/best.ckpt")
     config = yaml.safe_load(path.read_text())
     data, model = rebuild_run(config, path)
-    read = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    try:
+        read = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        read["state_dict"].keys()
+    except Exception as error:  # torch, zip and pickle have a kind each
+        why = str(error).splitlines()[0][:200]
+        raise ConfigError(f"{checkpoint} is no checkpoint of `distill fit`, or is damaged: {why}") from None
     for name in ("student", "heads", "normalisers") if heads else ("student",):
         state = {
             key.removeprefix(f"{name}."): each for key, each in read["state_dict"].items() if key.startswith(f"{name}.")

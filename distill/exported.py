@@ -1,6 +1,7 @@
 """A student outside its run: loaded from the folder that ``distill export`` made, fed with raw items."""
 
 import hashlib
+import importlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -100,6 +101,8 @@ class ExportedStudent:
             CorpusError: on an item that cannot be used, with its index and the reason.
             ConfigError: when the student does not read this modality.
         """
+        if bad not in ("error", "nan") or (batch_size is not None and batch_size < 1):
+            raise ConfigError(f"expected bad to be error or nan, and batch_size above 0; found {bad!r} and {batch_size}")
         if isinstance(items, str | bytes | Path):
             raise ConfigError(f"expected a list of items, found one {type(items).__name__}: write [item]")
         reader = _Reader(self, modality, batch_size)
@@ -273,7 +276,11 @@ def load_student(folder: str | Path, device: str | None = None) -> ExportedStude
     Raises:
         ConfigError: when the export is missing, damaged, of another format, or of a class that cannot be imported.
     """
-    return ExportedStudent(Path(folder), device)
+    try:
+        return ExportedStudent(Path(folder), device)
+    except (AttributeError, KeyError, TypeError) as error:  # valid JSON of another shape
+        again = "it was changed by hand; export the student again"
+        raise ConfigError(f"{Path(folder) / CONFIG} is not as `distill export` writes it ({error!r}): {again}") from None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -302,21 +309,32 @@ def read_config(folder: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def instance(kind: Any, spec: Mapping[str, Any], where: Path) -> Any:
-    """What a ``class_path`` with ``init_args`` stands for; only subclasses of ``kind`` are ever called.
+def instance(kind: Any, base: type, spec: Any, where: Path) -> Any:
+    """What a ``class_path`` with ``init_args`` stands for; only subclasses of ``base`` are ever called.
+
+    Args:
+        kind: how they are called: ``base`` itself, or a callable that gives one.
+        base: what the class must be.
+        spec: ``class_path`` and ``init_args``.
+        where: the file that says so.
 
     Raises:
-        ConfigError: when the class is gone, is no ``kind``, or does not take these arguments.
+        ConfigError: when the class is gone, is no ``base``, or does not take these arguments.
     """
+    wrong = f"{where}: cannot make {spec['class_path'] if isinstance(spec, dict) and 'class_path' in spec else spec!r}"
+    try:
+        module, _, name = spec["class_path"].rpartition(".")
+        named = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{wrong} ({error}): a class of your own must be importable here as in the training") from None
+    if not (isinstance(named, type) and issubclass(named, base)):
+        raise ConfigError(f"{wrong}: it is no {base.__name__}; this export was changed by hand, take another")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--made", type=kind)
     try:
         return parser.instantiate(parser.parse_object({"made": spec})).made
     except ArgumentError as error:
-        raise ConfigError(
-            f"{where}: cannot make {spec.get('class_path')} ({' '.join(str(error).split())}): a class of your own must be "
-            "importable here as it was in the training"
-        ) from None
+        raise ConfigError(f"{wrong} ({' '.join(str(error).split())[:300]}): export the student again") from None
 
 
 def filled(content: Any, folder: Path) -> Any:
@@ -355,10 +373,10 @@ def _modules(folder: Path, config: Mapping[str, Any]) -> tuple[Student, nn.Modul
         raise ConfigError(f"cannot read {path} ({error.strerror}): copy the whole folder, or export again") from None
     if found != config["weights_sha256"]:
         raise ConfigError(f"{path} is damaged: its SHA-256 is not that of {CONFIG}: copy it again, or export again")
-    student: Student = instance(Student, filled(config["student"], folder), folder / CONFIG)
+    student: Student = instance(Student, Student, filled(config["student"], folder), folder / CONFIG)
     spaces = nn.ModuleDict()
     for name, spec in config["teachers"].items():
-        head = instance(Callable[[int, int], Head], spec["head"], folder / CONFIG)
+        head = instance(Callable[[int, int], Head], Head, spec["head"], folder / CONFIG)
         spaces[name] = TeacherSpace(head(student.dim, spec["targets"]), spec["dim"], spec["targets"])
     try:
         nn.ModuleDict({"student": student, "teachers": spaces}).load_state_dict(read_safetensors(path)[0], assign=True)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from cache_tools.errors import ConfigError
 from distill.exact import Float32
 
 LOG_2PI = math.log(2 * math.pi)
@@ -141,6 +142,8 @@ class GaussianHead(DensityHead):
         preset_layers, preset_width, preset_bounded = PRESETS[preset]
         self.teacher_dim, self.modes, self.triangular = teacher_dim, modes, triangular
         self.bounded = preset_bounded if bounded is None else bounded
+        if floor <= 0:
+            raise ConfigError(f"the floor of a GaussianHead is {floor}, expected the least sigma, above 0")
         self.largest = -math.log(floor)  # of a
         outputs = 1 + 2 * teacher_dim + (teacher_dim**2 if triangular else 0)
         depth = preset_layers if layers is None else layers

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from cache_tools.errors import ConfigError
 from cache_tools.statistics import Statistics
 from distill.data import Batch
-from distill.guard import Guard
+from distill.guard import Guard, step_facts
 from distill.heads import GaussianHead, Head, MlpHead, outputs
 from distill.metrics import TeacherMetrics
 from distill.normalize import Normaliser, Raw, Standardise
@@ -63,6 +63,10 @@ class Distiller(LightningModule):
         activation_checkpointing: bool = False,
     ):
         super().__init__()
+        if spike < 0:
+            raise ConfigError(f"model.spike is {spike}, expected a number of mean deviations, or 0")
+        if compile and activation_checkpointing:
+            raise ConfigError("model.compile and model.activation_checkpointing do not go together: leave one out")
         if unknown := sorted(set(heads or {}) - set(statistics)):
             raise ConfigError(f"model.heads names {', '.join(unknown)}; the teachers are: {', '.join(statistics)}")
         self.student, self.objective = student, objective or WeightedSum()
@@ -151,17 +155,14 @@ class Distiller(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         losses, valid, _, _ = self.losses(batch)
-        kept = torch.where(valid, losses.detach(), 0.0).sum(1)
-        total = torch.stack([kept, valid.sum(1)])  # (2, teachers)
-        mine = total[1].clone()
-        if (
-            self.trainer.world_size > 1
-        ):  # a teacher's mean runs over the valid rows of all ranks, which may not have equally many
-            torch.distributed.all_reduce(total)
-        share = mine * self.trainer.world_size / total[1].clamp_min(1)
-        loss = self.objective(losses * share.unsqueeze(1), valid, self.weights)
+        facts = step_facts(losses.detach(), valid, batch)
+        counts = facts.counts
+        if self.trainer.world_size > 1:  # a teacher's mean runs over the valid rows of all ranks, not equally many on each
+            facts = facts.of_all_ranks()
+        share = counts * self.trainer.world_size / facts.counts.clamp_min(1)
+        loss = self.objective(losses * share.float().unsqueeze(1), valid, self.weights)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch.rows))
-        return {"loss": loss, "means": total[0] / total[1].clamp_min(1), "rows": losses.detach(), "valid": valid}
+        return {"loss": loss, "facts": facts.table}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         losses, valid, student, targets = self.losses(batch)

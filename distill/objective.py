@@ -30,5 +30,5 @@ class WeightedSum(Objective):
     """
 
     def __call__(self, losses: Tensor, valid: Tensor, weights: Tensor) -> Tensor:
-        kept = torch.where(valid, losses, 0.0).sum(1)  # (teachers,); where, so that a bad row's NaN cannot get through
+        kept = torch.where(valid, losses, 0.0).sum(1)  # (teachers,); where: a masked row's loss may be anything
         return (weights * kept / valid.sum(1).clamp_min(1)).sum()

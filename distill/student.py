@@ -73,9 +73,11 @@ def recomputed(module: nn.Module, block: Callable[..., Tensor], *inputs: Any) ->
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.momentum = 0.0
-        yield
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        try:
+            yield
+        finally:  # torch leaves by an exception as soon as it has what it needs
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
 
     out: Tensor = checkpoint(block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), still()))
     return out

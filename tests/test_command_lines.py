@@ -174,6 +174,35 @@ def test_a_tested_run_can_be_trained_on_from_its_last_checkpoint(place):
     assert yaml.safe_load(before)["model"] == yaml.safe_load((run / "config.yaml").read_text())["model"]
 
 
+def test_a_run_that_goes_on_keeps_what_it_has_and_a_refused_one_changes_nothing(place, as_command):
+    run = place.folder / "runs" / "mini"
+    last, before = str(run / "checkpoints" / "last.ckpt"), (run / "config.yaml").read_text()
+    logged = (run / "metrics-1.csv").read_text()
+    assert "train/loss" in logged, "the metrics of before it went on"
+    assert "ckpt_path: null" in before, "a new run of this configuration begins anew"
+    for options, message in (
+        (["--data.batch_size", "16"], "the checkpoint's batches come from"),
+        (["--model.student.init_args.width", "8"], "the checkpoint's student and heads are not those"),
+    ):
+        done = place.distill("fit", "--config", str(run / "config.yaml"), "--ckpt_path", last, *options)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+    assert (run / "config.yaml").read_text() == before
+
+
+def test_what_a_checkpoint_is_best_in_is_checked_at_once(place, as_command):
+    for monitor, message in (
+        ("acc", "expected one of val/..."),
+        ("probe/mean", "needs probe.every"),
+        ("probe/none", "probe/mean, probe/activity"),
+    ):
+        every = ["--probe.every", "1", "--probe.during", "[activity]"] if monitor == "probe/none" else []
+        done = place.inside(distill, "fit", "--config", "fit.yaml", "--run", "runs/bad", "--monitor", monitor, *every)
+        assert message in done.stderr, done.stderr
+        assert done.returncode == 1
+
+
 def test_test_compares_every_system_and_says_what_was_measured(place):
     probes = place.folder / "runs" / "mini" / "probes"
     records = json.loads((probes / "results.json").read_text())["records"]
@@ -202,7 +231,7 @@ def test_the_same_seed_gives_the_same_student(place):
 
 def test_two_ranks_fit_and_test(place):
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--run", "runs/two"]
-    ok(place.distill("fit", "--config", "fit.yaml", *two))
+    ok(place.distill("fit", "--config", "fit.yaml", *two, "--probe.every", "1", "--monitor", "probe/mean"))
     shown = ok(place.distill("test", "--config", "fit.yaml", *two))
     assert shown.count("written:") == 1
 

@@ -126,6 +126,8 @@ class ImageStudent(_PixelStudent):
 
     def checkpoint_activations(self) -> None:
         network = getattr(self.backbone, "network", None)
+        if any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in self.modules()):
+            raise ConfigError("batch norms would take in each batch twice here: leave activation_checkpointing out")
         enable = getattr(network, "set_grad_checkpointing", getattr(network, "gradient_checkpointing_enable", None))
         if enable is None:
             super().checkpoint_activations()

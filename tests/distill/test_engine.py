@@ -76,7 +76,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_teacher_and_item(data
         trainer(tmp_path, poison, kept, max_epochs=5).fit(model(data), data)
     text = str(told.value)
     assert text.startswith("step 6: the loss of teacher counts is nan, about ")
-    assert f"in row {poison.row} of {data.parts[0].columns.corpus} (id " in text
+    assert f"worst in row {poison.row} of {data.parts[0].columns.corpus} (id " in text
+    assert f"go on with --ckpt_path {tmp_path}/last.ckpt, from before" in text
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=False)
     assert checkpoint["global_step"] == 4, "the checkpoint is from before"
     assert all(each.isfinite().all() for each in checkpoint["state_dict"].values())
@@ -88,14 +89,41 @@ def test_weights_that_break_are_told_from_an_item_that_does(data, tmp_path):
             if trainer.global_step == 3:
                 next(pl_module.student.parameters()).data.fill_(math.nan)
 
-    with pytest.raises(TrainingError, match="teacher counts, maccs, morgan is nan.*every row: the student's weights broke"):
+    with pytest.raises(
+        TrainingError, match="teacher counts, maccs, morgan is nan.*every row: the weights broke.*no checkpoint"
+    ):
         trainer(tmp_path, Break(), max_epochs=5).fit(model(data), data)
 
 
 def test_a_spike_stops_the_run(data, tmp_path):
     poison = Poison(150, slice(0, 1), 1e9)
-    with pytest.raises(TrainingError, match="step 151: the loss of teacher counts is .* in row "):
+    with pytest.raises(
+        TrainingError, match="step 151: the loss of teacher counts is .* in row .* whose loss is .*--model.spike 0"
+    ):
         trainer(tmp_path, poison, max_epochs=30).fit(model(data), data)
+
+
+def test_a_checkpoint_never_holds_broken_weights(data, tmp_path):
+    class BreakGradient(Callback):
+        def on_after_backward(self, trainer, pl_module):
+            if trainer.global_step == 3:
+                next(pl_module.student.parameters()).grad.fill_(math.nan)
+
+    kept = ModelCheckpoint(tmp_path, "last", every_n_train_steps=2, enable_version_counter=False)
+    with pytest.raises(TrainingError, match="step 4: weights are not finite, though the losses were"):
+        trainer(tmp_path, BreakGradient(), kept, max_epochs=5).fit(model(data), data)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=False)["global_step"] == 2
+
+
+def test_a_teacher_that_comes_late_is_no_spike(data, tmp_path):
+    class Late(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if trainer.global_step < 105:
+                batch.valid["maccs"] = torch.zeros_like(batch.valid["maccs"])
+
+    run = trainer(tmp_path, Late(), max_steps=115)
+    run.fit(model(data), data)
+    assert run.global_step == 115
 
 
 def test_spikes_pass_when_nobody_looks_for_them(data, tmp_path):
@@ -214,7 +242,8 @@ def test_activations_computed_again_give_the_same_gradients(data, kind):
         student = STUDENTS[kind]().train()
         if again:
             student.checkpoint_activations()
-        student.encode(rows).square().sum().backward()
+        for _ in range(2):  # a norm that one pass left frozen would tell in the next
+            student.encode(rows).square().sum().backward()
         state = {name: buffer.clone() for name, buffer in student.named_buffers() if "running" in name}
         found.append(({name: each.grad for name, each in student.named_parameters() if each.grad is not None}, state))
     torch.testing.assert_close(found[0], found[1])
@@ -236,6 +265,11 @@ class MeanPixel(Student):
 
     def embeddings(self, rows):
         return [self.linear(rows.float().mean((1, 2)) / 255)]
+
+
+def test_batch_norms_that_would_take_in_a_batch_twice_are_refused():
+    with pytest.raises(ConfigError, match="take in each batch twice"):
+        ImageStudent("resnet10t", pretrained=False).checkpoint_activations()
 
 
 def test_a_compiled_run_learns_the_same(pictures, tmp_path):
@@ -275,6 +309,31 @@ def test_augmentation_goes_on_where_it_was(pictures, tmp_path):
     torch.testing.assert_close(run(5, tmp_path / "killed" / "last.ckpt"), expected, rtol=0, atol=0)
 
 
+def test_a_run_of_so_many_steps_goes_on_with_the_rows_of_its_epoch(data, tmp_path):
+    """Lightning tells the order an epoch too much when the checkpoint was written by an epoch's last validation."""
+
+    class Rows(Callback):
+        def __init__(self, stop=0):
+            self.rows, self.stop = {}, stop
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.rows[trainer.global_step] = batch.rows.tolist()
+            if trainer.global_step == self.stop:
+                raise RuntimeError("killed")
+
+    def run(folder: Path, rows: Rows, checkpoint: Path | None = None) -> None:
+        kept = ModelCheckpoint(folder, "best", "val/loss", enable_version_counter=False)
+        trainer(folder, rows, kept, max_steps=26, limit_val_batches=1.0).fit(model(data), data, ckpt_path=checkpoint)
+
+    whole, killed, resumed = Rows(), Rows(stop=12), Rows()
+    run(tmp_path / "a", whole)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(tmp_path / "b", killed)
+    run(tmp_path / "c", resumed, tmp_path / "b" / "best.ckpt")
+    assert resumed.rows == {step: rows for step, rows in whole.rows.items() if step >= min(resumed.rows)}
+    assert min(resumed.rows) == 10, "nine steps are an epoch"
+
+
 def test_rows_that_fill_no_batch_are_said_once(data, tmp_path, caplog):
     caplog.set_level(logging.INFO, "distill.data")
     trainer(tmp_path, max_epochs=2).fit(model(data), data)
@@ -300,7 +359,11 @@ def test_a_job_that_was_started_again_goes_on_in_its_folder(tmp_path):
     assert _place(run, again) == (tmp_path / "mol-7", str(tmp_path / "mol-7" / "checkpoints" / "last.ckpt"))
     assert _place(run, {"SLURM_JOB_ID": "8"}) == (tmp_path / "mol-8", None), "another job"
     assert _place(run, {"TORCHELASTIC_RESTART_COUNT": "0"}) == (tmp_path / "mol-2", None)
-    assert _place(run, {"TORCHELASTIC_RESTART_COUNT": "2"}) == (run, str(run / "checkpoints" / "last.ckpt"))
+    both = {"TORCHELASTIC_RESTART_COUNT": "2", "SLURM_RESTART_COUNT": "0"}
+    assert _place(run, both) == (
+        run,
+        str(run / "checkpoints" / "last.ckpt"),
+    )
 
 
 # -------------------------------------------------------------------------------------------- probes during a fit

@@ -310,6 +310,9 @@ def test_a_pretrained_backbone_loads_without_its_folder(origin, tmp_path, librar
 # ------------------------------------------------------------------------------------------ damaged, and refused
 
 
+EVIL = {"dim": 1, "targets": 1, "head": {"class_path": "os.system", "init_args": {"command": "touch pwned"}}}
+
+
 def spoil(folder: Path, **changes) -> None:
     config = json.loads((folder / CONFIG).read_text())
     (folder / CONFIG).write_text(json.dumps(config | changes))
@@ -324,18 +327,23 @@ def spoil(folder: Path, **changes) -> None:
         (lambda folder: (folder / CONFIG).write_text('{"format_version": 1}'), "lacks student, dim, inputs"),
         (lambda folder: (folder / WEIGHTS).unlink(), "cannot read .*model.safetensors"),
         (lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-4]), "is damaged: its SHA-256"),
-        (lambda folder: spoil(folder, student={"class_path": "os.system"}), "does not correspond to a subclass of Student"),
+        (lambda folder: spoil(folder, student={"class_path": "os.system"}), "it is no Student"),
+        (lambda folder: spoil(folder, student="os.system"), "cannot make 'os.system'"),
+        (lambda folder: spoil(folder, teachers={"evil": EVIL}), "cannot make os.system: it is no Head"),
+        (lambda folder: spoil(folder, teachers=["evil"]), "is not as `distill export` writes it"),
         (lambda folder: spoil(folder, student={"class_path": "my_own.Student"}), "must be importable here"),
         (lambda folder: spoil(folder, student=RESNET), "does not fit the student of config.json"),
         (lambda folder: spoil(folder, inputs={"graph": {"class_path": "os.system", "init_args": {}}}), "is no Featuriser"),
     ],
 )
-def test_a_damaged_export_says_what_is_wrong(made, tmp_path, damage, message):
+def test_a_damaged_export_says_what_is_wrong(made, tmp_path, monkeypatch, damage, message):
+    monkeypatch.chdir(tmp_path)
     folder = tmp_path / "export"
     shutil.copytree(made["molecule"][0], folder)
     damage(folder)
     with pytest.raises((ConfigError, CacheError), match=message):
         distill.load_student(folder, "cpu")
+    assert not Path("pwned").exists(), "a configuration ran a command"
 
 
 @pytest.fixture(scope="module")
