@@ -329,7 +329,7 @@ def spoil(folder: Path, **changes) -> None:
         (lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-4]), "is damaged: its SHA-256"),
         (lambda folder: spoil(folder, student={"class_path": "os.system"}), "it is no Student"),
         (lambda folder: spoil(folder, student="os.system"), "cannot make 'os.system'"),
-        (lambda folder: spoil(folder, teachers={"evil": EVIL}), "cannot make os.system: it is no Head"),
+        (lambda folder: spoil(folder, teachers={"evil": EVIL}), "cannot make .os.system.: it is no Head"),
         (lambda folder: spoil(folder, teachers=["evil"]), "is not as `distill export` writes it"),
         (lambda folder: spoil(folder, student={"class_path": "my_own.Student"}), "must be importable here"),
         (lambda folder: spoil(folder, student=RESNET), "does not fit the student of config.json"),
