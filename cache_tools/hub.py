@@ -74,9 +74,9 @@ def missing(model: str, error: Exception, folder: str, fetch: str = "", kept: st
         kept: the folder of ``~/.cache`` that downloads go to.
     """
     return TeacherError(
-        f"cannot load {model!r}: it is neither here nor to be had from the hub. Two ways: give the path of {folder}; or "
-        f"download it once on a machine with the network (`{fetch or f'hf download {model}'}`) and copy the folder "
-        f"~/.cache/{kept}. ({first_line(error)})"
+        f"cannot load {model!r}: it is neither here nor to be had from the hub. Two ways: give the path of {folder} where "
+        f"its name stands in the YAML; or download it once on a machine with the network (`{fetch or f'hf download {model}'}`) "
+        f"and copy the folder ~/.cache/{kept}. ({first_line(error)})"
     )
 
 
@@ -93,7 +93,7 @@ def weights_file(path: str) -> Path:
         TeacherError: with what to set.
     """
     expanded = os.path.expandvars(path)
-    if "$" in expanded:
+    if "$" in expanded or ("${WEIGHTS}" in path and not os.environ.get("WEIGHTS")):
         raise TeacherError(f"{path}: a variable is not set; give the folder, as in `make cache ... WEIGHTS=folder`")
     if not os.path.isfile(expanded):
         raise TeacherError(f"no weights at {os.path.abspath(expanded)}: point WEIGHTS at the folder that has them")
@@ -196,9 +196,10 @@ def read_dataset(name: str, config: str | None, split: str, columns: list[str]) 
                 "give a folder of files to the corpus that reads files"
             ) from None
         raise CorpusError(
-            f"cannot read data set {name!r}, split {split!r}: it is neither here nor to be had from the hub. Two ways: "
-            "give a corpus of your own (CORPUS=folder or file), or download it once on a machine with the hub "
-            f"(`hf download --repo-type dataset {name}`) and copy the folder ~/.cache/huggingface. ({first_line(error)})"
+            f"cannot read data set {name!r}, split {split!r}: it is neither here nor to be had from the hub. Two ways: give "
+            "a corpus of your own (CORPUS=folder or file), or load it once on a machine with the hub (`python -c 'from "
+            f"datasets import load_dataset; load_dataset(*{[name, *([config] if config else [])]})'`) and copy the folder "
+            f"~/.cache/huggingface. ({first_line(error)})"
         ) from None
     if isinstance(found, DatasetDict):
         if split not in found:

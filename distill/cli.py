@@ -3,6 +3,7 @@
 import argparse
 import copy
 import json
+import logging
 import os
 import re
 import sys
@@ -29,7 +30,21 @@ from distill.module import Distiller
 from distill.probing import ProbeDuring
 from distill.student import Student
 
+log = logging.getLogger(__name__)
+
 USAGE = "distill {} --config configs/mol.yaml [--KEY VALUE ...]   (every key: distill {} --help)"
+HELP = """usage: distill COMMAND [--KEY VALUE ...]
+
+  fit       train a student: --config configs/mol.yaml
+            a killed one goes on: --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt
+  test      probe a run on the tasks of its configuration: the newest one, or --run RUN, or --ckpt_path FILE
+  validate  what its heads tell of each teacher on held-out rows
+  compare   probes of several runs in one report: RUN RUN ...
+  export    the newest run, or --ckpt_path FILE, as a folder that needs nothing else: --out FOLDER
+  predict   a student's embeddings as a column of a cache: --corpus cache/mol
+  study     several methods and seeds: --config configs/studies/mol.yaml
+
+Every key of a command: distill COMMAND --help"""
 COMMANDS = ("fit", "validate", "test")
 BETTER = {"val": "min", "loss": "min", "nll": "min", "r2": "max", "cosine": "max", "nats": "max", "probe": "max"}
 
@@ -97,7 +112,17 @@ class DistillCLI(LightningCLI):
             ModelCheckpoint(folder, "last", every_n_train_steps=steps, enable_version_counter=False),
         ]
 
+    def before_fit(self) -> None:
+        teachers = ", ".join(self.model.teachers)
+        if self.trainer.is_global_zero:
+            log.info("fit: %s; teachers: %s", self.trainer.default_root_dir, teachers)
+
     def after_fit(self) -> None:
+        best = Path(self.trainer.default_root_dir) / "checkpoints" / "best.ckpt"
+        if self.trainer.checkpoint_callbacks and not best.exists():
+            self.trainer.save_checkpoint(best)  # it ended before its first validation
+        if self.trainer.is_global_zero and best.exists():
+            log.info("written: %s; next: distill test --run %s", best, self.trainer.default_root_dir)
         if self.trainer.received_sigterm:
             sys.exit(143)  # not 0: what was asked for is not done
 
@@ -130,6 +155,10 @@ class SaveConfig(SaveConfigCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.config["ckpt_path"] = None  # else a new run of this configuration would go on with an old one
+        data, parts = self.config["data"], trainer.datamodule.parts  # type: ignore[attr-defined]
+        # by name, so that a column that the cache gets later is no teacher of this run
+        for place, part in zip(data["corpora"] or [data], parts, strict=True):
+            place["teachers"], place["input"] = list(part.teachers), part.inputs.name
         super().setup(trainer, pl_module, "fit")
 
 
@@ -187,7 +216,9 @@ def complete(arguments: list[str]) -> list[str]:
         where = checkpoint.absolute()
         raise ConfigError(f"no checkpoint at {where}: expected RUN/checkpoints/best.ckpt of a `distill fit`")
     run = checkpoint.parents[1]
-    added = [] if given.config else ["--config", str(run / "config.yaml")]  # first, so that other keys win over it
+    log.info("%s: %s", arguments[0], checkpoint)
+    mine = run / "config.yaml"
+    added = ["--config", str(mine)] if mine.is_file() else []  # first, so that other keys win over it
     return [
         arguments[0],
         *added,
@@ -220,6 +251,9 @@ def _newest_checkpoint(run: Path | None) -> Path:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``distill``."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        Console(width=130, highlight=False).print(HELP, markup=False)
+        return
     start()
     try:
         if arguments[:1] == ["study"]:
@@ -254,7 +288,10 @@ def main(arguments: list[str] | None = None) -> None:
         if "loading state_dict" not in str(error):
             raise
         what = " ".join(str(error).split())[:400]
-        sys.exit(f"error: the checkpoint's student and heads are not those of the configuration: {what}")
+        sys.exit(
+            "error: the checkpoint's student and heads are not those of the configuration; name its own, "
+            f"RUN/config.yaml: {what}"
+        )
 
 
 if __name__ == "__main__":

@@ -279,7 +279,8 @@ class DistillData(LightningDataModule):
             ``student-only``: a random crop, perhaps mirrored, while the teachers saw the whole image; their targets then
             fit only as far as they do not change under it.
         batch_size: rows of a step, over all ranks together.
-        held_out: rows of each corpus that are never trained on, for validation.
+        held_out: rows of each corpus that are never trained on, for validation; a tenth of them, at most 1000, when not
+            given.
         seed: of the split, of the order of rows, and of what is random in a step (dropout, augmentation).
         num_workers: processes that gather batches; 0 gathers in a thread of the training process.
         block_rows: for a cache larger than memory: shuffle whole blocks of so many rows, and the rows of
@@ -298,14 +299,18 @@ class DistillData(LightningDataModule):
         input: str | None = None,
         augmentation: Literal["clean", "views", "student-only"] = "clean",
         batch_size: int = 256,
-        held_out: int = 1000,
+        held_out: int | None = None,
         seed: int = 0,
         num_workers: int = 0,
         block_rows: int = 0,
         window_blocks: int = 16,
     ):
         super().__init__()
-        limits = {"held_out": (held_out, 1), "batch_size": (batch_size, 1), "block_rows": (block_rows, 0)}
+        limits = {
+            "held_out": (1 if held_out is None else held_out, 1),
+            "batch_size": (batch_size, 1),
+            "block_rows": (block_rows, 0),
+        }
         for key, (value, least) in {**limits, "window_blocks": (window_blocks, 1)}.items():
             if value < least:
                 raise ConfigError(f"data.{key} is {value}, expected at least {least}")
@@ -336,9 +341,10 @@ class DistillData(LightningDataModule):
                     "with the corpus cache_tools.corpora.image.Views"
                 )
 
-    def _source(self, part: Part, chosen: CorpusSource, count: int, block: int, window: int) -> Source:
+    def _source(self, part: Part, chosen: CorpusSource, held: int | None, block: int, window: int) -> Source:
         views = part.corpus.views
         rows, block = len(part.inputs) // views, -(-block // views)  # items from here on
+        count = max(1, min(1000, rows // 10)) if held is None else held
         if rows - count < self.batch_size:
             raise ConfigError(
                 f"{chosen.path} has {rows} rows; without {count} held out, "
@@ -361,8 +367,8 @@ class DistillData(LightningDataModule):
         rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if self.batch_size % ranks:
             raise ConfigError(f"data.batch_size is {self.batch_size}, expected a multiple of the {ranks} processes")
-        if self.sources[0].held < ranks:
-            raise ConfigError(f"data.held_out is {self.sources[0].held}, expected one row for each of {ranks} processes")
+        if (least := min(source.held for source in self.sources)) < ranks:
+            raise ConfigError(f"data.held_out is {least}, expected one row for each of the {ranks} processes")
         lengths = [part.lengths if part.featuriser.padded else None for part in self.parts]
         return BatchOrder(self.sources, self.batch_size, self.seed, rank, ranks, shuffle, lengths)
 

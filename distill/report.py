@@ -57,7 +57,7 @@ class Scores:
 
     def half_width(self) -> np.ndarray[Any, Any]:
         """Half of the 95 % t-interval of :meth:`mean` over seeds, (systems,); NaN with one seed."""
-        return half_width(np.nanmean(self.values, 1))
+        return half_width(mean_of_known(self.values.swapaxes(1, 2)))
 
     def mean_rank(self) -> np.ndarray[Any, Any]:
         """Mean over tasks and seeds of the system's rank, 1 is best, (systems,)."""
@@ -71,7 +71,7 @@ class Scores:
 
     def rank_interval(self, resamples: int = 2000) -> np.ndarray[Any, Any]:
         """95 % interval of :meth:`mean_rank`, (2, systems): a bootstrap over tasks, for others might have been asked."""
-        per_task = np.nanmean(self.ranks(), 2)  # (systems, tasks)
+        per_task = mean_of_known(self.ranks())  # (systems, tasks)
         drawn = np.random.default_rng(0).integers(len(self.tasks), size=(resamples, len(self.tasks)))
         interval: np.ndarray[Any, Any] = np.nanpercentile(np.nanmean(per_task[:, drawn], 2), [2.5, 97.5], axis=1)
         return interval
@@ -101,8 +101,15 @@ class Scores:
     def teachers_mean(self) -> np.ndarray[Any, Any]:
         """Mean over the teachers per task, (tasks,)."""
         rows = [row for row, system in enumerate(self.systems) if self.kinds[system] == "teachers"]
-        means: np.ndarray[Any, Any] = np.nanmean(self.values[rows], (0, 2))
+        means = mean_of_known(self.values[rows].transpose(1, 0, 2).reshape(len(self.tasks), -1))
         return means
+
+
+def mean_of_known(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Mean over the last axis of what was measured; NaN where nothing was."""
+    known = np.isfinite(values)
+    means: np.ndarray[Any, Any] = np.where(known, values, 0).sum(-1) / np.where(known.any(-1), known.sum(-1), np.nan)
+    return means
 
 
 def half_width(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -136,11 +143,12 @@ def rows(scores: Scores) -> list[list[str]]:
     mean, half, rank = scores.mean(), scores.half_width(), scores.mean_rank()
     for row, system in enumerate(scores.systems):
         interval = "" if np.isnan(half[row]) else f"{half[row]:.3f}"
-        per_task = [f"{each:.3f}" for each in np.nanmean(scores.values[row], -1)]
+        per_task = ["–" if np.isnan(each) else f"{each:.3f}" for each in mean_of_known(scores.values[row])]
         lines.append([system, *per_task, f"{mean[row]:.3f}", interval, f"{rank[row]:.2f}"])
     if any(kind == "teachers" for kind in scores.kinds.values()):
         average = scores.teachers_mean()
-        lines.append(["mean of teachers", *[f"{each:.3f}" for each in average], f"{average.mean():.3f}", "", ""])
+        told = ["–" if np.isnan(each) else f"{each:.3f}" for each in [*average, np.nanmean(average)]]
+        lines.append(["mean of teachers", *told, "", ""])
     return lines
 
 
@@ -204,8 +212,8 @@ def plot(by_split: Mapping[str, Scores], path: Path) -> None:
         colours = [COLOURS[scores.kinds[system]] for system in scores.systems]
         half = scores.half_width()
         axis.barh(place, scores.mean(), color=colours, xerr=None if np.isnan(half).any() else half, ecolor="#333333")
-        per_task = np.nanmean(scores.values, -1)  # (systems, tasks)
-        left = max(-0.05, min(0.0, float(per_task.min())))  # a dot further left stands at the edge
+        per_task = mean_of_known(scores.values)  # (systems, tasks)
+        left = max(-0.05, min(0.0, float(np.nanmin(per_task))))  # a dot further left stands at the edge
         dots = {"ms": 3, "color": "#333333", "alpha": 0.45, "clip_on": False}
         axis.plot(per_task.clip(left), np.repeat(place[:, None], per_task.shape[1], 1), "o", **dots)
         axis.set_yticks(place, scores.systems)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -239,7 +240,12 @@ def test_two_ranks_fit_and_test(place):
 def test_test_takes_the_run_of_its_configuration_and_no_other(place):
     (place.folder / "short.yaml").write_text("trainer: {log_every_n_steps: 2}\n")
     ok(place.distill("fit", "--config", "fit.yaml", "--trainer.max_epochs", "1", "--run", "runs/minimal"))
+    (place.folder / "later.yaml").write_text(
+        CACHE.replace("  maccs:", "  later: {class_path: cache_tools.teachers.molecule.Maccs}\n  maccs:")
+    )
+    ok(place.cache("build", "--config", "later.yaml"))  # a column that the run's fit did not know
     done = place.distill("test", "--config", "fit.yaml", "--config", "short.yaml", "--probe.seeds", "[0]")
+    shutil.rmtree(place.folder / "cache" / "mini" / "teachers" / "later")
     assert "runs/mini/checkpoints/best.ckpt" in ok(done)
 
 

@@ -534,7 +534,7 @@ def test_a_data_set_that_is_not_there_names_two_ways(monkeypatch):
     config = pytest.importorskip("datasets").config
     monkeypatch.setattr(config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # without a network this takes 25 s else
-    with pytest.raises(CorpusError, match="'nobody/nothing'.* Two ways: give a corpus of your own .*, or download it once"):
+    with pytest.raises(CorpusError, match="'nobody/nothing'.* Two ways: give a corpus of your own .*, or load it once"):
         TextDataset("nobody/nothing").read()
 
 
