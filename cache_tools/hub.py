@@ -75,8 +75,8 @@ def missing(model: str, error: Exception, folder: str, fetch: str = "", kept: st
     """
     return TeacherError(
         f"cannot load {model!r}: it is neither here nor to be had from the hub. Two ways: give the path of {folder} where "
-        f"its name stands in the YAML; or download it once on a machine with the network (`{fetch or f'hf download {model}'}`) "
-        f"and copy the folder ~/.cache/{kept}. ({first_line(error)})"
+        f"its name stands; or download it once on a machine with the network (`{fetch or f'hf download {model}'}`) and "
+        f"copy the folder ~/.cache/{kept}. ({first_line(error)})"
     )
 
 
@@ -196,10 +196,10 @@ def read_dataset(name: str, config: str | None, split: str, columns: list[str]) 
                 "give a folder of files to the corpus that reads files"
             ) from None
         raise CorpusError(
-            f"cannot read data set {name!r}, split {split!r}: it is neither here nor to be had from the hub. Two ways: give "
-            "a corpus of your own (CORPUS=folder or file), or load it once on a machine with the hub (`python -c 'from "
-            f"datasets import load_dataset; load_dataset(*{[name, *([config] if config else [])]})'`) and copy the folder "
-            f"~/.cache/huggingface. ({first_line(error)})"
+            f"cannot read data set {name!r}, split {split!r}: it is neither here nor to be had from the hub. Two ways: "
+            "give a corpus of your own (CORPUS=folder or file), or load it once on a machine with the hub (`python -c "
+            f"'from datasets import load_dataset; load_dataset(*{[name, *([config] if config else [])]})'`) and copy "
+            f"the folder ~/.cache/huggingface. ({first_line(error)})"
         ) from None
     if isinstance(found, DatasetDict):
         if split not in found:

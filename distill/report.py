@@ -143,11 +143,11 @@ def rows(scores: Scores) -> list[list[str]]:
     mean, half, rank = scores.mean(), scores.half_width(), scores.mean_rank()
     for row, system in enumerate(scores.systems):
         interval = "" if np.isnan(half[row]) else f"{half[row]:.3f}"
-        per_task = ["–" if np.isnan(each) else f"{each:.3f}" for each in mean_of_known(scores.values[row])]
+        per_task = ["-" if np.isnan(each) else f"{each:.3f}" for each in mean_of_known(scores.values[row])]
         lines.append([system, *per_task, f"{mean[row]:.3f}", interval, f"{rank[row]:.2f}"])
     if any(kind == "teachers" for kind in scores.kinds.values()):
         average = scores.teachers_mean()
-        told = ["–" if np.isnan(each) else f"{each:.3f}" for each in [*average, np.nanmean(average)]]
+        told = ["-" if np.isnan(each) else f"{each:.3f}" for each in [*average, np.nanmean(average)]]
         lines.append(["mean of teachers", *told, "", ""])
     return lines
 
