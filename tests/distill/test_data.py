@@ -196,7 +196,7 @@ def test_what_does_not_divide_among_processes_is_refused(two):
     with pytest.raises(ConfigError, match="data.batch_size is 9, expected a multiple of the 2 processes"):
         data.train_dataloader()
     data.batch_size = 8
-    with pytest.raises(ConfigError, match="data.held_out is 1, expected one row for each of 2 processes"):
+    with pytest.raises(ConfigError, match="data.held_out is 1, expected one row for each of the 2 processes"):
         data.val_dataloader()
 
 

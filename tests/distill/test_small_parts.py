@@ -47,7 +47,7 @@ def test_metrics_over_batches_equal_the_metrics_of_all_rows(head):
     torch.manual_seed(0)
     student, target = torch.randn(64, 4), torch.randn(64, 3)
     normal = Raw(Statistics.of(target.numpy()))
-    whole, parts = TeacherMetrics(), TeacherMetrics()
+    whole, parts = TeacherMetrics(3), TeacherMetrics(3)
     with torch.no_grad():
         whole.update(head, normal, head(student, target), student, target)
         for s, t in zip(student.split(24), target.split(24), strict=True):
@@ -65,7 +65,7 @@ def test_predicting_the_corpus_mean_is_the_zero_line():
         head.mlp[0].weight.zero_()
         head.mlp[0].bias.copy_(torch.cat([torch.zeros(1), normal.mean, -0.5 * normal.var.log()]))
         student = torch.randn(500, 4)
-        metrics = TeacherMetrics()
+        metrics = TeacherMetrics(3)
         metrics.update(head, normal, head(student, target), student, target)
     named = metrics.named(head)
     assert named["r2"].item() == pytest.approx(0, abs=1e-5)
