@@ -29,6 +29,7 @@ from distill.augment import crop_and_mirror, is_image
 from distill.order import BatchOrder, Source, Step
 
 KINDS = ("teachers", "inputs")
+STUDENT = "distill.exported.StudentTeacher"  # its columns teach only when they are named
 
 log = logging.getLogger(__name__)
 
@@ -239,7 +240,11 @@ def open_part(corpus: Path, names: list[str] | None, input: str | None = None) -
             f"{corpus} has no teacher column {', '.join(missing)}; it has: {', '.join(there['teachers']) or 'none'}. "
             "Name one of these in data.teachers, or add the missing one with `distill-cache build`"
         )
-    names = there["teachers"] if names is None else names
+    if names is None:
+        made = {name: store.read_manifest(corpus / "teachers" / name / store.MANIFEST) for name in there["teachers"]}
+        names = [name for name, each in made.items() if each["producer"]["class_path"] != STUDENT]
+        for name in sorted(made.keys() - names):
+            log.warning("%s: %s was made by `distill predict`; it teaches only when data.teachers names it", corpus, name)
     if not names:
         raise CacheError(f"{corpus} has no teacher column: add some with `make cache`")
     if input is None and len(there["inputs"]) != 1:

@@ -101,9 +101,10 @@ def text_spec(origin: Path, **more) -> dict:
     }
 
 
-def make_run(folder: Path, cache: Path, corpora: list[str], student: dict) -> Path:
+def make_run(folder: Path, cache: Path, corpora: list[str], student: dict, teachers: list[str] | None = None) -> Path:
     """A run as `distill fit` leaves it, of a student whose batch norms have seen some rows; returns its checkpoint."""
-    data = {"corpora": [{"path": str(cache / name)} for name in corpora], "batch_size": 20, "held_out": 10}
+    named = {"teachers": teachers} if teachers else {}
+    data = {"corpora": [{"path": str(cache / name), **named} for name in corpora], "batch_size": 20, "held_out": 10}
     config = {"data": data, "model": {"student": student, "head": MINI}}
     checkpoint = folder / "checkpoints" / "best.ckpt"
     checkpoint.parent.mkdir(parents=True)
@@ -423,7 +424,9 @@ def test_a_predicted_column_is_a_teacher_like_any_other(fitted, monkeypatch, cap
     assert before == {path: path.stat().st_mtime_ns for path in column.path.iterdir()}, "what is there is not made again"
     data = DistillData(fitted / "cache" / "mol", teachers=["again"], batch_size=20, held_out=20)
     assert next(iter(data.train_dataloader())).targets["again"].shape == (20, 12)
-    second = make_run(tmp_path / "second", fitted / "cache", ["mol"], GRAPH)
+    unnamed = DistillData(fitted / "cache" / "mol", batch_size=20, held_out=20)
+    assert list(unnamed.statistics) == ["maccs"], "no student teaches itself unless it is asked to"
+    second = make_run(tmp_path / "second", fitted / "cache", ["mol"], GRAPH, ["maccs", "again"])
     export(tmp_path / "pupil", second)
     card = (tmp_path / "pupil" / "README.md").read_text()
     assert re.search(
