@@ -89,7 +89,6 @@ class DistillCLI(LightningCLI):
         if chosen["enable_checkpointing"] is not False:
             callbacks += self._checkpoints(run / "checkpoints", probing)
         _keep_metrics(run)
-        _keep_metrics(run)
         kwargs["logger"] = [TensorBoardLogger(run, "", ""), CSVLogger(run, "", "")]
         kwargs["plugins"] = [*_listed(chosen["plugins"]), WholeCheckpoints()]
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)

@@ -1,3 +1,4 @@
+import copy
 import itertools
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ from cache_tools.teachers.molecule import Maccs, MorganBits, MorganCounts
 from distill.data import CorpusSource, DistillData
 from distill.heads import MseHead
 from distill.module import Distiller
+from distill.online import OnlineData
 from distill.students.molecule import GraphStudent
 
 
@@ -69,6 +71,17 @@ def test_a_mixture_trains(two, tmp_path):
     before = trainer.validate(model, data, verbose=False)[0]["val/loss"]
     trainer.fit(model, data)
     assert trainer.validate(model, data, verbose=False)[0]["val/loss"] < before
+
+
+def test_live_teachers_say_what_the_cache_holds(two):
+    corpora = [CorpusSource(each) for each in two]
+    batch = next(iter(DistillData(corpora=corpora, batch_size=40, held_out=10).train_dataloader()))
+    live = copy.deepcopy(batch)
+    live.targets = {name: torch.zeros_like(target) for name, target in live.targets.items()}
+    live = OnlineData(corpora=corpora, batch_size=40, held_out=10).on_after_batch_transfer(live, 0)
+    assert batch.targets["maccs"].any()
+    for name, target in batch.targets.items():
+        assert torch.equal(live.targets[name].float(), target.float())
 
 
 def test_statistics_of_a_teacher_are_merged_over_corpora(two):
