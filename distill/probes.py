@@ -27,11 +27,16 @@ class Probe(ABC):
         name: stands beside the task's where a task has several probes.
         metric: what :meth:`score` reports.
         fits: whether :meth:`fit` learns from training rows; the others look at test rows alone.
+
+    Attributes:
+        predicted: (rows, columns) what the last :meth:`score` compared with the labels: logits, values, classes, cosines
+            or clusters.
     """
 
     name: ClassVar[str]
     metric: ClassVar[str]
     fits: ClassVar[bool] = True
+    predicted: Array
 
     @abstractmethod
     def fit(self, x: Array, y: Array, x_valid: Array, y_valid: Array) -> "Probe":
@@ -84,7 +89,7 @@ class LinearProbe(Probe):
         return predicted
 
     def score(self, x: Array, y: Array) -> dict[str, Array]:
-        predicted = self.predict(x)
+        self.predicted = predicted = self.predict(x)
         return {self.metric: np.array([self._score(y[:, each], predicted[:, each]) for each in range(y.shape[1])])}
 
     def _scaled(self, x: Array) -> Tensor:
@@ -282,7 +287,8 @@ class SoftmaxProbe(LogisticProbe):
         classes = 1 + int(max(y.max(), y_valid.max()))
         strengths = torch.from_numpy(self.strengths)
         path = self._solve(self._scaled(x), _one_hot(y, classes), strengths.expand(classes, -1))
-        scores = [_accuracy(y_valid, each) for each in np.moveaxis(_apply(self._scaled(x_valid), path), -1, 0)]
+        logits = _apply(self._scaled(x_valid), path)  # (rows, classes, strengths)
+        scores = [_accuracy(y_valid, each) for each in logits.argmax(1, keepdims=True).transpose(2, 0, 1)]
         best = len(scores) - 1 - int(np.argmax(scores[::-1]))  # of equals the strongest
         both = self._scaled(np.concatenate([x, x_valid])), _one_hot(np.concatenate([y, y_valid]), classes)
         self.weights, self.middle = self._solve(*both, strengths[best].expand(classes, 1)), 0.0
@@ -303,15 +309,16 @@ class SoftmaxProbe(LogisticProbe):
         return torch.cat([path[:1], (axes @ path[1:].flatten(1)).unflatten(1, strengths.shape)])
 
     def score(self, x: Array, y: Array) -> dict[str, Array]:
-        return {self.metric: np.array([_accuracy(y, self.predict(x))])}
+        self.predicted = self.predict(x).argmax(1, keepdims=True)
+        return {self.metric: np.array([_accuracy(y, self.predicted)])}
 
 
 def _one_hot(y: Array, classes: int) -> Tensor:
     return torch.eye(classes)[torch.from_numpy(y[:, 0]).long()]  # (rows, classes)
 
 
-def _accuracy(y: Array, logits: Array) -> float:
-    return float((logits.argmax(1) == y[:, 0]).mean())
+def _accuracy(y: Array, classes: Array) -> float:
+    return float((classes == y).mean())  # both (rows, 1)
 
 
 class KnnProbe(Probe):
@@ -328,7 +335,7 @@ class KnnProbe(Probe):
         self.classes = 1 + int(max(y.max(), y_valid.max()))
         self.bank, self.labels = _unit(x), _one_hot(y, self.classes)
         usable = [k for k in self.neighbours if k <= len(x)] or [len(x)]
-        self.k = usable[int(np.argmax(self._accuracies(x_valid, y_valid, usable)))]
+        self.k = usable[int(np.argmax([_accuracy(y_valid, each) for each in self._classes(x_valid, usable)]))]
         self.bank, self.labels = _unit(np.concatenate([x, x_valid])), _one_hot(np.concatenate([y, y_valid]), self.classes)
         return self
 
@@ -340,13 +347,14 @@ class KnnProbe(Probe):
         return [votes[:, k - 1].numpy() for k in counts]
 
     def score(self, x: Array, y: Array) -> dict[str, Array]:
-        return {self.metric: np.array(self._accuracies(x, y, [self.k]))}
+        self.predicted = self._classes(x, [self.k])[0]
+        return {self.metric: np.array([_accuracy(y, self.predicted)])}
 
-    def _accuracies(self, x: Array, y: Array, counts: list[int]) -> list[float]:
-        """Accuracy per number of neighbours."""
+    def _classes(self, x: Array, counts: list[int]) -> list[Array]:
+        """Per number of neighbours the class of most votes, (rows, 1)."""
         chunks = range(0, len(x), 256)  # votes are (rows, k, classes)
         votes = [self._votes(x[start : start + 256], counts) for start in chunks]
-        return [_accuracy(y, np.concatenate(each)) for each in zip(*votes, strict=True)]
+        return [np.concatenate(each).argmax(1, keepdims=True) for each in zip(*votes, strict=True)]
 
 
 def _unit(x: Array) -> Tensor:
@@ -366,10 +374,10 @@ class SimilarityProbe(_Untrained):
     name, metric = "similarity", "spearman"
 
     def score(self, x: Array, y: Array) -> dict[str, Array]:
-        cosine = _cosine(x)
-        if np.ptp(y) and not np.ptp(cosine):  # a system that calls all pairs alike knows nothing
+        self.predicted = _cosine(x)
+        if np.ptp(y) and not np.ptp(self.predicted):  # a system that calls all pairs alike knows nothing
             return {self.metric: np.zeros(1)}
-        return {self.metric: np.array([float(stats.spearmanr(cosine, y[:, 0]).statistic)])}
+        return {self.metric: np.array([float(stats.spearmanr(self.predicted[:, 0], y[:, 0]).statistic)])}
 
 
 class PairProbe(_Untrained):
@@ -378,14 +386,15 @@ class PairProbe(_Untrained):
     name, metric = "pairs", "ap"
 
     def score(self, x: Array, y: Array) -> dict[str, Array]:
+        self.predicted = _cosine(x)
         if not np.ptp(y):
             return {self.metric: np.full(1, np.nan)}
-        return {self.metric: np.array([float(average_precision_score(y[:, 0], _cosine(x)))])}
+        return {self.metric: np.array([float(average_precision_score(y[:, 0], self.predicted[:, 0]))])}
 
 
 def _cosine(x: Array) -> Array:
     unit = _unit(x)
-    return np.asarray((unit[:, 0] * unit[:, 1]).sum(-1))  # (rows,)
+    return np.asarray((unit[:, 0] * unit[:, 1]).sum(-1, keepdim=True))  # (rows, 1)
 
 
 class ClusterProbe(_Untrained):
@@ -394,10 +403,9 @@ class ClusterProbe(_Untrained):
     name, metric = "clusters", "v-measure"
 
     def score(self, x: Array, y: Array) -> dict[str, Array]:
-        if not np.ptp(y):
-            return {self.metric: np.full(1, np.nan)}
         means = KMeans(len(np.unique(y)), n_init=3, random_state=0).fit(_unit(x).numpy())
-        return {self.metric: np.array([float(v_measure_score(y[:, 0], means.labels_))])}
+        self.predicted = means.labels_[:, None]
+        return {self.metric: np.array([float(v_measure_score(y[:, 0], means.labels_)) if np.ptp(y) else np.nan])}
 
 
 PROBES: dict[str, type[Probe]] = {
