@@ -3,11 +3,13 @@
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from cache_tools.corpora.idx import IdxImages, read_idx
 from cache_tools.corpora.image import ImageFolder
 from cache_tools.corpus import Corpus
 from cache_tools.errors import ConfigError, CorpusError
@@ -262,3 +264,47 @@ class _Named(Corpus):
 
     def pairs(self) -> Iterator[Any]:
         return ((name, read()) for name, read in self.images.files() if name in self.names)
+
+
+def in_class_folders(path: Path) -> bool:
+    """Whether the first image of a folder, zip or tar lies in a folder that may name its class.
+
+    Raises:
+        CorpusError: when the archive is damaged.
+    """
+    return any(_part_and_class(name)[1] for name, _ in islice(ImageFolder(path).files(), 1))
+
+
+class IdxTask(Labelled):
+    """Images with a class each in pairs of IDX files, MNIST's format: ``...images-idx3-ubyte``, ``...labels-idx1-ubyte``.
+
+    Args:
+        images: a split's name (train, test) -> its file of images, gzipped or not, beside the file of labels; one file
+            alone has the name ``""``, and the seed cuts its rows.
+        probes: as for :class:`ImageTask`.
+
+    Raises:
+        CorpusError: when a file is missing, cut short or no IDX file, or the two of a pair differ in length.
+    """
+
+    modality = "image"
+
+    def __init__(self, images: dict[str, Path], probes: list[Probe] | None = None):
+        super().__init__("multiclass", probes)
+        self.images = {part: Path(path) for part, path in images.items()}
+
+    def load(self) -> tuple[Sequence[Key], Array]:
+        parts: list[str] = []
+        classes: list[Array] = []
+        for part, path in self.images.items():
+            beside = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
+            images, labels = read_idx(path, 3), read_idx(beside, 1)
+            if len(images) != len(labels):
+                raise CorpusError(f"{path} holds {len(images)} images and {beside.name} {len(labels)} labels: not a pair")
+            parts += [part] * len(labels)
+            classes.append(labels)
+        names = IdxImages(list(self.images.values())).names()
+        return self._keep(names, parts, np.concatenate(classes)[:, None].astype(np.float64))
+
+    def corpus(self, name: str) -> Corpus:
+        return IdxImages(list(self.images.values()))

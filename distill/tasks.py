@@ -140,14 +140,8 @@ def scaffold_split(smiles: Sequence[str], seed: int) -> tuple[Array, Array, Arra
     Scaffolds are taken in random order; one with more molecules than half of a test set goes to training, as in chemprop's
     balanced split. Molecules without a ring share the empty scaffold.
     """
-    from rdkit import rdBase
-
-    groups: dict[str, list[int]] = {}
-    with rdBase.BlockLogs():
-        for row, each in enumerate(smiles):
-            groups.setdefault(_scaffold(each), []).append(row)
     sizes = [share * len(smiles) for share in SHARES]
-    shuffled = list(groups.values())
+    shuffled = scaffold_groups(smiles)
     np.random.default_rng(seed).shuffle(shuffled)
     shuffled.sort(key=lambda group: len(group) <= sizes[2] / 2)  # stable: the big ones first
     parts: list[list[int]] = [[], [], []]
@@ -156,6 +150,17 @@ def scaffold_split(smiles: Sequence[str], seed: int) -> tuple[Array, Array, Arra
         (fitting[0] if fitting else parts[0]).extend(group)
     train, valid, test = (np.array(part, np.int64) for part in parts)
     return train, valid, test
+
+
+def scaffold_groups(smiles: Sequence[str]) -> list[list[int]]:
+    """Row numbers of each Bemis-Murcko scaffold, in the order in which the scaffolds first appear."""
+    from rdkit import rdBase
+
+    groups: dict[str, list[int]] = {}
+    with rdBase.BlockLogs():
+        for row, each in enumerate(smiles):
+            groups.setdefault(_scaffold(each), []).append(row)
+    return list(groups.values())
 
 
 def _scaffold(smiles: str) -> str:

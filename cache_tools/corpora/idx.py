@@ -1,0 +1,80 @@
+"""Corpora of images in IDX files, the format of MNIST and its successors."""
+
+import gzip
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cache_tools.corpus import Corpus
+from cache_tools.errors import CorpusError
+from cache_tools.tables import DAMAGED
+
+Array = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+class IdxImages(Corpus):
+    """Grey images of IDX files as PNG; an image's id is its file's name and its row there.
+
+    Args:
+        paths: files of images, gzipped or not.
+
+    Raises:
+        CorpusError: when one is missing, cut short or no IDX file of images.
+    """
+
+    modality = "image"
+
+    def __init__(self, paths: Sequence[Path]):
+        self.paths = [Path(path) for path in paths]
+
+    @property
+    def source(self) -> str:
+        return ", ".join(map(str, self.paths))
+
+    def names(self) -> list[str]:
+        """Ids of all images, in order."""
+        return [name for name, _ in self._images()]
+
+    def pairs(self) -> Iterator[tuple[str, bytes]]:
+        from PIL import Image
+
+        for name, pixels in self._images():
+            file = io.BytesIO()
+            Image.fromarray(pixels).save(file, "PNG", compress_level=0)
+            yield name, file.getvalue()
+
+    def _images(self) -> Iterator[tuple[str, Array]]:
+        for path in self.paths:
+            name = path.name.removesuffix(".gz")
+            yield from ((f"{name}/{row}", pixels) for row, pixels in enumerate(read_idx(path, 3)))
+
+
+def read_idx(path: Path, axes: int) -> Array:
+    """The bytes of an IDX file: of images (images, rows, columns), of labels (labels,).
+
+    The format is told at http://yann.lecun.com/exdb/mnist: two zeros, the type (8: bytes), the number of axes, their
+    lengths as big-endian integers of four bytes, the values.
+
+    Args:
+        path: gzipped or not.
+        axes: that it must have.
+
+    Raises:
+        CorpusError: when it is missing, cut short, or no such file.
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            content = file.read()
+    except (OSError, *DAMAGED) as error:
+        raise CorpusError(f"{path} cannot be read ({error}): fetch it again") from None
+    head = 4 + 4 * axes
+    lengths = np.frombuffer(content[4:head].ljust(head - 4, b"\0"), ">u4").astype(int)
+    if content[:4] != bytes([0, 0, 8, axes]) or len(content) != head + np.prod(lengths):
+        raise CorpusError(
+            f"{path} is no IDX file of {axes} axes of bytes, or it is cut short (first bytes {content[:4].hex()}, axes "
+            f"{lengths.tolist()}, {len(content)} bytes in all): fetch it again"
+        )
+    return np.frombuffer(content, np.uint8, offset=head).reshape(lengths)
