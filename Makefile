@@ -10,7 +10,7 @@ GROUPS := $(basename $(notdir $(wildcard configs/cache/*.yaml)))
 export WEIGHTS
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo cache fit probe lint type test bench bench-peers study-mol study-text study-vision study-quantised clean
+.PHONY: help install demo cache fit probe lint type test bench bench-peers study-mol study-text study-vision study-quantised study-teachers clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -67,6 +67,10 @@ study-quantised: install ## what int8 columns cost: students of float16 and of i
 	$(BIN)/distill-cache build --config configs/cache/mol.yaml --cache $(CACHE) --name mol
 	$(BIN)/distill-cache build --config configs/cache/mol.yaml --cache $(CACHE) --name mol-int8 --settings.dtype int8
 	$(BIN)/distill study --config configs/studies/quantised.yaml
+
+study-teachers: install ## what each of three teachers brings to the demo's student, by all of their subsets
+	$(BIN)/distill-cache build --config configs/cache/mol.yaml --cache $(CACHE)
+	$(BIN)/distill study --config configs/studies/mol-teachers.yaml
 
 study-mol: install ## methods compared on molecules with pretrained teachers, resumable: WEIGHTS=../shared/weights/mol
 	WEIGHTS=$(or $(WEIGHTS),../shared/weights/mol) $(BIN)/distill-cache build --config configs/studies/mol-cache.yaml --cache $(CACHE)

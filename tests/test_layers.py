@@ -23,7 +23,7 @@ FLOORS = {  # a module may import those on lower floors, and those on its own fl
         ["students.molecule", "students.text", "students.image", "students.mixed"],
         ["metrics", "data", "online", "guard", "module", "probes", "tasks", "labelled", "evaluate", "probing", "report"],
         ["exported", "card", "export"],
-        ["study", "compare", "cli"],
+        ["attribution", "slurm", "study", "compare", "cli"],
     ],
 }
 # `build` embeds a task's items and `corpus` holds them: probing is a cache stage too;
