@@ -50,7 +50,8 @@ def suite(name: str, folder: Path) -> dict[str, Task]:
             raise ConfigError(f"suite {name}: {place} is a second task called {task}: rename it or move it away")
         tasks[task] = made
     if absent:
-        log.warning("suite %s: %d tasks of %s, left out: %s", name, len(tasks), folder, "; ".join(absent))
+        every = len(found) + len(absent)
+        log.warning("suite %s: %d of %d tasks in %s; left out: %s", name, len(found), every, folder, "; ".join(absent))
     return tasks
 
 
@@ -142,7 +143,7 @@ def tdc_admet(folder: Path) -> Found:
             if all((root / name / file).is_file() for file in AdmetTask.files.values()):
                 found.append((name, root / name, AdmetTask(root / name, kind)))
             else:
-                absent.append(f"{name}/{' and '.join(AdmetTask.files.values())}")
+                absent.append(name)
     return found, absent
 
 
@@ -250,7 +251,7 @@ def text_folder(folder: Path) -> Found:
 
 SUITES: dict[str, tuple[Callable[[Path], Found], str]] = {
     "moleculenet": (moleculenet, "MoleculeNet's tables"),
-    "tdc-admet": (tdc_admet, "the folders of TDC's admet_group"),
+    "tdc-admet": (tdc_admet, "NAME/train_val.csv and NAME/test.csv of TDC's admet_group"),
     "vision-transfer": (vision_transfer, "folders, zips or tars of CLASS/IMAGE or train/CLASS/IMAGE, and for IDX files"),
     "text-folder": (text_folder, f"{TABLES} with columns text, label; text1, text2, score; or text1, text2, label"),
 }

@@ -39,7 +39,7 @@ def test_an_unknown_suite_or_folder_is_named(tmp_path):
     ("name", "looked_for"),
     [
         ("moleculenet", "delaney-processed.csv or esol.csv; .*pcba.csv"),
-        ("tdc-admet", "caco2_wang/train_val.csv and test.csv; .*dili/train_val.csv and test.csv"),
+        ("tdc-admet", "NAME/train_val.csv and NAME/test.csv of TDC's admet_group .not there: caco2_wang; .*; dili"),
         ("vision-transfer", "zips or tars of CLASS/IMAGE or train/CLASS/IMAGE, and for IDX files"),
         ("text-folder", "csv, .jsonl, .parquet with columns text, label; text1, text2, score; or text1, text2, label"),
     ],
@@ -142,7 +142,8 @@ def test_tdc_s_folders_are_found_with_their_kinds(tmp_path, inside, caplog):
         "caco2_wang": ("regression", "r2"),
         "herg": ("classification", "auroc"),
     }
-    assert "ames/train_val.csv and test.csv" in caplog.text
+    assert "2 of 22 tasks" in caplog.messages[0]
+    assert "; ames; " in caplog.messages[0], "without train_val.csv"
     assert tasks["caco2_wang"].load()[1].tolist() == [[-4.2]] * 26
     assert [split for split in ("own", "random", "scaffold", "5-shot") if tasks["herg"].offers(split)] == ["own"]
 
