@@ -1,9 +1,6 @@
 """The model card of an exported student: what it learnt from, how well, and how to use it."""
 
-import csv
-import json
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +10,9 @@ import yaml
 from cache_tools.errors import TeacherError
 from cache_tools.hub import locate
 from cache_tools.reader import Column
-from distill import report
+from distill import figures, page, report, summary
 from distill.data import Part
-from distill.evaluate import Record
+from distill.results import FILE, FOLDER, Results, metrics
 
 ITEMS = {
     "molecule": '["CCO", "c1ccccc1"]',
@@ -131,68 +128,33 @@ def _training(folder: Path, run: Path, config: Mapping[str, Any], checkpoint: Ma
     held = [row for row in rows if row.get("val/loss") and int(row["step"]) <= checkpoint["step"]]
     if not held:
         return text
-    figures: dict[str, dict[str, str]] = {}  # teacher -> figure -> value
+    told: dict[str, dict[str, str]] = {}  # teacher -> figure -> value
     for key, value in held[-1].items():
         figure, _, teacher = key.partition("/")
         if value and teacher in teachers:
-            figures.setdefault(teacher, {})[figure] = f"{float(value):.4g}"
-    names = sorted({figure for each in figures.values() for figure in each})
+            told.setdefault(teacher, {})[figure] = f"{float(value):.4g}"
+    names = sorted({figure for each in told.values() for figure in each})
     lines = [_row("teacher", *names), _row("---", *["---:"] * len(names))]
-    lines += [_row(teacher, *(each.get(name, "") for name in names)) for teacher, each in figures.items()]
-    _plot(rows, folder / "training.png")
+    lines += [_row(teacher, *(each.get(name, "") for name in names)) for teacher, each in told.items()]
+    if drawn := figures.losses(rows):
+        drawn.savefig(folder / "training.png", dpi=130)
     loss = f"Held-out rows at step {held[-1]['step']}: loss {float(held[-1]['val/loss']):.4g}."
     return "\n\n".join([text, loss, "\n".join(lines), "![losses](training.png)"])
 
 
-def metrics(run: Path) -> list[dict[str, str]]:
-    """What a run logged, also before it was killed; where it did steps twice, those that it went on from."""
-    earlier = sorted(run.glob("metrics-*.csv"), key=lambda path: int(path.stem.partition("-")[2]))
-    rows: list[dict[str, str]] = []
-    for path in [*earlier, run / "metrics.csv"]:
-        if path.is_file():
-            with open(path, newline="") as file:
-                more = list(csv.DictReader(file))
-            first = min((int(row["step"]) for row in more), default=0)
-            rows = [row for row in rows if int(row["step"]) < first] + more
-    return rows
-
-
-def _plot(rows: list[dict[str, str]], path: Path) -> None:
-    """Loss by step, in training and on held-out rows."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(6.4, 3.2))
-    for key, label in (("train/loss", "training, one batch"), ("val/loss", "held out")):
-        points = [(int(row["step"]), float(row[key])) for row in rows if row.get(key)]
-        if points:
-            axis.plot(*zip(*points, strict=True), label=label)
-    axis.set_xlabel("step")
-    axis.set_ylabel("loss")
-    axis.legend(frameon=False)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
 def _probes(folder: Path, run: Path, checkpoint: Path) -> str:
-    path = run / "probes" / "results.json"
-    if not path.is_file():
+    if not (run / FOLDER / FILE).is_file():
         return ""
-    found = json.loads(path.read_text())
-    if Path(found["checkpoint"]).name != checkpoint.name:
+    results = Results.load(run)
+    if Path(results.about["checkpoint"]).name != checkpoint.name:
         return ""
-    records = [Record(**each) for each in found["records"]]
     parts = ["## Probes\n\nProbes of the frozen embedding, made by `distill test`."]
-    for split in dict.fromkeys(record.split for record in records):
-        parts.append(f"{split.capitalize()} split:\n\n{report.markdown(report.Scores(records, split))}")
-    picture = path.with_name("results.png")
-    if picture.is_file():
-        shutil.copyfile(picture, folder / "probes.png")
-        parts.append("![mean scores](probes.png)")
+    for split in dict.fromkeys(record.split for record in results.records):
+        scores = report.Scores(results.records, split)
+        figures.bars(scores).savefig(folder / f"probes-{split}.png", dpi=130)
+        parts.append(f"{split.capitalize()} split: {summary.answer(scores)}")
+        parts.append(page.markdown([report.score_table(scores)]))
+        parts.append(f"![mean scores](probes-{split}.png)")
     return "\n\n".join(parts)
 
 

@@ -1,11 +1,10 @@
-"""``distill fit | validate | test | compare | study | export | predict``."""
+"""``distill fit | validate | test | compare | export | predict | study | mteb``."""
 
 import argparse
-import copy
-import json
 import logging
 import os
 import re
+import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -23,12 +22,15 @@ from rich.console import Console
 
 from cache_tools.console import start
 from cache_tools.errors import ConfigError, QuorumError
-from distill import report
+from distill import report, summary
 from distill.data import DistillData
-from distill.evaluate import Evaluation, System, as_json
+from distill.evaluate import Evaluation
+from distill.export import export_of
 from distill.module import Distiller
+from distill.prepared import Students
 from distill.probing import ProbeDuring
-from distill.student import Student
+from distill.results import FOLDER, Results, about
+from distill.systems import before
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,8 @@ HELP = """usage: distill COMMAND [--KEY VALUE ...]
   compare   probes of several runs in one report: RUN RUN ...
   export    the newest run, or --ckpt_path FILE, as a folder that needs nothing else: --out FOLDER
   predict   a student's embeddings as a column of a cache: --corpus cache/mol
-  study     several methods and seeds: --config configs/studies/mol.yaml
+  study     several methods, seeds and sets of teachers: --config configs/studies/mol.yaml
+  mteb      an exported student of texts on tasks of MTEB: --student FOLDER
 
 Every key of a command: distill COMMAND --help"""
 COMMANDS = ("fit", "validate", "test")
@@ -127,23 +130,30 @@ class DistillCLI(LightningCLI):
 
     def before_test(self) -> None:
         self.evaluation: Evaluation = self._get(self.config_init, "probe")
+        others = self.evaluation.students
+        self.evaluation.students = {name: at if at.is_dir() else export_of(at) for name, at in others.items()}
         self.evaluation.prepare(self.datamodule.parts)
-        self.untrained = copy.deepcopy(self.model.student)  # the checkpoint is loaded later, by the trainer
+        spec = self._get(self.config, "model").student.as_dict()
+        self.before = before(self.model.student, spec)  # the checkpoint is loaded later, by the trainer
 
     def after_test(self) -> None:
         if not self.trainer.is_global_zero:
             return
-        students: dict[System, Student] = {"student": self.model.student, "untrained": self.untrained}
-        records = self.evaluation.run(students, str(self.trainer.strategy.root_device))
-        folder = Path(self.trainer.default_root_dir) / "probes"
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoint = str(self.trainer.ckpt_path)
-        (folder / "results.json").write_text(json.dumps({"checkpoint": checkpoint, "records": as_json(records)}, indent=1))
-        by_split = {split: report.Scores(records, split) for split in dict.fromkeys(each.split for each in records)}
-        report.plot(by_split, folder / "results.png")
+        students: Students = {"student": self.model.student, **self.before}
+        run, device = Path(self.trainer.default_root_dir), str(self.trainer.strategy.root_device)
+        folder = run / f".{FOLDER}.tmp"  # an earlier test's results are there until these are whole
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        records = self.evaluation.run(students, device, keep=folder)
+        costs, checkpoint = self.evaluation.costs(students, device), str(self.trainer.ckpt_path)
+        results = Results(folder, records, costs, about(checkpoint, device, self.datamodule.parts))
+        results.save()
+        by_split = summary.write(folder, f"Probes of {run}", {"student": [results]}, f"Checkpoint `{checkpoint}`.")
+        shutil.rmtree(run / FOLDER, ignore_errors=True)
+        folder.rename(run / FOLDER)
         for split, scores in by_split.items():
             Console().print(report.table(scores, f"{checkpoint}: probes, {split} split"))
-        Console().print(f"written: {folder}/results.json and results.png")
+        Console().print(f"written: {run / FOLDER}/report.html, report.md, results.json, predictions/")
 
 
 class SaveConfig(SaveConfigCallback):
@@ -259,6 +269,10 @@ def main(arguments: list[str] | None = None) -> None:
             from distill.study import main as study
 
             return study(arguments[1:])
+        if arguments[:1] == ["mteb"]:
+            from distill.mteb import main as mteb
+
+            return mteb(arguments[1:])
         if arguments[:1] == ["compare"]:
             from distill.compare import main as compare
 

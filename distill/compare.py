@@ -1,35 +1,21 @@
 """``distill compare``: what `distill test` measured of several runs, side by side."""
 
 import argparse
-import json
-import logging
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
+from rich.console import Console
+
 from cache_tools.errors import ConfigError
-from distill.evaluate import Record
-from distill.study import write
-
-log = logging.getLogger(__name__)
+from distill import report, summary
+from distill.results import Results
 
 
-def compare(runs: list[Path], report_file: Path, name: str = "compare") -> None:
+def compare(runs: list[Path], out: Path) -> None:
     """Put the probes of several runs into one report.
 
     Args:
         runs: folders of runs that `distill test` probed, by the same tasks, splits and seeds.
-        report_file: Markdown; the comparison replaces its own section there and keeps all else. Its plot lies beside it.
-        name: of that section.
-
-    Raises:
-        ConfigError: when a run was not probed, or two runs have one name.
-    """
-    write(merged(runs), report_file, name, f"runs {', '.join(map(str, runs))}", "distill compare")
-
-
-def merged(runs: Sequence[Path]) -> list[Record]:
-    """Records of all runs; a student is called as its run's folder, what several runs measured is taken once.
+        out: a folder for report.html, report.md and figures.
 
     Raises:
         ConfigError: when a run was not probed, or two runs have one name.
@@ -37,29 +23,16 @@ def merged(runs: Sequence[Path]) -> list[Record]:
     names = [run.absolute().name for run in runs]
     if twice := sorted({each for each in names if names.count(each) > 1}):
         raise ConfigError(f"two runs are called {twice[0]}: rename a folder")
-    kept: dict[tuple[str, str, str, int], Record] = {}
-    for run, name in zip(runs, names, strict=True):
-        path = run / "probes" / "results.json"
-        if not path.is_file():
-            raise ConfigError(f"no {path}: probe the run first with `distill test --run {run}`")
-        for each in json.loads(path.read_text())["records"]:
-            record = Record(**each)
-            if record.kind in ("student", "untrained"):
-                record = replace(record, system=name if record.kind == "student" else f"{name} untrained")
-            first = kept.setdefault((record.system, record.task, record.split, record.seed), record)
-            if abs(first.score - record.score) > 1e-3:
-                log.warning("%s on %s has %.4f in one run and %.4f in %s", *_told(first, record), run)
-    return list(kept.values())
-
-
-def _told(first: Record, other: Record) -> tuple[str, str, float, float]:
-    return first.system, first.task, first.score, other.score
+    results = {name: [Results.load(run)] for name, run in zip(names, runs, strict=True)}
+    by_split = summary.write(out, f"{len(runs)} runs compared", results, f"Runs: {', '.join(map(str, runs))}.")
+    for split, scores in by_split.items():
+        Console().print(report.table(scores, f"{split} split"))
+    Console().print(f"written: {out}/report.html, report.md")
 
 
 def main(arguments: list[str]) -> None:
     """Entry point of ``distill compare``."""
     parser = argparse.ArgumentParser("distill compare", description="Put the probes of several runs into one report.")
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs that `distill test` probed alike")
-    parser.add_argument("--report_file", type=Path, default=Path("compare.md"), help="Markdown; its other sections stay")
-    parser.add_argument("--name", default="compare", help="of the section in it")
+    parser.add_argument("--out", type=Path, default=Path("compare"), help="a folder for report.html, report.md and figures")
     compare(**vars(parser.parse_args(arguments)))

@@ -1,30 +1,30 @@
-"""Probe a student on tasks that it never saw, beside its teachers, all of them concatenated, and its untrained self."""
+"""Probe a student on tasks that it never saw, beside its teachers, all of them together, its untrained self, and others."""
 
+import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from rich.progress import track
 
-from cache_tools.build import build_like
-from cache_tools.errors import CacheError, ConfigError
-from cache_tools.producer import rebuild
-from cache_tools.reader import Column
-from cache_tools.run import TASKS, Settings
-from cache_tools.seen import corpus_hashes
-from cache_tools.teacher import Teacher
-from distill.data import Part, featuriser_of
+from cache_tools.errors import ConfigError
+from cache_tools.run import Settings
+from distill.data import Part
+from distill.prepared import Embedded, Prepared, Reduction, Students, prepare
 from distill.probes import PROBES, Probe
-from distill.student import Student
-from distill.tasks import Array, Key, Task, distinct
+from distill.suites import suite
+from distill.systems import SYSTEMS, Cost, Kind, System, on_a_plane
+from distill.tasks import Array, Task
 
 log = logging.getLogger(__name__)
 
-System = Literal["student", "untrained", "teachers", "concatenated"]
+MAP, PREDICTIONS = "map.npz", "predictions"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Record:
     """One score: a system on a task, one split and seed, averaged over the task's labels."""
 
     system: str
-    kind: System
+    kind: Kind
     task: str
     provenance: str
     split: str
@@ -48,32 +48,40 @@ class Evaluation:
 
     Args:
         tasks: name -> task.
+        suites: more tasks: name of a suite -> folder of its files, as :mod:`distill.suites` reads them.
         splits: kinds of split; molecules offer ``random`` and ``scaffold``, texts and images ``own``, and ``5-shot`` or
             another number.
         seeds: one split each.
-        systems: what to compare.
+        systems: what to compare: the ``student``; itself ``untrained``, of random weights, and ``pretrained``, as it was
+            before it was distilled if it had others; its ``teachers``; their embeddings ``concatenated``; the ``pca`` of
+            these to the student's width, learnt from the corpus.
+        students: more of them: name -> a folder of ``distill export``, or another run's checkpoint.
         every: also probe the student during a fit, every so many epochs, by the first split and seed; 0: never.
         during: the tasks of that; all of them when not given.
         exclude_seen: leave out test rows whose item also stands in the corpus (a pair: one of its items); they are counted
             in any case.
 
     Raises:
-        ConfigError: when ``during`` names a task that is not there.
+        ConfigError: when ``during`` names a task that is not there, or a suite's folder holds none of its files.
     """
 
     def __init__(
         self,
         tasks: dict[str, Task] | None = None,
+        suites: dict[str, Path] | None = None,
         splits: list[str] | None = None,
         seeds: list[int] | None = None,
         systems: list[System] | None = None,
+        students: dict[str, Path] | None = None,
         every: int = 0,
         during: list[str] | None = None,
         exclude_seen: bool = False,
     ):
-        self.tasks, self.splits = tasks or {}, splits or ["random"]
+        self.tasks, self.splits = dict(tasks or {}), splits or ["random"]
+        for name, folder in (suites or {}).items():
+            self.tasks |= suite(name, folder)
         self.seeds = [0, 1, 2, 3, 4] if seeds is None else seeds
-        self.systems = systems or ["student", "untrained", "teachers", "concatenated"]
+        self.systems, self.students = systems or list(SYSTEMS), students or {}
         self.exclude_seen = exclude_seen
         if every < 0:
             raise ConfigError(f"probe.every is {every}, expected epochs between two probes, or 0 for none")
@@ -82,76 +90,30 @@ class Evaluation:
             raise ConfigError(f"probe.during names {unknown[0]}; probe.tasks has: {', '.join(self.tasks) or 'none'}")
 
     def prepare(self, parts: Sequence[Part], settings: Settings | None = None) -> None:
-        """Embed every task's items with the same producers as a corpus's; what is there already is not made again.
-
-        Args:
-            parts: the corpora of the run with their columns; a task belongs to the first one of its modality.
-            settings: how to run the teachers.
+        """Embed every task's items; see :func:`distill.prepared.prepare`.
 
         Raises:
-            ConfigError: when there is no task, or none of its modality among the corpora.
-            CorpusError: when a task's file or column is missing.
+            ConfigError: when there is no task, a task or split does not fit the run, or two systems share a name.
         """
         teachers = {name for part in parts for name in part.teachers}
-        if taken := sorted({"student", "untrained", "concatenated"} & teachers):
-            raise ConfigError(
-                f"a teacher is called {taken[0]}, which is the name of another system: give its column another"
-            )
+        if taken := sorted((teachers & {*SYSTEMS, *self.students}) | (self.students.keys() & set(SYSTEMS))):
+            raise ConfigError(f"two systems are called {taken[0]}: give the teacher's column, or the student, another name")
         if not self.tasks:
             raise ConfigError(
                 "no task to probe: name some under probe.tasks in the configuration, as configs/mol.yaml does"
             )
         if idle := [split for split in self.splits if not any(task.offers(split) for task in self.tasks.values())]:
             raise ConfigError(f"probe.splits names {idle[0]}, which none of the tasks {', '.join(self.tasks)} offers")
-        self.folders: dict[str, Path] = {}
-        self.teachers: dict[str, list[str]] = {}
-        self.inputs: dict[str, str] = {}
-        self.seen: dict[str, set[str]] = {}
-        for modality in dict.fromkeys(task.modality for task in self.tasks.values()):
-            self._prepare(modality, [part for part in parts if part.corpus.modality == modality], settings)
+        self.prepared = prepare(self.tasks, parts, self.systems, self.students, settings)
 
-    def _prepare(self, modality: str, parts: Sequence[Part], settings: Settings | None) -> None:
-        tasks = {name: task for name, task in self.tasks.items() if task.modality == modality}
-        if not parts:
-            raise ConfigError(f"task {next(iter(tasks))} has {modality}s, the run has no corpus of them: leave it out")
-        probed = {"teachers", "concatenated"} & set(self.systems)
-        columns = {name: column for part in reversed(parts) for name, column in part.teachers.items() if probed}
-        live = {name: column for name, column in columns.items() if is_live(column)}
-        paths = [column.path for column in (*live.values(), parts[0].inputs)]
-        parent = parts[0].inputs.path.parents[1] / TASKS
-        folders = {name: build_like(paths, parent, task.corpus(name), settings) for name, task in tasks.items()}
-        kept = [
-            name
-            for part in parts
-            for name in part.teachers
-            if name in live or (name in columns and self._imported(name, folders))
-        ]
-        known = np.concatenate([corpus_hashes(part.columns.corpus) for part in parts])
-        for name, task in tasks.items():
-            stands = np.isin(corpus_hashes(folders[name]), known).tolist()
-            self.seen[name] = {item for item, seen in zip(distinct(task.load()[0]), stands, strict=True) if seen}
-        self.folders |= folders
-        self.teachers |= {name: list(dict.fromkeys(kept)) for name in tasks}
-        self.inputs |= dict.fromkeys(tasks, parts[0].inputs.name)
-
-    def _imported(self, teacher: str, folders: Mapping[str, Path]) -> bool:
-        """Whether every task has a column of a teacher that cannot embed by itself."""
-        lacking = [folder for folder in folders.values() if not (folder / "teachers" / teacher).is_dir()]
-        if lacking:
-            log.warning(
-                "teacher %s was imported and is left out of the probes: it cannot embed the items of %d tasks. Import its "
-                "embeddings of them: distill-cache import --corpus %s --name %s --embeddings FILE --key item",
-                *(teacher, len(lacking), lacking[0], teacher),
-            )
-        return not lacking
-
-    def run(self, students: dict[System, Student], device: str, quiet: bool = False) -> list[Record]:
+    def run(self, students: Students, device: str, quiet: bool = False, keep: Path | None = None) -> list[Record]:
         """Probe every system on every task; :meth:`prepare` comes first.
 
         Args:
-            students: the trained student, and optionally the ``untrained`` one.
-            device: where the students run.
+            students: the trained one, and optionally the ``untrained`` and the ``pretrained`` one.
+            device: where they run.
             quiet: show no progress.
+            keep: a folder for what every system predicted of every test row, and for a map of the first task's items.
 
         Returns:
             A record per system, task, split and seed.
@@ -163,52 +125,57 @@ class Evaluation:
             if task.offers(split)
             for seed in self.seeds
         ]
-        embedded = {name: self._embed(name, students, device) for name in self.tasks}
-        records = [
-            record
-            for name, split, seed in track(work, "probing", disable=quiet)
-            for record in self._probe(name, split, seed, *embedded[name])
-        ]
+        reductions = self._reductions(students)
+        embedded = {
+            name: each.embed(self.systems, students, reductions[each.task.modality], device)
+            for name, each in self.prepared.items()
+        }
+        threads = torch.get_num_threads()
+        try:
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                found = pool.map(lambda at: list(self._probe(at[0], at[1], at[2], embedded[at[0]], keep)), work)
+                records = [record for each in track(found, "probing", len(work), disable=quiet) for record in each]
+        finally:
+            torch.set_num_threads(threads)
         if not records:
             raise ConfigError("no task could be scored: the test rows of every split are too few or of one class")
+        if keep:
+            self._map(embedded, records, keep)
         return records
 
-    def _embed(
-        self, name: str, students: dict[System, Student], device: str
-    ) -> tuple[list[Key], Array, dict[str, tuple[System, Array]]]:
-        """Keys, labels and each system's (rows, dim), of pairs (rows, 2, dim), for the rows that every system can read."""
-        folder = self.folders[name]
-        columns = {each: Column(folder / "teachers" / each) for each in self.teachers[name]}
-        inputs = Column(folder / "inputs" / self.inputs[name])
-        usable = torch.stack([each.valid(torch.arange(len(inputs))) for each in (inputs, *columns.values())]).all(0)
-        keys, labels = self.tasks[name].load()
-        position = {item: row for row, item in enumerate(distinct(keys))}
-        rows = torch.tensor([position[key] if isinstance(key, str) else [position[each] for each in key] for key in keys])
-        kept = usable[rows] if rows.ndim == 1 else usable[rows].all(1)
-        if not kept.any():
-            raise CacheError(f"task {name}: not one row can be embedded, see skipped.csv in {folder}")
-        wanted, rows = torch.unique(rows[kept], return_inverse=True)  # an item that stands in many pairs is embedded once
-        systems: dict[str, tuple[System, Array]] = {}
-        for kind, student in students.items():
-            if kind in self.systems:
-                systems[kind] = kind, embed(student, inputs, wanted, device)
-        dense = {each: np.asarray(column.rows(wanted).float()) for each, column in columns.items()}
-        if "concatenated" in self.systems and dense:
-            systems["concatenated"] = "concatenated", np.concatenate(list(dense.values()), 1)
-        if "teachers" in self.systems:
-            systems |= {each: ("teachers", x) for each, x in dense.items()}
-        if broken := [each for each, (_, x) in systems.items() if not np.isfinite(x).all()]:
-            raise ConfigError(f"task {name}: the embedding of {broken[0]} has a NaN or an infinity, it cannot be probed")
-        chosen = {each: (kind, x[rows.numpy()]) for each, (kind, x) in systems.items()}
-        return [key for key, keep in zip(keys, kept.tolist(), strict=True) if keep], labels[kept.numpy()], chosen
+    def costs(self, students: Students, device: str) -> dict[str, Cost]:
+        """Width, parameters and speed of every system."""
+        of_modality: dict[str, Prepared] = {each.task.modality: each for each in reversed(self.prepared.values())}
+        found = [each.costs(self.systems, students, device) for each in of_modality.values()]
+        return {name: cost for costs in found for name, cost in costs.items()}
 
-    def _probe(
-        self, name: str, split: str, seed: int, keys: list[Key], labels: Array, systems: dict[str, tuple[System, Array]]
-    ) -> Iterator[Record]:
-        task = self.tasks[name]
+    def _reductions(self, students: Students) -> dict[str, Reduction | None]:
+        """Modality -> principal components of its teachers, as wide as the student."""
+        dim = max((each.dim for each in students.values()), default=0)
+        wanted = "pca" in self.systems and dim
+        first = {each.task.modality: each for each in reversed(self.prepared.values())}
+        return {modality: each.reduction(dim) if wanted else None for modality, each in first.items()}
+
+    def _map(self, embedded: dict[str, Embedded], records: Sequence[Record], keep: Path) -> None:
+        """Two dimensions of the first task's items: by the student, untrained, the best teacher, and all of them."""
+        scores: dict[str, list[float]] = {}
+        for record in records:
+            if record.kind == "teachers":
+                scores.setdefault(record.system, []).append(record.score)
+        best = max(scores, key=lambda each: float(np.mean(scores[each])), default="")
+        drawn = (name for name, each in embedded.items() if isinstance(each.keys[0], str) and len(each.keys) > 3)
+        if name := next(drawn, None):
+            systems = embedded[name].systems
+            chosen = {each: systems[each][1] for each in ("student", "untrained", best, "concatenated") if each in systems}
+            plane = on_a_plane(embedded[name].labels, chosen)
+            np.savez_compressed(keep / MAP, task=name, kind=self.tasks[name].kind, **plane)  # type: ignore[arg-type]
+
+    def _probe(self, name: str, split: str, seed: int, embedded: Embedded, keep: Path | None) -> Iterator[Record]:
+        task, (keys, labels, systems) = self.tasks[name], embedded
         probes = task.probes or [PROBES[task.kind]()]
         parts = task.split(split, seed, keys)
-        seen = np.array([not self.seen[name].isdisjoint([key] if isinstance(key, str) else key) for key in keys])[parts[2]]
+        known = self.prepared[name].seen
+        seen = np.array([not known.isdisjoint([key] if isinstance(key, str) else key) for key in keys])[parts[2]]
         if self.exclude_seen:
             parts = (*parts[:2], parts[2][~seen])
         for probe in probes:
@@ -216,50 +183,30 @@ class Evaluation:
                 log.warning("task %s, %s split, seed %d: a part of the split is empty, left out", name, split, seed)
                 continue
             label = name if len(probes) == 1 else f"{name} {probe.name}"
-            scores = {system: _score(probe, x, labels, *parts) for system, (_, x) in systems.items()}
-            if np.isnan(list(scores.values())).any():
+            found = {system: _score(probe, x, labels, *parts) for system, (_, x) in systems.items()}
+            if np.isnan([score for score, _ in found.values()]).any():
                 log.warning("task %s, %s split, seed %d: the test rows cannot be scored, left out", name, split, seed)
                 continue
-            for system, score in scores.items():
+            for system, (score, _) in found.items():
                 kind = systems[system][0]
                 facts = label, task.provenance, split, seed, probe.metric, score, len(parts[2]), int(seen.sum())
                 yield Record(system, kind, *facts)
+            if keep:
+                rows = dict(zip(("train", "valid", "test"), parts, strict=True))
+                predicted = {f"predicted/{system}": each for system, (_, each) in found.items()}
+                path = keep / PREDICTIONS / re.sub(r"[^\w.-]+", "-", f"{label}-{split}-{seed}.npz")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                np.savez_compressed(path, items=np.array(keys), labels=labels, **rows, **predicted)  # type: ignore[arg-type]
 
 
-def _score(probe: Probe, x: Array, labels: Array, train: Array, valid: Array, test: Array) -> float:
-    """Fit a probe and score it on the test rows, averaged over the labels that can be scored."""
-    probe.fit(x[train], labels[train], x[valid], labels[valid])
+def _score(probe: Probe, x: Array, labels: Array, train: Array, valid: Array, test: Array) -> tuple[float, Array]:
+    """The score on the test rows, averaged over the labels that can be scored, and what was predicted of each row."""
+    probe = copy.copy(probe).fit(x[train], labels[train], x[valid], labels[valid])  # other threads fit the same probe
     scores = probe.score(x[test], labels[test])[probe.metric]
-    return float("nan") if np.isnan(scores).all() else float(np.nanmean(scores))
+    predicted = probe.predicted.astype(np.float32) if probe.predicted.dtype.kind == "f" else probe.predicted
+    return (float("nan") if np.isnan(scores).all() else float(np.nanmean(scores))), predicted
 
 
-def is_live(column: Column) -> bool:
-    """Whether the teacher of a column can embed items that it has never seen."""
-    teacher = rebuild(column.manifest["producer"], Teacher)
-    return isinstance(teacher, Teacher) and teacher.live
-
-
-def embed(student: Student, inputs: Column, rows: torch.Tensor, device: str, batch: int = 512) -> Array:
-    """The student's embeddings (rows, dim) of ``rows`` of an input column, in evaluation mode, float32."""
-    student, featuriser = student.to(device).eval(), featuriser_of(inputs)
-    order = torch.arange(len(rows))
-    if featuriser.padded:  # rows of like length go together
-        order = torch.from_numpy(np.argsort(inputs.counts(featuriser.padded, rows), kind="stable"))
-    out = torch.empty(len(rows), student.dim)
-    with torch.inference_mode():
-        for chunk in order.split(batch):
-            read = featuriser.unpack(inputs.rows(rows[chunk]))
-            out[chunk] = student(move({inputs.name: read}, device)).float().cpu()
-    return np.asarray(out)
-
-
-def move(inputs: Any, device: str) -> Any:
-    """A student's input on another device."""
-    from lightning.pytorch.utilities import move_data_to_device
-
-    return move_data_to_device(inputs, torch.device(device))
-
-
-def as_json(records: list[Record]) -> list[dict[str, Any]]:
+def as_json(records: Sequence[Record]) -> list[dict[str, Any]]:
     """Records as plain dictionaries."""
     return [asdict(record) for record in records]

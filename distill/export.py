@@ -116,7 +116,7 @@ def predict(
     check_name(name)
     manifest = store.read_corpus(corpus)
     if ckpt_path is not None:
-        student = _exported(ckpt_path)
+        student = export_of(ckpt_path)
     assert student is not None
     several = len(read_config(student)["inputs"]) > 1
     teacher = StudentTeacher(student.resolve(), manifest.modality if several else None)
@@ -125,7 +125,7 @@ def predict(
     finish([Build(corpus, manifest, "teachers", name, teacher, settings)])
 
 
-def _exported(checkpoint: Path) -> Path:
+def export_of(checkpoint: Path) -> Path:
     """The export beside a checkpoint, made when it is not there."""
     folder = checkpoint.absolute().parents[1] / "export"
     if not folder.exists():

@@ -17,7 +17,7 @@ class ProbeDuring(Callback):
 
     def __init__(self, evaluation: Evaluation):
         tasks = {name: evaluation.tasks[name] for name in evaluation.during}
-        self.evaluation = Evaluation(tasks, evaluation.splits[:1], evaluation.seeds[:1], ["student"])
+        self.evaluation = Evaluation(tasks, splits=evaluation.splits[:1], seeds=evaluation.seeds[:1], systems=["student"])
         self.every = evaluation.every
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -1,6 +1,7 @@
-"""Tables and plots of probe records."""
+"""The statistics of probe records, and their tables."""
 
 from collections.abc import Iterable, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +10,10 @@ from rich import box
 from rich.table import Table
 from scipy import stats
 
+from distill import page
 from distill.evaluate import Record
+
+STUDENTS = ("student", "other")
 
 
 class Duel(NamedTuple):
@@ -98,6 +102,18 @@ class Scores:
         won, lost = int((middle - half > 0).sum()), int((middle + half < 0).sum())
         return Duel(float(np.nanmean(difference)), float(low), float(high), won, tasks - won - lost, lost)
 
+    def critical_difference(self) -> float:
+        """Of mean ranks over tasks: Nemenyi's test at 5 % (Demšar, JMLR 2006, eq. 6)."""
+        count = len(self.systems)
+        quantile = stats.studentized_range.ppf(0.95, count, np.inf) / np.sqrt(2)
+        return float(quantile * np.sqrt(count * (count + 1) / (6 * len(self.tasks))))
+
+    def not_told_apart(self, ranks: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
+        """First and last of each longest row of systems within the critical difference; ``ranks`` in ascending order."""
+        last = [int(np.searchsorted(ranks, each + self.critical_difference(), "right")) - 1 for each in ranks]
+        spans = [(first, end) for first, end in enumerate(last) if end > first]
+        return [span for number, span in enumerate(spans) if number == 0 or span[1] > spans[number - 1][1]]
+
     def teachers_mean(self) -> np.ndarray[Any, Any]:
         """Mean over the teachers per task, (tasks,)."""
         rows = [row for row, system in enumerate(self.systems) if self.kinds[system] == "teachers"]
@@ -161,6 +177,35 @@ def table(scores: Scores, title: str) -> Table:
         kind = scores.kinds.get(line[0])
         out.add_row(*line, style="bold green" if kind == "student" else "dim" if kind == "untrained" else None)
     return out
+
+
+def score_table(scores: Scores) -> page.Table:
+    """The same for a report, with the mean rank's interval and the share of the concatenated teachers' score."""
+    (low, high), kept = scores.rank_interval(), scores.kept()
+    ends = [
+        [f"{low[row]:.1f} to {high[row]:.1f}", "" if np.isnan(kept[row]) else f"{kept[row]:.0%}"]
+        for row in range(len(scores.systems))
+    ]
+    body = [line + end for line, end in zip_longest(rows(scores), ends, fillvalue=["", ""])]
+    strong = frozenset(system for system, kind in scores.kinds.items() if kind in STUDENTS)
+    return page.Table([*header(scores), "95 %", "of\nconcatenated"], body, f"{caption(scores)}.", strong)
+
+
+def duel_table(scores: Scores) -> page.Table:
+    """Every student against every other one, and against the best teacher."""
+    students = [row for row, system in enumerate(scores.systems) if scores.kinds[system] in STUDENTS]
+    best = [row for row, system in enumerate(scores.systems) if scores.kinds[system] == "teachers"][:1]
+    pairs = [(one, other) for k, one in enumerate(students) for other in students[k + 1 :] + best]
+    lines = []
+    for one, other in pairs:
+        duel = scores.against(one, other)
+        names = f"{scores.systems[one]} - {scores.systems[other]}"
+        interval = f"{duel.low:+.3f} to {duel.high:+.3f}"
+        lines.append([names, f"{duel.difference:+.3f}", interval, str(duel.won), str(duel.tied), str(duel.lost)])
+    return page.Table(["", "difference", "95 %", "won", "tied", "lost"], lines)
+
+
+# --- until the study is moved
 
 
 def markdown(scores: Scores) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -207,8 +208,8 @@ def test_what_a_checkpoint_is_best_in_is_checked_at_once(place, as_command):
 def test_test_compares_every_system_and_says_what_was_measured(place):
     probes = place.folder / "runs" / "mini" / "probes"
     records = json.loads((probes / "results.json").read_text())["records"]
-    assert {record["system"] for record in records} == {"student", "untrained", "maccs", "letters", "concatenated"}
-    assert len(records) == 5 * 2 * 2 * 2  # systems, tasks, splits, seeds
+    assert {record["system"] for record in records} == {"student", "untrained", "maccs", "letters", "concatenated", "pca"}
+    assert len(records) == 6 * 2 * 2 * 2  # systems, tasks, splits, seeds
     assert {(record["task"], record["provenance"]) for record in records} == {
         ("pains", "computed"),
         ("activity", "measured"),
@@ -216,7 +217,29 @@ def test_test_compares_every_system_and_says_what_was_measured(place):
     assert all(-5 < record["score"] <= 1 for record in records)
     trained, untrained = ({r["task"]: r["score"] for r in records if r["system"] == s} for s in ("student", "untrained"))
     assert trained != untrained, "the checkpoint was not loaded, or the untrained student was trained"
-    assert (probes / "results.png").read_bytes()[:4] == b"\x89PNG"
+    page, text = (probes / "report.html").read_text(), (probes / "report.md").read_text()
+    for words in ("Random split", "Scaffold split", "What it costs", "Training", "Maps of the embeddings", "What was run"):
+        assert f"<h2>{words}" in page
+        assert f"\n## {words}" in text
+    assert (probes / "figures" / "critical-random.png").read_bytes()[:4] == b"\x89PNG"
+    costs = json.loads((probes / "results.json").read_text())["costs"]
+    assert costs["student"]["parameters"] == costs["untrained"]["parameters"] > 0
+    assert costs["maccs"]["parameters"] is None
+    assert all(cost["per_second"] > 0 for cost in costs.values())
+    assert costs["concatenated"]["per_second"] < costs["maccs"]["per_second"]
+
+
+def test_the_predictions_that_were_kept_give_the_scores(place):
+    from sklearn.metrics import r2_score
+
+    probes = place.folder / "runs" / "mini" / "probes"
+    kept = np.load(probes / "predictions" / "activity-random-0.npz")
+    parts = [kept[part] for part in ("train", "valid", "test")]
+    assert sorted(np.concatenate(parts)) == list(range(len(kept["items"])))
+    for record in json.loads((probes / "results.json").read_text())["records"]:
+        if (record["task"], record["split"], record["seed"]) == ("activity", "random", 0):
+            predicted = kept[f"predicted/{record['system']}"]
+            assert r2_score(kept["labels"][kept["test"]], predicted) == pytest.approx(record["score"], abs=1e-5)
 
 
 def test_the_same_seed_gives_the_same_student(place):

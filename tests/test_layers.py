@@ -13,7 +13,7 @@ FLOORS = {  # a module may import those on lower floors, and those on its own fl
         ["addresses", "console", "hub", "images", "launch", "molecules", "network", "producer", "progress"],
         ["shard", "statistics", "tables"],
         ["corpus", "store", "stack", "reader", "claims", "teacher", "columns", "verify", "seen"],
-        ["corpora.dataset", "corpora.molecule", "corpora.text", "corpora.image"],
+        ["corpora.dataset", "corpora.molecule", "corpora.text", "corpora.image", "corpora.idx"],
         ["teachers.text", "teachers.molecule", "teachers.gnn", "teachers.image", "teachers.convnet"],
         ["pipeline", "run", "build", "transfer", "sample"],
         ["cli"],
@@ -21,9 +21,10 @@ FLOORS = {  # a module may import those on lower floors, and those on its own fl
     "distill": [
         ["exact", "order", "heads", "normalize", "objective", "student", "augment"],
         ["students.molecule", "students.text", "students.image", "students.mixed"],
-        ["metrics", "data", "online", "guard", "module", "probes", "tasks", "labelled", "evaluate", "probing", "report"],
-        ["exported", "card", "export"],
-        ["attribution", "slurm", "study", "compare", "cli"],
+        ["metrics", "data", "online", "guard", "module", "probes", "tasks", "labelled", "suites"],
+        ["exported", "systems", "prepared", "evaluate", "probing"],
+        ["page", "report", "figures", "results", "summary", "card", "export"],
+        ["attribution", "slurm", "mteb", "study", "compare", "cli"],
     ],
 }
 # `build` embeds a task's items and `corpus` holds them: probing is a cache stage too;
@@ -42,6 +43,7 @@ FROM_CACHE_TOOLS = {
     "teacher",
     "columns",
     "corpora.image",
+    "corpora.idx",
     "hub",
     "launch",
     "network",

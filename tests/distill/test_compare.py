@@ -1,12 +1,14 @@
 import json
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from cache_tools.errors import ConfigError
-from distill.compare import compare, merged
+from distill.compare import compare
 from distill.evaluate import Record
+from distill.results import Results, merged
 
 BASE = Record("student", "student", "t1", "measured", "random", 0, "r2", 0.5, 10)
 
@@ -25,20 +27,25 @@ def run(folder: Path, student: float, teacher: float = 0.6) -> Path:
 
 def test_runs_stand_side_by_side_and_teachers_once(tmp_path):
     one, two = run(tmp_path / "one", 0.5), run(tmp_path / "two", 0.7)
-    compare([one, two], tmp_path / "report.md")
-    text = (tmp_path / "report.md").read_text()
-    assert [text.count(f"\n| {name} |") for name in ("one", "two", "maccs")] == [1, 1, 1]
+    compare([one, two], tmp_path / "both")
+    text = (tmp_path / "both" / "report.md").read_text()
+    assert [text.count(f"\n| {name} | 0.") for name in ("one", "two", "maccs")] == [1, 1, 1]
     assert "| two - one | +0.200 |" in text
-    assert (tmp_path / "report-compare.png").exists()
+    assert "the best of 2 students, `two`, has a mean of 0.705" in text
+    page = (tmp_path / "both" / "report.html").read_text()
+    assert page.count("<svg") == text.count("](figures/") == len(list((tmp_path / "both" / "figures").glob("*.png")))
+    assert not re.search(r"(src|href)=.?(https?:|/)", page.replace('xlink:href="#', "")), "the page needs something else"
 
 
 def test_a_teacher_that_scores_otherwise_is_told(tmp_path, caplog):
-    merged([run(tmp_path / "one", 0.5), run(tmp_path / "two", 0.7, teacher=0.65)])
+    runs = run(tmp_path / "one", 0.5), run(tmp_path / "two", 0.7, teacher=0.65)
+    merged({each.name: [Results.load(each)] for each in runs})
     assert "maccs on t1 has 0.6000 in one run and 0.6500 in" in caplog.text
 
 
 def test_runs_that_cannot_be_compared_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="probe the run first with `distill test --run"):
-        merged([tmp_path / "none"])
+        compare([tmp_path / "none"], tmp_path / "out")
     with pytest.raises(ConfigError, match="two runs are called one"):
-        merged([run(tmp_path / "one", 0.5), run(tmp_path / "b" / "one", 0.5)])
+        compare([run(tmp_path / "one", 0.5), run(tmp_path / "b" / "one", 0.5)], tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -30,9 +30,9 @@ from cache_tools.teachers.molecule import Maccs, MorganCounts
 from distill import export as exporting
 from distill.cli import main
 from distill.data import DistillData
-from distill.evaluate import embed
 from distill.export import PROGRAM, SENTENCES, TextProgram, export, predict, rebuild_run
 from distill.exported import CONFIG, WEIGHTS, StudentTeacher
+from distill.systems import embed
 
 SETTINGS = Settings(workers=1)
 GRAPH = {"class_path": "distill.students.molecule.GraphStudent", "init_args": {"layers": 2, "width": 16, "dim": 12}}
@@ -378,7 +378,6 @@ def test_the_commands_take_the_newest_run_and_its_card_can_be_followed(fitted, m
     record |= {"metric": "r2", "score": 0.5, "test_rows": 9}
     (run / "probes").mkdir()
     (run / "probes" / "results.json").write_text(json.dumps({"checkpoint": "x/best.ckpt", "records": [record]}))
-    (run / "probes" / "results.png").write_bytes(b"a picture")
     main(["export", "--out", "small student", "--heads", "true"])
     card = (fitted / "small student" / "README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])
@@ -389,7 +388,7 @@ def test_the_commands_take_the_newest_run_and_its_card_can_be_followed(fitted, m
     assert re.search(r"Held-out rows at step 5: loss [0-9.-]+", card)
     assert "| teacher | nats | nll | r2" in card
     assert "| logp<br>r2 |" in card
-    files = {"README.md", "config.json", "model.safetensors", "probes.png", "training.png"}
+    files = {"README.md", "config.json", "model.safetensors", "probes-random.png", "training.png"}
     assert {path.name for path in (fitted / "small student").iterdir()} == files
     snippet = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
     names: dict = {}

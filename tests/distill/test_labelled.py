@@ -450,7 +450,7 @@ def tasks_of(folder):
 @pytest.fixture(scope="module")
 def records(fruits):
     folder, corpus = fruits
-    evaluation = Evaluation(tasks_of(folder), ["own", "5-shot"], seeds=[0, 1])
+    evaluation = Evaluation(tasks_of(folder), splits=["own", "5-shot"], seeds=[0, 1])
     evaluation.prepare([open_part(corpus, None)], Settings(workers=1))
     return evaluation.run({"student": LetterCounts(), "untrained": LetterCounts()}, "cpu")
 
@@ -470,6 +470,7 @@ def test_every_kind_of_task_has_its_metric(records):
         ("oracle", "teachers"),
         ("noise", "teachers"),
         ("concatenated", "concatenated"),
+        ("pca", "pca"),
     }
     assert {each.test_rows for each in records} == {24, 18}
     assert all(np.isfinite(each.score) for each in records)
@@ -486,7 +487,7 @@ def test_shots_are_left_out_where_a_task_does_not_offer_them(records):
     offered = {split: {each.task for each in records if each.split == split} for split in ("own", "5-shot")}
     assert offered["5-shot"] == {"classes", "both linear", "both knn"}
     assert offered["own"] == {"classes", "both linear", "both knn", "groups", "similar", "pairs"}
-    assert len(records) == 2 * 5 * (3 + 6)
+    assert len(records) == 2 * 6 * (3 + 6)
 
 
 def test_every_seed_and_system_stands_once(records):
@@ -496,15 +497,17 @@ def test_every_seed_and_system_stands_once(records):
 def test_a_pairs_items_are_embedded_once_in_the_order_of_first_use(fruits, records):
     folder, corpus = fruits
     task = tasks_of(folder)["similar"]
-    evaluation = Evaluation({"similar": task}, ["own"])
+    evaluation = Evaluation({"similar": task}, splits=["own"])
     evaluation.prepare([open_part(corpus, None)], Settings(workers=1))
-    stored = store.read_corpus(evaluation.folders["similar"])
+    stored = store.read_corpus(evaluation.prepared["similar"].folder)
     assert stored.rows == len(distinct(task.load()[0])) == 180
 
 
 def test_only_the_systems_asked_for_are_scored(fruits):
     folder, corpus = fruits
-    evaluation = Evaluation({"classes": tasks_of(folder)["classes"]}, ["own"], [0], ["student", "teachers"])
+    evaluation = Evaluation(
+        {"classes": tasks_of(folder)["classes"]}, splits=["own"], seeds=[0], systems=["student", "teachers"]
+    )
     evaluation.prepare([open_part(corpus, ["oracle"])], Settings(workers=1))
     found = evaluation.run({"student": LetterCounts(), "untrained": LetterCounts()}, "cpu")
     assert [each.system for each in found] == ["student", "oracle"]
@@ -513,7 +516,7 @@ def test_only_the_systems_asked_for_are_scored(fruits):
 def test_items_that_cannot_be_embedded_are_left_out_for_all(fruits, tmp_path):
     rows = texts(60, thirds)
     rows[1]["text"] = rows[8]["text"] = " "
-    evaluation = Evaluation({"gaps": TextTask(table(tmp_path, rows))}, ["own"], [0])
+    evaluation = Evaluation({"gaps": TextTask(table(tmp_path, rows))}, splits=["own"], seeds=[0])
     evaluation.prepare([open_part(fruits[1], None)], Settings(workers=1))
     found = evaluation.run({"student": LetterCounts()}, "cpu")
     assert {each.test_rows for each in found} == {11}
@@ -527,11 +530,11 @@ def test_a_system_whose_embeddings_are_all_the_same_hides_no_other(fruits):
             return [0 * super().embeddings(rows)[0] + 1]
 
     folder, corpus = fruits
-    evaluation = Evaluation(tasks_of(folder), ["own"], [0])
+    evaluation = Evaluation(tasks_of(folder), splits=["own"], seeds=[0])
     evaluation.prepare([open_part(corpus, None)], Settings(workers=1))
     found = evaluation.run({"student": LetterCounts(), "untrained": Collapsed()}, "cpu")
     per_task = Counter(each.task for each in found)
-    assert set(per_task.values()) == {5}
+    assert set(per_task.values()) == {6}
     assert len(per_task) == 6
 
 
@@ -541,13 +544,13 @@ def test_a_split_that_no_task_offers_is_an_error(fruits):
         Evaluation(tasks_of(folder)).prepare([open_part(corpus, None)])
     with pytest.raises(ConfigError, match="names 5-shot, which none of the tasks pairs offers"):
         pairs = {"pairs": tasks_of(folder)["pairs"]}
-        Evaluation(pairs, ["own", "5-shot"]).prepare([open_part(corpus, None)])
+        Evaluation(pairs, splits=["own", "5-shot"]).prepare([open_part(corpus, None)])
 
 
 def test_a_task_without_a_corpus_of_its_modality_is_an_error(fruits, tmp_path):
     tasks = {"pictures": ImageTask(images(tmp_path, in_classes(2)))}
     with pytest.raises(ConfigError, match="task pictures has images, the run has no corpus of them"):
-        Evaluation(tasks, ["own"]).prepare([open_part(fruits[1], None)], Settings(workers=1))
+        Evaluation(tasks, splits=["own"]).prepare([open_part(fruits[1], None)], Settings(workers=1))
 
 
 def test_a_student_of_another_column_is_an_error(fruits):
@@ -555,7 +558,7 @@ def test_a_student_of_another_column_is_an_error(fruits):
         input = "words"
 
     folder, corpus = fruits
-    evaluation = Evaluation({"classes": tasks_of(folder)["classes"]}, ["own"], [0])
+    evaluation = Evaluation({"classes": tasks_of(folder)["classes"]}, splits=["own"], seeds=[0])
     evaluation.prepare([open_part(corpus, None)], Settings(workers=1))
     with pytest.raises(ConfigError, match="Other reads the input column words, the data gives letters"):
         evaluation.run({"student": Other()}, "cpu")

@@ -1,0 +1,126 @@
+"""What `distill test` leaves of a run in RUN/probes, and what is read again for a report."""
+
+import csv
+import json
+import logging
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cache_tools.errors import ConfigError
+from cache_tools.producer import libraries
+from distill.data import Part
+from distill.evaluate import Record, as_json
+from distill.systems import Cost
+
+log = logging.getLogger(__name__)
+
+FOLDER, FILE = "probes", "results.json"
+
+
+@dataclass(frozen=True)
+class Results:
+    """One run's probes.
+
+    Args:
+        folder: where they are, RUN/probes.
+        records: the scores.
+        costs: of every system.
+        about: how they were made: checkpoint, time, command, device, versions, and the fingerprints of what was read.
+    """
+
+    folder: Path
+    records: list[Record]
+    costs: dict[str, Cost]
+    about: dict[str, Any]
+
+    @property
+    def run(self) -> Path:
+        """The run's folder, with its configuration and what it logged."""
+        return self.folder.parent
+
+    def save(self) -> None:
+        """Write results.json."""
+        path = self.folder / FILE
+        costs = {name: asdict(cost) for name, cost in self.costs.items()}
+        path.write_text(json.dumps({**self.about, "costs": costs, "records": as_json(self.records)}, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, run: Path) -> "Results":
+        """Read them again.
+
+        Raises:
+            ConfigError: when the run was not probed.
+        """
+        path = run / FOLDER / FILE
+        if not path.is_file():
+            raise ConfigError(f"no {path}: probe the run first with `distill test --run {run}`")
+        found = json.loads(path.read_text())
+        records = [Record(**each) for each in found.pop("records")]
+        return cls(path.parent, records, {name: Cost(**each) for name, each in found.pop("costs", {}).items()}, found)
+
+
+def about(checkpoint: str, device: str, parts: Sequence[Part]) -> dict[str, Any]:
+    """How results are made, here and now."""
+    corpora = {
+        str(part.columns.corpus): {
+            "rows": part.corpus.rows,
+            "fingerprint": part.corpus.fingerprint,
+            "teachers": {name: column.manifest["producer"]["fingerprint"] for name, column in part.teachers.items()},
+        }
+        for part in parts
+    }
+    accelerator = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
+    return {
+        "checkpoint": checkpoint,
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["distill", *sys.argv[1:]]),
+        "device": f"{device} ({accelerator}), {torch.get_num_threads()} threads",
+        "versions": {"quorum-distill": version("quorum-distill"), "python": platform.python_version(), **libraries()},
+        "corpora": corpora,
+    }
+
+
+def merged(runs: Mapping[str, Sequence[Results]]) -> list[Record]:
+    """Records of all runs under the names of their students; what several runs measured alike is taken once.
+
+    Args:
+        runs: name of a student -> its runs, of one seed or several.
+    """
+    several = (
+        len({name for name, group in runs.items() if any(r.kind == "untrained" for x in group for r in x.records)}) > 1
+    )
+    kept: dict[tuple[str, str, str, int], Record] = {}
+    for name, group in runs.items():
+        for results in group:
+            for each in results.records:
+                record = each
+                if each.kind == "student":
+                    record = replace(each, system=name)
+                elif several and each.kind in ("untrained", "pretrained"):
+                    record = replace(each, system=f"{name} {each.kind}")
+                first = kept.setdefault((record.system, record.task, record.split, record.seed), record)
+                if abs(first.score - record.score) > 1e-3:
+                    told = record.system, record.task, first.score, record.score, results.run
+                    log.warning("%s on %s has %.4f in one run and %.4f in %s", *told)
+    return list(kept.values())
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    """What a run logged, also before it was killed; where it did steps twice, those that it went on from."""
+    earlier = sorted(run.glob("metrics-*.csv"), key=lambda path: int(path.stem.rpartition("-")[2]))
+    rows: list[dict[str, str]] = []
+    for path in [*earlier, run / "metrics.csv"]:
+        if path.is_file():
+            with open(path, newline="") as file:
+                more = list(csv.DictReader(file))
+            first = min((int(row["step"]) for row in more), default=0)
+            rows = [row for row in rows if int(row["step"]) < first] + more
+    return rows
