@@ -15,7 +15,7 @@ import numpy as np
 
 from cache_tools.errors import ConfigError
 from distill.evaluate import Record
-from distill.report import Scores, half_width, mean_of_known
+from distill.scores import Scores, half_width, mean_of_known
 
 Array = np.ndarray[Any, Any]
 Subset = frozenset[str]

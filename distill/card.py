@@ -10,9 +10,10 @@ import yaml
 from cache_tools.errors import TeacherError
 from cache_tools.hub import locate
 from cache_tools.reader import Column
-from distill import figures, page, report, summary
+from distill import figures, page, report
 from distill.data import Part
 from distill.results import FILE, FOLDER, Results, metrics
+from distill.scores import Scores, score_table
 
 ITEMS = {
     "molecule": '["CCO", "c1ccccc1"]',
@@ -150,10 +151,10 @@ def _probes(folder: Path, run: Path, checkpoint: Path) -> str:
         return ""
     parts = ["## Probes\n\nProbes of the frozen embedding, made by `distill test`."]
     for split in dict.fromkeys(record.split for record in results.records):
-        scores = report.Scores(results.records, split)
+        scores = Scores(results.records, split)
         figures.bars(scores).savefig(folder / f"probes-{split}.png", dpi=130)
-        parts.append(f"{split.capitalize()} split: {summary.answer(scores)}")
-        parts.append(page.markdown([report.score_table(scores)]))
+        parts.append(f"{split.capitalize()} split: {report.answer(scores)}")
+        parts.append(page.markdown([score_table(scores)]))
         parts.append(f"![mean scores](probes-{split}.png)")
     return "\n\n".join(parts)
 

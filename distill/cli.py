@@ -22,7 +22,7 @@ from rich.console import Console
 
 from cache_tools.console import start
 from cache_tools.errors import ConfigError, QuorumError
-from distill import report, summary
+from distill import report, scores
 from distill.data import DistillData
 from distill.evaluate import Evaluation
 from distill.export import export_of
@@ -148,11 +148,11 @@ class DistillCLI(LightningCLI):
         costs, checkpoint = self.evaluation.costs(students, device), str(self.trainer.ckpt_path)
         results = Results(folder, records, costs, about(checkpoint, device, self.datamodule.parts))
         results.save()
-        by_split = summary.write(folder, f"Probes of {run}", {"student": [results]}, f"Checkpoint `{checkpoint}`.")
+        by_split = report.write(folder, f"Probes of {run}", {"student": [results]}, f"Checkpoint `{checkpoint}`.")
         shutil.rmtree(run / FOLDER, ignore_errors=True)
         folder.rename(run / FOLDER)
-        for split, scores in by_split.items():
-            Console().print(report.table(scores, f"{checkpoint}: probes, {split} split"))
+        for split, found in by_split.items():
+            Console().print(scores.table(found, f"{checkpoint}: probes, {split} split"))
         Console().print(f"written: {run / FOLDER}/report.html, report.md, results.json, predictions/")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from cache_tools.errors import ConfigError
-from distill import report, summary
+from distill import report, scores
 from distill.results import Results
 
 
@@ -24,9 +24,9 @@ def compare(runs: list[Path], out: Path) -> None:
     if twice := sorted({each for each in names if names.count(each) > 1}):
         raise ConfigError(f"two runs are called {twice[0]}: rename a folder")
     results = {name: [Results.load(run)] for name, run in zip(names, runs, strict=True)}
-    by_split = summary.write(out, f"{len(runs)} runs compared", results, f"Runs: {', '.join(map(str, runs))}.")
-    for split, scores in by_split.items():
-        Console().print(report.table(scores, f"{split} split"))
+    by_split = report.write(out, f"{len(runs)} runs compared", results, f"Runs: {', '.join(map(str, runs))}.")
+    for split, found in by_split.items():
+        Console().print(scores.table(found, f"{split} split"))
     Console().print(f"written: {out}/report.html, report.md")
 
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from distill.page import panel
-from distill.report import Scores, mean_of_known
+from distill.scores import Scores, mean_of_known
 from distill.systems import Cost
 
 COLOURS: Mapping[str, str] = {
@@ -141,16 +141,16 @@ def plane(points: Array, labels: Array, kind: str) -> Figure:
     def draw(axis: Axes) -> None:
         x, y = points.T
         if kind == "regression":
-            drawn = axis.scatter(x, y, c=labels, s=7, cmap="viridis", linewidths=0)
+            drawn = axis.scatter(x, y, c=labels, s=7, cmap="viridis", linewidths=0, rasterized=True)
             axis.figure.colorbar(drawn, ax=axis, shrink=0.8)
         else:
             classes, sizes = np.unique(labels[np.isfinite(labels)], return_counts=True)
             common = classes[np.argsort(-sizes, kind="stable")][: len(LINES)]
             rest = ~np.isin(labels, common)
-            axis.scatter(x[rest], y[rest], s=7, color="#dddddd", linewidths=0)
+            axis.scatter(x[rest], y[rest], s=7, color="#dddddd", linewidths=0, rasterized=True)
             for colour, each in zip(LINES, common, strict=False):
                 of = labels == each
-                axis.scatter(x[of], y[of], s=7, color=colour, linewidths=0, label=f"{each:g}")
+                axis.scatter(x[of], y[of], s=7, color=colour, linewidths=0, rasterized=True, label=f"{each:g}")
             axis.legend(frameon=False, fontsize=7, markerscale=1.5, loc="center left", bbox_to_anchor=(1, 0.5))
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)

@@ -117,7 +117,8 @@ def _markdown(block: Block) -> str:
             return text
         case Table(head, rows, note):
             lines = [[each.replace("\n", "<br>") for each in head], ["---"] + ["---:"] * (len(head) - 1), *rows]
-            return "\n".join(f"| {' | '.join(line)} |" for line in lines) + (f"\n\n{note}" if note else "")
+            shown = [[each.replace("|", "\\|") for each in line] for line in lines]
+            return "\n".join(f"| {' | '.join(line)} |" for line in shown) + (f"\n\n{note}" if note else "")
         case Plots(plots):
             return "\n\n".join(f"![{plot.caption}](figures/{plot.name}.png)" for plot in plots)
         case Fold(title, text):
@@ -160,10 +161,10 @@ def _inline(text: str) -> str:
 def _figure(plot: Plot) -> str:
     file = io.StringIO()
     with rc_context(SVG):
-        plot.figure.savefig(file, format="svg", metadata={"Date": None})
+        plot.figure.savefig(file, format="svg", metadata={"Date": None}, dpi=130)
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{escape(plot.caption, quote=True)}"', 1)
-    return f"<figure>{svg}<figcaption>{_inline(plot.caption)}</figcaption></figure>"
+    return f"<figure>{svg}<figcaption>{_inline(plot.caption[:1].upper() + plot.caption[1:])}</figcaption></figure>"
 
 
 def panel(width: float, height: float, draw: Callable[..., None], *arguments: object) -> Figure:

@@ -1,271 +1,188 @@
-"""The statistics of probe records, and their tables."""
+"""From the results of runs to a report: is the student better than the teacher that one would use, on what, how sure."""
 
-from collections.abc import Iterable, Mapping
-from itertools import zip_longest
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
-from rich import box
-from rich.table import Table
-from scipy import stats
 
-from distill import page
-from distill.evaluate import Record
+from distill import figures, page
+from distill.evaluate import MAP
+from distill.page import Block, Fold, Heading, Plot, Plots, Table, Text
+from distill.results import Results, merged, metrics
+from distill.scores import Scores, duel_table, score_table
+from distill.systems import Cost
 
-STUDENTS = ("student", "other")
-
-
-class Duel(NamedTuple):
-    """One system against another: mean difference over tasks with its 95 % interval; tasks won, tied and lost."""
-
-    difference: float
-    low: float
-    high: float
-    won: int
-    tied: int
-    lost: int
+SHOWN = 4  # students whose curves and maps are drawn
+AGAINST = {"teachers": "the best single teacher", "pretrained": "its own beginning", "untrained": "random weights"}
+TOLD = {"r2": "R2 of each teacher", "cosine": "cosine with each teacher", "nats": "nats per dimension of each teacher"}
+DUELS = (
+    "Mean difference over tasks with a 95 % bootstrap interval over tasks and seeds. A task is won where the t-interval of "
+    "the difference over seeds is above zero, lost where it is below, else tied."
+)
 
 
-class Scores:
-    """Records arranged as systems x tasks x seeds for one split.
+def write(
+    folder: Path, title: str, runs: Mapping[str, Sequence[Results]], origin: str, extra: Sequence[Block] = ()
+) -> dict[str, Scores]:
+    """Write the report of one student or several.
 
     Args:
-        records: from an evaluation; all splits may be mixed.
-        split: the one to look at.
+        folder: gets report.html, report.md and figures.
+        title: of the page.
+        runs: name of a student -> its runs, of one seed or several.
+        origin: how it was made.
+        extra: more sections, before what was run.
 
-    Attributes:
-        systems: best mean first.
-        values: (systems, tasks, seeds); NaN where nothing was measured.
+    Returns:
+        The scores of each split.
     """
-
-    def __init__(self, records: Iterable[Record], split: str):
-        chosen = [record for record in records if record.split == split]
-        self.kinds = {record.system: record.kind for record in chosen}
-        self.tasks = list(dict.fromkeys(record.task for record in chosen))
-        self.metrics = {record.task: record.metric for record in chosen}
-        self.test_rows = {record.task: (record.seen_rows, record.test_rows) for record in chosen}
-        self.provenance = {record.task: record.provenance for record in chosen}
-        self.seeds = sorted({record.seed for record in chosen})
-        cells = {(record.system, record.task, record.seed): record.score for record in chosen}
-        systems = list(self.kinds)
-        grid = [[[cells.get((s, t, e), np.nan) for e in self.seeds] for t in self.tasks] for s in systems]
-        values = np.array(grid)
-        order = np.argsort(-np.nanmean(values, (1, 2)), kind="stable")
-        self.systems, self.values = [systems[each] for each in order], values[order]
-
-    def mean(self) -> np.ndarray[Any, Any]:
-        """Mean over tasks and seeds, (systems,)."""
-        means: np.ndarray[Any, Any] = np.nanmean(self.values, (1, 2))
-        return means
-
-    def half_width(self) -> np.ndarray[Any, Any]:
-        """Half of the 95 % t-interval of :meth:`mean` over seeds, (systems,); NaN with one seed."""
-        return half_width(mean_of_known(self.values.swapaxes(1, 2)))
-
-    def mean_rank(self) -> np.ndarray[Any, Any]:
-        """Mean over tasks and seeds of the system's rank, 1 is best, (systems,)."""
-        means: np.ndarray[Any, Any] = np.nanmean(self.ranks(), (1, 2))
-        return means
-
-    def ranks(self) -> np.ndarray[Any, Any]:
-        """Rank of each system on each task and seed, 1 is best, ties share, (systems, tasks, seeds)."""
-        ranks: np.ndarray[Any, Any] = stats.rankdata(-self.values, axis=0, nan_policy="omit")
-        return ranks
-
-    def rank_interval(self, resamples: int = 2000) -> np.ndarray[Any, Any]:
-        """95 % interval of :meth:`mean_rank`, (2, systems): a bootstrap over tasks, for others might have been asked."""
-        per_task = mean_of_known(self.ranks())  # (systems, tasks)
-        drawn = np.random.default_rng(0).integers(len(self.tasks), size=(resamples, len(self.tasks)))
-        interval: np.ndarray[Any, Any] = np.nanpercentile(np.nanmean(per_task[:, drawn], 2), [2.5, 97.5], axis=1)
-        return interval
-
-    def kept(self) -> np.ndarray[Any, Any]:
-        """Each system's mean as a share of that of the concatenated teachers, (systems,); NaN without them."""
-        mean = self.mean()
-        whole = [mean[row] for row, system in enumerate(self.systems) if self.kinds[system] == "concatenated"]
-        shares: np.ndarray[Any, Any] = mean / whole[0] if whole else np.full(len(mean), np.nan)
-        return shares
-
-    def against(self, one: int, other: int, resamples: int = 2000) -> "Duel":
-        """System ``one`` against ``other``, task by task.
-
-        A task is won where the t-interval of the difference over seeds is above zero, lost where it is below, tied
-        otherwise. The mean difference has a bootstrap interval over tasks and seeds together.
-        """
-        difference = self.values[one] - self.values[other]  # (tasks, seeds)
-        middle, half = np.nanmean(difference, 1), half_width(difference)
-        half = np.where(np.isnan(half), 0.0, half)
-        random, (tasks, seeds) = np.random.default_rng(0), difference.shape
-        drawn = random.integers(tasks, size=(resamples, tasks, 1)), random.integers(seeds, size=(resamples, 1, seeds))
-        low, high = np.nanpercentile(np.nanmean(difference[drawn], (1, 2)), [2.5, 97.5])
-        won, lost = int((middle - half > 0).sum()), int((middle + half < 0).sum())
-        return Duel(float(np.nanmean(difference)), float(low), float(high), won, tasks - won - lost, lost)
-
-    def critical_difference(self) -> float:
-        """Of mean ranks over tasks: Nemenyi's test at 5 % (Demšar, JMLR 2006, eq. 6)."""
-        count = len(self.systems)
-        quantile = stats.studentized_range.ppf(0.95, count, np.inf) / np.sqrt(2)
-        return float(quantile * np.sqrt(count * (count + 1) / (6 * len(self.tasks))))
-
-    def not_told_apart(self, ranks: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
-        """First and last of each longest row of systems within the critical difference; ``ranks`` in ascending order."""
-        last = [int(np.searchsorted(ranks, each + self.critical_difference(), "right")) - 1 for each in ranks]
-        spans = [(first, end) for first, end in enumerate(last) if end > first]
-        return [span for number, span in enumerate(spans) if number == 0 or span[1] > spans[number - 1][1]]
-
-    def teachers_mean(self) -> np.ndarray[Any, Any]:
-        """Mean over the teachers per task, (tasks,)."""
-        rows = [row for row, system in enumerate(self.systems) if self.kinds[system] == "teachers"]
-        means = mean_of_known(self.values[rows].transpose(1, 0, 2).reshape(len(self.tasks), -1))
-        return means
+    records = merged(runs)
+    by_split = {split: Scores(records, split) for split in dict.fromkeys(record.split for record in records)}
+    costs = {name: cost for group in runs.values() for each in group for name, cost in each.costs.items()}
+    costs |= {name: group[0].costs["student"] for name, group in runs.items() if "student" in group[0].costs}
+    blocks: list[Block] = [Text(origin)]
+    blocks += [Text(f"{split.capitalize()} split: {answer(scores)}") for split, scores in by_split.items()]
+    for split, scores in by_split.items():
+        blocks += _of_split(split, scores)
+    blocks += [*_costs(by_split, costs), *_training(runs), *_maps(runs), *extra, *_origins(runs)]
+    page.write(folder, title, blocks)
+    return by_split
 
 
-def mean_of_known(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Mean over the last axis of what was measured; NaN where nothing was."""
-    known = np.isfinite(values)
-    means: np.ndarray[Any, Any] = np.where(known, values, 0).sum(-1) / np.where(known.any(-1), known.sum(-1), np.nan)
-    return means
-
-
-def half_width(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Half of the 95 % t-interval of the mean over the last axis."""
-    seeds = values.shape[-1]
-    if seeds < 2:
-        return np.full(values.shape[:-1], np.nan)
-    widths: np.ndarray[Any, Any] = stats.t.ppf(0.975, seeds - 1) * values.std(-1, ddof=1) / np.sqrt(seeds)
-    return widths
-
-
-def header(scores: Scores) -> list[str]:
-    """Column headings: each task with its metric."""
-    tasks = [f"{task}\n{scores.metrics[task]}" for task in scores.tasks]
-    return ["system", *tasks, "mean", "± 95 %", "mean\nrank"]
-
-
-def caption(scores: Scores) -> str:
-    """Which labels were measured in the world and which computed from the items; what the student may have seen."""
-    by_kind = {
-        kind: [task for task in scores.tasks if scores.provenance[task] == kind] for kind in ("measured", "computed")
-    }
-    labels = "Labels " + "; ".join(f"{kind}: {', '.join(tasks)}" for kind, tasks in by_kind.items() if tasks)
-    seen = [f"{task} {seen} of {rows}" for task, (seen, rows) in scores.test_rows.items() if seen]
-    return labels + (f". Test rows that also stand in the corpus: {', '.join(seen)}" if seen else "")
-
-
-def rows(scores: Scores) -> list[list[str]]:
-    """A line per system, best first: score per task, mean with its 95 % interval, mean rank."""
-    lines = []
-    mean, half, rank = scores.mean(), scores.half_width(), scores.mean_rank()
+def answer(scores: Scores) -> str:
+    """One paragraph: the best student against the best teacher, the untrained one, and all teachers together."""
+    rows: dict[str, list[int]] = {}
     for row, system in enumerate(scores.systems):
-        interval = "" if np.isnan(half[row]) else f"{half[row]:.3f}"
-        per_task = ["-" if np.isnan(each) else f"{each:.3f}" for each in mean_of_known(scores.values[row])]
-        lines.append([system, *per_task, f"{mean[row]:.3f}", interval, f"{rank[row]:.2f}"])
-    if any(kind == "teachers" for kind in scores.kinds.values()):
-        average = scores.teachers_mean()
-        told = ["-" if np.isnan(each) else f"{each:.3f}" for each in [*average, np.nanmean(average)]]
-        lines.append(["mean of teachers", *told, "", ""])
-    return lines
+        rows.setdefault(scores.kinds[system], []).append(row)
+    if "student" not in rows:
+        return "no student was probed."
+    one, mean, half = rows["student"][0], scores.mean(), scores.half_width()
+    spread = "" if np.isnan(half[one]) else f" ± {half[one]:.3f}"
+    name, count = f"`{scores.systems[one]}`", len(rows["student"])
+    named = f"the best of {count} students, {name}," if count > 1 else name
+    told = [f"{named} has a mean of {mean[one]:.3f}{spread} over {len(scores.tasks)} tasks."]
+    for kind, what in AGAINST.items():
+        if kind in rows:
+            other = rows[kind][0]
+            duel = scores.against(one, other)
+            told.append(
+                f"Against {what}, `{scores.systems[other]}` ({mean[other]:.3f}): {duel.difference:+.3f} "
+                f"(95 % {duel.low:+.3f} to {duel.high:+.3f}); tasks won {duel.won}, tied {duel.tied}, lost {duel.lost}."
+            )
+    if "concatenated" in rows:
+        told.append(f"It keeps {scores.kept()[one]:.0%} of what all teachers concatenated score.")
+    return " ".join(told)
 
 
-def table(scores: Scores, title: str) -> Table:
-    """The scores as a rich table; students stand out."""
-    out = Table(title=title, caption=caption(scores), box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for number, heading in enumerate(header(scores)):
-        out.add_column(heading, justify="right" if number else "left", overflow="fold", no_wrap=not number)
-    for line in rows(scores):
-        kind = scores.kinds.get(line[0])
-        out.add_row(*line, style="bold green" if kind == "student" else "dim" if kind == "untrained" else None)
-    return out
+def _of_split(split: str, scores: Scores) -> list[Block]:
+    name = f"{split.capitalize()} split"
+    told = f"{name}: mean score, its 95 % interval over seeds; dots are tasks"
+    plots = [Plot(f"scores-{split}", told, figures.bars(scores))]
+    told = f"{name}: rank of each system on each task, mean over seeds; 1 is best"
+    plots.append(Plot(f"ranks-{split}", told, figures.ranks(scores)))
+    if len(scores.systems) > 2 and len(scores.tasks) > 1:
+        test = f"Nemenyi's test (5 %, {len(scores.tasks)} tasks)"
+        told = f"{name}: mean ranks over tasks; a bar joins systems that {test} does not tell apart"
+        plots.append(Plot(f"critical-{split}", told, figures.critical_difference(scores)))
+    seeds = f"{len(scores.seeds)} seed{'s' if len(scores.seeds) > 1 else ''}"
+    blocks: list[Block] = [Heading(f"{name}, {seeds}"), score_table(scores), Plots(plots)]
+    duels = duel_table(scores)
+    return [*blocks, Text(DUELS), duels] if duels.rows else blocks
 
 
-def score_table(scores: Scores) -> page.Table:
-    """The same for a report, with the mean rank's interval and the share of the concatenated teachers' score."""
-    (low, high), kept = scores.rank_interval(), scores.kept()
-    ends = [
-        [f"{low[row]:.1f} to {high[row]:.1f}", "" if np.isnan(kept[row]) else f"{kept[row]:.0%}"]
-        for row in range(len(scores.systems))
+def _costs(by_split: Mapping[str, Scores], costs: Mapping[str, Cost]) -> list[Block]:
+    split, scores = next(iter(by_split.items()))
+    rows = [
+        [system, f"{costs[system].dim:,}", _number(costs[system].parameters), _number(costs[system].per_second)]
+        for system in scores.systems
+        if system in costs
     ]
-    body = [line + end for line, end in zip_longest(rows(scores), ends, fillvalue=["", ""])]
-    strong = frozenset(system for system, kind in scores.kinds.items() if kind in STUDENTS)
-    return page.Table([*header(scores), "95 %", "of\nconcatenated"], body, f"{caption(scores)}.", strong)
-
-
-def duel_table(scores: Scores) -> page.Table:
-    """Every student against every other one, and against the best teacher."""
-    students = [row for row, system in enumerate(scores.systems) if scores.kinds[system] in STUDENTS]
-    best = [row for row, system in enumerate(scores.systems) if scores.kinds[system] == "teachers"][:1]
-    pairs = [(one, other) for k, one in enumerate(students) for other in students[k + 1 :] + best]
-    lines = []
-    for one, other in pairs:
-        duel = scores.against(one, other)
-        names = f"{scores.systems[one]} - {scores.systems[other]}"
-        interval = f"{duel.low:+.3f} to {duel.high:+.3f}"
-        lines.append([names, f"{duel.difference:+.3f}", interval, str(duel.won), str(duel.tied), str(duel.lost)])
-    return page.Table(["", "difference", "95 %", "won", "tied", "lost"], lines)
-
-
-# --- until the study is moved
-
-
-def markdown(scores: Scores) -> str:
-    """The scores as a Markdown table, with the mean rank's interval and the share of the concatenated teachers' score."""
-    heads = [*(heading.replace("\n", "<br>") for heading in header(scores)), "95 %", "of concatenated"]
-    (low, high), kept = scores.rank_interval(), scores.kept()
-    ends = [
-        [f"{low[row]:.1f} to {high[row]:.1f}", "" if np.isnan(kept[row]) else f"{kept[row]:.0%}"]
-        for row in range(len(scores.systems))
+    if not rows:
+        return []
+    drawn = {
+        "parameters": figures.cost(scores, costs, "parameters", "parameters of its networks"),
+        "speed": figures.cost(scores, costs, "per_second", "raw items embedded per second"),
+    }
+    plots = [
+        Plot(f"cost-{name}", f"Mean score, {split} split, against {name}", each) for name, each in drawn.items() if each
     ]
-    body = [line + end for line, end in zip(rows(scores), [*ends, ["", ""]], strict=False)]
-    lines = [heads, ["---"] + ["---:"] * (len(heads) - 1), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{caption(scores)}."
+    note = (
+        "Items per second: from the raw item, measured side by side, on the machine named below; -: no network, or unknown."
+    )
+    return [Heading("What it costs"), Table(["system", "dim", "parameters", "items/s"], rows, note), Plots(plots)]
 
 
-def duels(scores: Scores) -> str:
-    """Every student against every other one, and against the best teacher, as a Markdown table."""
-    students = [row for row, system in enumerate(scores.systems) if scores.kinds[system] == "student"]
-    best = [row for row, system in enumerate(scores.systems) if scores.kinds[system] == "teachers"][:1]
-    pairs = [(one, other) for k, one in enumerate(students) for other in students[k + 1 :] + best]
-    lines = ["| | difference | 95 % | won | tied | lost |", "| --- | ---: | ---: | ---: | ---: | ---: |"]
-    for one, other in pairs:
-        duel = scores.against(one, other)
-        names = f"{scores.systems[one]} - {scores.systems[other]}"
-        interval = f"{duel.low:+.3f} to {duel.high:+.3f}"
-        lines.append(f"| {names} | {duel.difference:+.3f} | {interval} | {duel.won} | {duel.tied} | {duel.lost} |")
-    return "\n".join(lines)
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
 
 
-COLOURS: Mapping[str, str] = {
-    "student": "#2a7f62",
-    "untrained": "#b9b9b9",
-    "teachers": "#5b8db8",
-    "concatenated": "#c58940",
-}
+def _training(runs: Mapping[str, Sequence[Results]]) -> list[Block]:
+    """Curves of the first seed, and what the heads tell of each teacher in the end."""
+    logged = {name: metrics(group[0].run) for name, group in runs.items()}
+    last = {name: held[-1] for name, rows in logged.items() if (held := [row for row in rows if row.get("val/loss")])}
+    plots = [
+        plot for name in list(last)[:SHOWN] for plot in _curves("" if len(runs) == 1 else name, logged[name], last[name])
+    ]
+    columns = [(name, kind) for name, row in last.items() for kind in TOLD if _figures(row, kind)]
+    if not columns:
+        return []
+    head = ["teacher", *(kind if len(last) == 1 else f"{name}\n{kind}" for name, kind in columns)]
+    teachers = dict.fromkeys(teacher for name, kind in columns for teacher in _figures(last[name], kind))
+    rows = [[teacher, *(_figures(last[name], kind).get(teacher, "-") for name, kind in columns)] for teacher in teachers]
+    note = "At the end of training, first seed, on held-out rows: how much of each teacher the student's embedding holds."
+    return [Heading("Training"), Table(head, rows, note), Plots(plots)]
 
 
-def plot(by_split: Mapping[str, Scores], path: Path) -> None:
-    """One bar per system and split: the mean score with its 95 % interval; every task as a dot."""
-    import matplotlib
+def _figures(row: Mapping[str, str], kind: str) -> dict[str, str]:
+    """Teacher -> one logged figure of it."""
+    found = {key.partition("/")[2]: value for key, value in row.items() if key.startswith(f"{kind}/") and value}
+    return {teacher: f"{float(value):.3f}" for teacher, value in found.items()}
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
 
-    tallest = max(len(scores.systems) for scores in by_split.values())
-    figure, axes = plt.subplots(1, len(by_split), figsize=(6.4 * len(by_split), 1.6 + 0.36 * tallest), squeeze=False)
-    for axis, (split, scores) in zip(axes[0], by_split.items(), strict=True):
-        place = np.arange(len(scores.systems))[::-1]
-        colours = [COLOURS[scores.kinds[system]] for system in scores.systems]
-        half = scores.half_width()
-        axis.barh(place, scores.mean(), color=colours, xerr=None if np.isnan(half).any() else half, ecolor="#333333")
-        per_task = mean_of_known(scores.values)  # (systems, tasks)
-        left = max(-0.05, min(0.0, float(np.nanmin(per_task))))  # a dot further left stands at the edge
-        dots = {"ms": 3, "color": "#333333", "alpha": 0.45, "clip_on": False}
-        axis.plot(per_task.clip(left), np.repeat(place[:, None], per_task.shape[1], 1), "o", **dots)
-        axis.set_yticks(place, scores.systems)
-        axis.set_xlim(left, 1.0)
-        axis.set_xlabel(f"mean over tasks ({', '.join(dict.fromkeys(scores.metrics.values()))}); dots are tasks")
-        axis.set_title(f"{split} split, {len(scores.seeds)} seeds")
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+def _curves(name: str, rows: Sequence[Mapping[str, str]], last: Mapping[str, str]) -> list[Plot]:
+    plots = [("loss", "loss", figures.losses(rows))]
+    for kind, label in TOLD.items():
+        keys = {f"{kind}/{teacher}": teacher for teacher in _figures(last, kind)}
+        plots.append((kind, f"{label}, on held-out rows", figures.curves(rows, keys, label)))
+    named = f"{name}: " if name else ""
+    return [
+        Plot(f"training-{name or 'student'}-{kind}", f"{named}{told}, by step", each) for kind, told, each in plots if each
+    ]
+
+
+def _maps(runs: Mapping[str, Sequence[Results]]) -> list[Block]:
+    plots: list[Plot] = []
+    for name, group in list(runs.items())[:SHOWN]:
+        path = group[0].folder / MAP
+        if not path.is_file():
+            continue
+        with np.load(path) as drawn:
+            task, kind = str(drawn["task"]), str(drawn["kind"])
+            others = [key for key in drawn.files if key not in ("task", "kind", "labels", "student")] if not plots else []
+            for system in [each for each in ("student", *others) if each in drawn.files]:
+                shown = name if system == "student" else system
+                told = f"{shown}: items of {task}"
+                plots.append(Plot(f"map-{shown}", told, figures.plane(drawn[system], drawn["labels"], kind)))
+    if not plots:
+        return []
+    told = "Two dimensions of each embedding by t-SNE, up to 1,000 items of one task, coloured by its first label."
+    return [Heading("Maps of the embeddings"), Text(told), Plots(plots)]
+
+
+def _origins(runs: Mapping[str, Sequence[Results]]) -> list[Block]:
+    blocks: list[Block] = [Heading("What was run")]
+    about = next(iter(runs.values()))[0].about
+    blocks += [Text(f"{key.capitalize()}: `{about[key]}`") for key in ("made", "device", "command") if key in about]
+    if "versions" in about:
+        blocks.append(Text("Versions: " + ", ".join(f"{name} {each}" for name, each in about["versions"].items())))
+    for place, corpus in about.get("corpora", {}).items():
+        rows = [
+            [name, str(each["class_path"]), str(each.get("weights_sha256", ""))[:16]]
+            for name, each in corpus["teachers"].items()
+        ]
+        note = f"`{place}`: {corpus['rows']:,} rows, fingerprint `{corpus['fingerprint'][:16]}`"
+        blocks.append(Table(["teacher", "class", "SHA-256 of weights"], rows, note))
+    paths = {name: group[0].run / "config.yaml" for name, group in runs.items()}
+    return blocks + [
+        Fold(f"Configuration of {name} ({path})", path.read_text()) for name, path in paths.items() if path.is_file()
+    ]

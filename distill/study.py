@@ -13,28 +13,24 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 from jsonargparse import auto_cli
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from cache_tools.errors import ConfigError, QuorumError
-from distill import report
+from distill import report, scores
 from distill.attribution import Attribution, Subsets, attribute, caption, choose, draw, table
 from distill.evaluate import Record
+from distill.page import Block, Heading, Table
+from distill.results import Results, merged
 from distill.slurm import queue
+from distill.systems import SYSTEMS
 
 log = logging.getLogger(__name__)
-
-DUELS = (
-    "Pair by pair: mean difference over tasks, its bootstrap interval over tasks and seeds; tasks won and lost where the "
-    "interval over seeds leaves out zero."
-)
 
 
 class Run:
@@ -99,11 +95,6 @@ class Run:
                 options = ["--probe.seeds", f"[{self.seed}]", "--probe.systems", f"[{','.join(self.probed)}]"]
                 self._distill(output, "test", "--ckpt_path", str(best), *options)
 
-    def records(self) -> list[Record]:
-        """What :meth:`test` measured, with the student called :attr:`system`."""
-        found = [Record(**each) for each in json.loads(self.results.read_text())["records"]]
-        return [replace(each, system=self.system) if each.kind == "student" else each for each in found]
-
     def _compare(self, teachers: Sequence[str]) -> None:
         if set(teachers) != set(self.teachers or []):
             raise ConfigError(
@@ -157,7 +148,7 @@ def _last(configs: Iterable[Mapping[str, Any]], group: str, key: str) -> Any:
 def study(
     base: Path,
     methods: dict[str, Path],
-    report_file: Path,
+    out: Path,
     runs: Path = Path("runs/study"),
     seeds: list[int] | None = None,
     jobs: int = 1,
@@ -171,7 +162,7 @@ def study(
     Args:
         base: configuration that all methods share.
         methods: name -> configuration of the method, laid over ``base``.
-        report_file: Markdown; the study replaces its own section there, named for ``runs``, and keeps all else.
+        out: a folder for report.html, report.md and figures.
         runs: a folder per run goes here.
         seeds: each one is a run's seed and the seed of its probes' splits.
         jobs: runs at a time; they share the cores.
@@ -198,13 +189,19 @@ def study(
         return finish(grid[only : only + 1], 1)
     log.info("%s: %d runs", runs, len(grid))
     finish(grid, jobs)
-    records = [record for run in grid for record in run.records()]
-    files = ", ".join(f"{method} ({path})" for method, path in methods.items())
-    origin = f"base {base}; methods {files}; seeds {seeds}"
+    by_system: dict[str, list[Results]] = {}
+    for run in grid:
+        by_system.setdefault(run.system, []).append(Results.load(run.folder))
+    files = ", ".join(f"{method} (`{path}`)" for method, path in methods.items())
+    origin = f"Made by `distill study`: base `{base}`; methods {files}; seeds {seeds}"
+    extra: list[Block] = []
     if subsets is not None:
         origin += f"; subsets {subsets} of the teachers {', '.join(teachers or [])}"
-        tell(attributions(grid, records, subsets), runs / "attribution.json")
-    write(records, report_file, runs.name, origin)
+        extra = tell(attributions(grid, merged(by_system), subsets), runs / "attribution.json")
+    by_split = report.write(out, f"Study {runs.name}", by_system, f"{origin}.", extra)
+    for split, found in by_split.items():
+        Console().print(scores.table(found, f"{split} split"))
+    Console().print(f"written: {out}/report.html, report.md")
 
 
 def plan(
@@ -228,7 +225,7 @@ def plan(
     chosen = [None] if subsets is None else choose(teachers, subsets)
     grid = []
     for seed in seeds:
-        probed = ["student", "untrained", "teachers", "concatenated"]
+        probed: Sequence[str] = SYSTEMS
         for method, path in methods.items():
             for subset in chosen:
                 names = None if subset is None else [name for name in teachers if name in subset]
@@ -287,38 +284,14 @@ def attributions(grid: Sequence[Run], records: Sequence[Record], subsets: Subset
     return found
 
 
-def tell(found: Sequence[Attribution], path: Path) -> None:
-    """Write attributions to ``path`` and print their tables."""
+def tell(found: Sequence[Attribution], path: Path) -> list[Block]:
+    """Write attributions to ``path``; gives their section of the report."""
     path.write_text(json.dumps([asdict(each) for each in found], indent=1) + "\n")
+    blocks: list[Block] = [Heading("What each teacher brings")]
     for each in found:
         head, lines = table(each)
-        shown = Table(title=f"teachers of {each.method}, {each.split} split", caption=caption(each), box=box.SIMPLE_HEAD)
-        for number, heading in enumerate(head):
-            shown.add_column(heading, justify="right" if number else "left", no_wrap=True)
-        for line in lines:
-            shown.add_row(*line)
-        Console().print(shown)
-    Console().print(f"written: {path}")
-
-
-def write(records: list[Record], path: Path, name: str, origin: str, command: str = "distill study") -> None:
-    """Write tables and a plot of ``records`` into their section of ``path``; all else in it stays as it is."""
-    by_split = {split: report.Scores(records, split) for split in dict.fromkeys(record.split for record in records)}
-    plot = path.with_name(f"{path.stem}-{name}.png")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    report.plot(by_split, plot)
-    parts = [f"Made by `{command}`: {origin}.", f"![mean scores]({plot.name})"]
-    for split, scores in by_split.items():
-        parts.append(f"### {split.capitalize()} split, {len(scores.seeds)} seeds\n\n{report.markdown(scores)}")
-        parts.append(f"{DUELS}\n\n{report.duels(scores)}")
-        Console().print(report.table(scores, f"{split} split"))
-    begin, end = f"<!-- {name}: written by `{command}`, what stands here is replaced -->", f"<!-- {name}: end -->"
-    section = "\n\n".join([begin, *parts, end])
-    before = path.read_text() if path.exists() else f"# Results\n\n## {name}\n"
-    head, there, rest = before.partition(begin)
-    _, _, tail = rest.partition(end) if there else ("", "", "\n")
-    path.write_text(f"{head if there else head.rstrip() + chr(10) * 2}{section}{tail}")
-    Console().print(f"written: {path}, section {name}, and {plot.name}")
+        blocks.append(Table(head, lines, f"{each.method}, {each.split} split. {caption(each)}"))
+    return blocks
 
 
 def main(arguments: list[str]) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -374,17 +375,15 @@ def test_a_study_compares_methods_and_goes_on_where_it_was(place):
     for method, head in {"nll": "GaussianHead", "mse": "MseHead"}.items():
         (folder / f"{method}.yaml").write_text(f"model: {{head: {{class_path: distill.heads.{head}}}, heads: null}}\n")
     study = {"base": "fit.yaml", "methods": {"nll": "nll.yaml", "mse": "mse.yaml"}, "seeds": [0], "jobs": 2}
-    (folder / "study.yaml").write_text(yaml.safe_dump({**study, "runs": "runs/study", "report_file": "docs/results.md"}))
+    (folder / "study.yaml").write_text(yaml.safe_dump({**study, "runs": "runs/study", "out": "docs/both"}))
     ok(place.distill("study", "--config", "study.yaml"))
-    report = (folder / "docs" / "results.md").read_text()
-    for words in ("| nll |", "| mse |", "| untrained |", "| concatenated |"):
-        assert report.count(words) == 2, "one table per split"
+    report = (folder / "docs" / "both" / "report.md").read_text()
+    for words in ("nll", "mse", "untrained", "concatenated", "pca"):
+        assert len(re.findall(rf"^\| {words} \| 0.*%", report, re.M)) == 2, "one table per split"
     assert report.count("nll - mse") + report.count("mse - nll") == 2
-    (folder / "docs" / "results.md").write_text(report + "\nWhy: because.\n")
     (folder / "runs" / "study" / "mse-0" / "probes" / "results.json").unlink()
     before = {path: path.stat().st_mtime_ns for path in (folder / "runs" / "study").rglob("best.ckpt")}
     ok(place.distill("study", "--config", "study.yaml"))
     assert {path: path.stat().st_mtime_ns for path in before} == before, "a finished fit was fitted again"
-    again = (folder / "docs" / "results.md").read_text()
-    assert again.endswith("Why: because.\n")
+    again = (folder / "docs" / "both" / "report.md").read_text()
     assert again.splitlines()[:8] == report.splitlines()[:8]

@@ -23,7 +23,7 @@ FLOORS = {  # a module may import those on lower floors, and those on its own fl
         ["students.molecule", "students.text", "students.image", "students.mixed"],
         ["metrics", "data", "online", "guard", "module", "probes", "tasks", "labelled", "suites"],
         ["exported", "systems", "prepared", "evaluate", "probing"],
-        ["page", "report", "figures", "results", "summary", "card", "export"],
+        ["page", "scores", "figures", "results", "report", "card", "export"],
         ["attribution", "slurm", "mteb", "study", "compare", "cli"],
     ],
 }

@@ -204,7 +204,7 @@ class Stub:
 
     def study(self, **options) -> None:
         given = {"runs": Path("runs/s"), "seeds": [0, 1], "jobs": 2, "teachers": list(WORTH), "subsets": "all"} | options
-        study(Path("base.yaml"), {"nll": Path("nll.yaml")}, Path("docs/report.md"), **given)
+        study(Path("base.yaml"), {"nll": Path("nll.yaml")}, Path("docs/s"), **given)
 
     def calls(self) -> list[dict]:
         """What was called since the last time that this was asked."""
@@ -232,8 +232,10 @@ def test_a_study_of_subsets_tells_what_each_teacher_brought(stub, capsys):
     assert got["b"] == got["c"] == pytest.approx([0.205, 0.005])
     assert [found["teachers"][each]["shapley"]["mean"] for each in "abc"] == pytest.approx([0.105] * 3)
     assert (found["gain"]["mean"], found["untrained"], found["subsets"]) == (pytest.approx(0.315), 0.3, 7)
-    assert "Shapley value" in capsys.readouterr().out
-    report = (stub.folder / "docs" / "report.md").read_text()
+    assert "written: docs/s/report.html" in capsys.readouterr().out
+    report = (stub.folder / "docs" / "s" / "report.md").read_text()
+    assert re.search(r"\| teacher \| alone \| left out \| Shapley value \|\n.*\n\| a \| \+0.105", report)
+    assert "<th>Shapley value</th>" in (stub.folder / "docs" / "s" / "report.html").read_text()
     systems = ["all", "only a", "only b", "only c", "without a", "without b", "without c"]
     assert all(f"| nll, {each} |" in report for each in systems)
 
@@ -310,7 +312,7 @@ def test_an_array_makes_every_run_and_then_the_report(stub):
     assert [each["arguments"] for each in calls[:-1]] == [[*study_command, "--only", str(run)] for run in range(14)]
     assert calls[-1]["arguments"] == study_command
     assert yaml.safe_load((stub.folder / "runs" / "s" / "array.yaml").read_text()) == {
-        **{"base": "base.yaml", "methods": {"nll": "nll.yaml"}, "report_file": "docs/report.md", "runs": "runs/s"},
+        **{"base": "base.yaml", "methods": {"nll": "nll.yaml"}, "out": "docs/s", "runs": "runs/s"},
         **{"seeds": [0, 1], "jobs": 2, "teachers": ["a", "b", "c"], "subsets": "all"},
     }
 
@@ -348,7 +350,7 @@ def test_an_element_of_an_array_is_fitted_and_probed_for_real(cache, tmp_path, m
     (tmp_path / "fit.yaml").write_text(FIT)
     (tmp_path / "nll.yaml").write_text("{}\n")
     monkeypatch.chdir(tmp_path)
-    arguments = Path("fit.yaml"), {"nll": Path("nll.yaml")}, Path("report.md"), Path("runs/s"), [0]
+    arguments = Path("fit.yaml"), {"nll": Path("nll.yaml")}, Path("report"), Path("runs/s"), [0]
     chosen = {"teachers": ["maccs", "morgan"], "subsets": "leave-one-out"}
     study(*arguments, **chosen, slurm=True)
     slurm = {"SLURM_ARRAY_TASK_ID": "1", "SLURM_JOB_ID": "77", "SLURM_NTASKS": "2", "SLURM_JOB_NAME": "s"}

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from distill.evaluate import Record
 from distill.page import markdown
-from distill.report import Scores, duel_table, half_width, score_table, table
+from distill.scores import Scores, duel_table, half_width, score_table, table
 
 BASE = Record("student", "student", "t1", "measured", "random", 0, "r2", 0.0, 10)
 KINDS = {"student": "student", "a": "teachers", "b": "teachers", "untrained": "untrained"}
