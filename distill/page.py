@@ -64,11 +64,16 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure: ``name`` of its file, ``caption``, and the drawing."""
+    """A figure: a name, from which its file's is made, ``caption``, and the drawing."""
 
     name: str
     caption: str
     figure: Figure
+
+    @property
+    def file(self) -> str:
+        """Its file, beside the report."""
+        return f"figures/{re.sub(r'[^A-Za-z0-9_]+', '-', self.name)}.png"
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ def write(folder: Path, title: str, blocks: Sequence[Block]) -> Path:
     for plot in [plot for block in blocks if isinstance(block, Plots) for plot in block.plots]:
         (folder / "figures").mkdir(exist_ok=True)
         with rc_context(SVG):
-            plot.figure.savefig(folder / "figures" / f"{plot.name}.png", dpi=130)
+            plot.figure.savefig(folder / plot.file, dpi=130)
     (folder / "report.md").write_text(f"# {title}\n\n{markdown(blocks)}\n")
     page = folder / "report.html"
     page.write_text(html(title, blocks))
@@ -120,7 +125,7 @@ def _markdown(block: Block) -> str:
             shown = [[each.replace("|", "\\|") for each in line] for line in lines]
             return "\n".join(f"| {' | '.join(line)} |" for line in shown) + (f"\n\n{note}" if note else "")
         case Plots(plots):
-            return "\n\n".join(f"![{plot.caption}](figures/{plot.name}.png)" for plot in plots)
+            return "\n\n".join(f"![{plot.caption}]({plot.file})" for plot in plots)
         case Fold(title, text):
             return f"<details><summary>{title}</summary>\n\n```\n{text.rstrip()}\n```\n\n</details>"
 

@@ -98,6 +98,7 @@ def merged(runs: Mapping[str, Sequence[Results]]) -> list[Record]:
         len({name for name, group in runs.items() if any(r.kind == "untrained" for x in group for r in x.records)}) > 1
     )
     kept: dict[tuple[str, str, str, int], Record] = {}
+    tested: dict[tuple[str, str, int], int] = {}
     for name, group in runs.items():
         for results in group:
             for each in results.records:
@@ -106,6 +107,12 @@ def merged(runs: Mapping[str, Sequence[Results]]) -> list[Record]:
                     record = replace(each, system=name)
                 elif several and each.kind in ("untrained", "pretrained"):
                     record = replace(each, system=f"{name} {each.kind}")
+                rows = tested.setdefault((each.task, each.split, each.seed), each.test_rows)
+                if rows != each.test_rows:
+                    log.warning(
+                        "%s, %s split, seed %d: %s tested on %d rows, another run on %d: scores of unlike rows",
+                        *(each.task, each.split, each.seed, results.run, each.test_rows, rows),
+                    )
                 first = kept.setdefault((record.system, record.task, record.split, record.seed), record)
                 if abs(first.score - record.score) > 1e-3:
                     told = record.system, record.task, first.score, record.score, results.run

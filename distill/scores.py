@@ -13,6 +13,7 @@ from distill import page
 from distill.evaluate import Record
 
 STUDENTS = ("student", "other")
+MANY = 6
 
 
 class Duel(NamedTuple):
@@ -191,10 +192,11 @@ def score_table(scores: Scores) -> page.Table:
 
 
 def duel_table(scores: Scores) -> page.Table:
-    """Every student against every other one, and against the best teacher."""
+    """Every student against every other one, and against the best teacher; of many students the best against all."""
     students = [row for row, system in enumerate(scores.systems) if scores.kinds[system] in STUDENTS]
     best = [row for row, system in enumerate(scores.systems) if scores.kinds[system] == "teachers"][:1]
-    pairs = [(one, other) for k, one in enumerate(students) for other in students[k + 1 :] + best]
+    ahead = students if len(students) <= MANY else students[:1]
+    pairs = [(one, other) for k, one in enumerate(ahead) for other in students[k + 1 :] + best]
     lines = []
     for one, other in pairs:
         duel = scores.against(one, other)

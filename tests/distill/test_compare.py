@@ -49,3 +49,12 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="two runs are called one"):
         compare([run(tmp_path / "one", 0.5), run(tmp_path / "b" / "one", 0.5)], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_runs_that_were_tested_on_other_rows_are_told(tmp_path, caplog):
+    one, two = run(tmp_path / "one", 0.5), run(tmp_path / "two", 0.7)
+    file = two / "probes" / "results.json"
+    file.write_text(file.read_text().replace('"test_rows": 10', '"test_rows": 9'))
+    merged({each.name: [Results.load(each)] for each in (one, two)})
+    assert "t1, random split, seed 0: " in caplog.text
+    assert "tested on 9 rows, another run on 10" in caplog.text
