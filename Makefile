@@ -27,7 +27,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 demo: install ## cache, fit, test and report on molecules that RDKit ships: offline, some minutes
 	$(BIN)/distill-cache build --config configs/cache/mol.yaml --cache $(CACHE)
 	$(BIN)/distill fit --config configs/demo.yaml --data.corpus $(CACHE)/mol
-	$(BIN)/distill test --run runs/demo
+	$(BIN)/distill test --config configs/demo.yaml --data.corpus $(CACHE)/mol
 
 cache: install ## run a group of teachers over a corpus: TEACHERS=mol CORPUS=file-or-folder CACHE=cache NAME=mol WEIGHTS=folder
 	$(if $(wildcard configs/cache/$(TEACHERS).yaml),,$(error no teacher group "$(TEACHERS)"; TEACHERS can be: $(GROUPS)))

@@ -4,11 +4,11 @@ import argparse
 import logging
 import os
 import re
-import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -131,6 +131,10 @@ class DistillCLI(LightningCLI):
     def before_test(self) -> None:
         self.evaluation: Evaluation = self._get(self.config_init, "probe")
         others = self.evaluation.students
+        if lost := [at for at in others.values() if not at.exists()]:
+            raise ConfigError(
+                f"probe.students: no {lost[0].absolute()}; expected a folder of `distill export` or a checkpoint"
+            )
         self.evaluation.students = {name: at if at.is_dir() else export_of(at) for name, at in others.items()}
         self.evaluation.prepare(self.datamodule.parts)
         spec = self._get(self.config, "model").student.as_dict()
@@ -141,16 +145,18 @@ class DistillCLI(LightningCLI):
             return
         students: Students = {"student": self.model.student, **self.before}
         run, device = Path(self.trainer.default_root_dir), str(self.trainer.strategy.root_device)
-        folder = run / f".{FOLDER}.tmp"  # an earlier test's results are there until these are whole
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        records = self.evaluation.run(students, device, keep=folder)
-        costs, checkpoint = self.evaluation.costs(students, device), str(self.trainer.ckpt_path)
-        results = Results(folder, records, costs, about(checkpoint, device, self.datamodule.parts))
-        results.save()
-        by_split = report.write(folder, f"Probes of {run}", {"student": [results]}, f"Checkpoint `{checkpoint}`.")
-        shutil.rmtree(run / FOLDER, ignore_errors=True)
-        folder.rename(run / FOLDER)
+        with TemporaryDirectory(prefix=f".{FOLDER}", dir=run) as temporary:  # an earlier test's stay until these are whole
+            folder = Path(temporary) / FOLDER
+            folder.mkdir()
+            records = self.evaluation.run(students, device, keep=folder)
+            costs, checkpoint = self.evaluation.costs(students, device), str(self.trainer.ckpt_path)
+            made = about(checkpoint, device, self.datamodule.parts, self.evaluation.left_out)
+            Results(folder, records, costs, made).save()
+            if (run / FOLDER).exists():
+                (run / FOLDER).rename(Path(temporary) / "before")
+            folder.rename(run / FOLDER)
+        results = {"student": [Results.load(run)]}
+        by_split = report.write(run / FOLDER, f"Probes of {run}", results, f"Checkpoint `{checkpoint}`.")
         for split, found in by_split.items():
             Console().print(scores.table(found, f"{checkpoint}: probes, {split} split"))
         Console().print(f"written: {run / FOLDER}/report.html, report.md, results.json, predictions/")
@@ -220,7 +226,8 @@ def complete(arguments: list[str]) -> list[str]:
     parser.add_argument("--ckpt_path", type=Path)
     parser.add_argument("--run", type=Path)
     given, _ = parser.parse_known_args(arguments[1:])
-    checkpoint = given.ckpt_path or _newest_checkpoint(given.run or _run_of(given.config))
+    named = given.run / "checkpoints" / "best.ckpt" if given.run else None
+    checkpoint = given.ckpt_path or named or _newest_checkpoint(_run_of(given.config))
     if not checkpoint.is_file():
         where = checkpoint.absolute()
         raise ConfigError(f"no checkpoint at {where}: expected RUN/checkpoints/best.ckpt of a `distill fit`")

@@ -1,6 +1,7 @@
 """Probe a student on tasks that it never saw, beside its teachers, all of them together, its untrained self, and others."""
 
 import copy
+import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -8,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -20,11 +22,12 @@ from distill.prepared import Embedded, Prepared, Reduction, Students, prepare
 from distill.probes import PROBES, Probe
 from distill.suites import suite
 from distill.systems import SYSTEMS, Cost, Kind, System, on_a_plane
-from distill.tasks import Array, Task
+from distill.tasks import Array, Key, Task
 
 log = logging.getLogger(__name__)
 
 MAP, PREDICTIONS = "map.npz", "predictions"
+Parts = tuple[Array, Array, Array]  # row numbers for training, validation and test
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,16 @@ class Evaluation:
         during: list[str] | None = None,
         exclude_seen: bool = False,
     ):
+        self.unseen = False  # whether test rows are out of bounds, as while a student is chosen
         self.tasks, self.splits = dict(tasks or {}), splits or ["random"]
         for name, folder in (suites or {}).items():
-            self.tasks |= suite(name, folder)
+            found = suite(name, folder)
+            if twice := sorted(found.keys() & self.tasks.keys()):
+                raise ConfigError(f"two tasks are called {twice[0]}, one of them of the suite {name}: rename the other")
+            self.tasks |= found
         self.seeds = [0, 1, 2, 3, 4] if seeds is None else seeds
+        if not self.seeds or min(self.seeds) < 0:
+            raise ConfigError(f"probe.seeds is {self.seeds}, expected one seed or more, none below 0")
         self.systems, self.students = systems or list(SYSTEMS), students or {}
         self.exclude_seen = exclude_seen
         if every < 0:
@@ -105,6 +114,10 @@ class Evaluation:
         if idle := [split for split in self.splits if not any(task.offers(split) for task in self.tasks.values())]:
             raise ConfigError(f"probe.splits names {idle[0]}, which none of the tasks {', '.join(self.tasks)} offers")
         self.prepared = prepare(self.tasks, parts, self.systems, self.students, settings)
+        probed = {name for each in self.prepared.values() for name in each.teachers}
+        read = {each.task.modality for each in self.prepared.values()}
+        mine = {name for part in parts if part.corpus.modality in read for name in part.teachers}
+        self.left_out = sorted(mine - probed) if {"teachers", "concatenated", "pca"} & set(self.systems) else []
 
     def run(self, students: Students, device: str, quiet: bool = False, keep: Path | None = None) -> list[Record]:
         """Probe every system on every task; :meth:`prepare` comes first.
@@ -116,24 +129,24 @@ class Evaluation:
             keep: a folder for what every system predicted of every test row, and for a map of the first task's items.
 
         Returns:
-            A record per system, task, split and seed.
+            A record per system, task, split and seed; seeds that give the rows of an earlier one have none.
         """
-        work = [
-            (name, split, seed)
-            for name, task in self.tasks.items()
-            for split in self.splits
-            if task.offers(split)
-            for seed in self.seeds
-        ]
         reductions = self._reductions(students)
         embedded = {
             name: each.embed(self.systems, students, reductions[each.task.modality], device)
             for name, each in self.prepared.items()
         }
+        work = [
+            (name, split, seed, parts)
+            for name, task in self.tasks.items()
+            for split in self.splits
+            if task.offers(split)
+            for seed, parts in self._parts(task, split, embedded[name].keys)
+        ]
         threads = torch.get_num_threads()
         try:
             with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                found = pool.map(lambda at: list(self._probe(at[0], at[1], at[2], embedded[at[0]], keep)), work)
+                found = pool.map(lambda at: list(self._probe(at[0], at[1], at[2], at[3], embedded[at[0]], keep)), work)
                 records = [record for each in track(found, "probing", len(work), disable=quiet) for record in each]
         finally:
             torch.set_num_threads(threads)
@@ -147,7 +160,12 @@ class Evaluation:
         """Width, parameters and speed of every system."""
         of_modality: dict[str, Prepared] = {each.task.modality: each for each in reversed(self.prepared.values())}
         found = [each.costs(self.systems, students, device) for each in of_modality.values()]
-        return {name: cost for costs in found for name, cost in costs.items()}
+        out: dict[str, Cost] = {}
+        for name, cost in (each for costs in found for each in costs.items()):
+            out[name] = (
+                cost if name not in out else Cost(out[name].dim, out[name].parameters, None)
+            )  # of several modalities
+        return out
 
     def _reductions(self, students: Students) -> dict[str, Reduction | None]:
         """Modality -> principal components of its teachers, as wide as the student."""
@@ -170,10 +188,20 @@ class Evaluation:
             plane = on_a_plane(embedded[name].labels, chosen)
             np.savez_compressed(keep / MAP, task=name, kind=self.tasks[name].kind, **plane)  # type: ignore[arg-type]
 
-    def _probe(self, name: str, split: str, seed: int, embedded: Embedded, keep: Path | None) -> Iterator[Record]:
+    def _parts(self, task: Task, split: str, keys: Sequence[Key]) -> list[tuple[int, Parts]]:
+        """Rows for training, validation and test of every seed, but of those that only repeat another."""
+        found = {seed: task.split(split, seed, keys) for seed in self.seeds}
+        if self.unseen:  # the test rows stay unseen: validation rows are in their place
+            found = {seed: _without_test(*parts, seed) for seed, parts in found.items()}
+        return list(
+            {tuple(part.tobytes() for part in parts): (seed, parts) for seed, parts in reversed(found.items())}.values()
+        )[::-1]
+
+    def _probe(
+        self, name: str, split: str, seed: int, parts: Parts, embedded: Embedded, keep: Path | None
+    ) -> Iterator[Record]:
         task, (keys, labels, systems) = self.tasks[name], embedded
         probes = task.probes or [PROBES[task.kind]()]
-        parts = task.split(split, seed, keys)
         known = self.prepared[name].seen
         seen = np.array([not known.isdisjoint([key] if isinstance(key, str) else key) for key in keys])[parts[2]]
         if self.exclude_seen:
@@ -194,17 +222,30 @@ class Evaluation:
             if keep:
                 rows = dict(zip(("train", "valid", "test"), parts, strict=True))
                 predicted = {f"predicted/{system}": each for system, (_, each) in found.items()}
-                path = keep / PREDICTIONS / re.sub(r"[^\w.-]+", "-", f"{label}-{split}-{seed}.npz")
-                path.parent.mkdir(parents=True, exist_ok=True)
-                np.savez_compressed(path, items=np.array(keys), labels=labels, **rows, **predicted)  # type: ignore[arg-type]
+                (keep / PREDICTIONS).mkdir(exist_ok=True)
+                items = np.frombuffer(json.dumps(keys).encode(), np.uint8)  # text of any length
+                path = keep / PREDICTIONS / f"{_plain(label)}-{split}-{seed}.npz"
+                np.savez_compressed(path, items=items, labels=labels, **rows, **predicted)  # type: ignore[arg-type]
 
 
 def _score(probe: Probe, x: Array, labels: Array, train: Array, valid: Array, test: Array) -> tuple[float, Array]:
     """The score on the test rows, averaged over the labels that can be scored, and what was predicted of each row."""
     probe = copy.copy(probe).fit(x[train], labels[train], x[valid], labels[valid])  # other threads fit the same probe
     scores = probe.score(x[test], labels[test])[probe.metric]
-    predicted = probe.predicted.astype(np.float32) if probe.predicted.dtype.kind == "f" else probe.predicted
-    return (float("nan") if np.isnan(scores).all() else float(np.nanmean(scores))), predicted
+    return (float("nan") if np.isnan(scores).all() else float(np.nanmean(scores))), probe.predicted
+
+
+def _without_test(train: Array, valid: Array, test: Array, seed: int) -> Parts:
+    """A tenth of the training rows to choose on, and the validation rows to score on."""
+    shuffled = np.random.default_rng(seed).permutation(train)
+    cut = len(train) // 10
+    return shuffled[cut:], shuffled[:cut], valid
+
+
+def _plain(name: str) -> str:
+    """A file's name of a task's; two names never share one."""
+    plain = re.sub(r"[^\w.-]+", "-", name)
+    return plain if plain == name else f"{plain}-{crc32(name.encode()):08x}"
 
 
 def as_json(records: Sequence[Record]) -> list[dict[str, Any]]:

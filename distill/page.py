@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -22,13 +23,21 @@ pre { padding: .6rem; overflow-x: auto } p, li { max-width: 75ch }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums }
 th, td { padding: .22rem .55rem; text-align: right; border-bottom: 1px solid #e6e8ea }
 th { white-space: pre-line; vertical-align: bottom }
-td { white-space: nowrap } th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff }
+td { white-space: nowrap }
+td:first-child { white-space: normal; min-width: 6rem; max-width: 45vw; overflow-wrap: anywhere }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff }
 tr.strong td { background: #e8f4ee; font-weight: 600 }
 .figures { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start }
-figure { margin: 0; max-width: 100%; overflow-x: auto } figure svg { max-width: 100%; height: auto; min-width: 20rem }
+figure { margin: 0; max-width: 100%; overflow-x: auto } figure svg { max-width: 100%; height: auto }
 figcaption, .note { font-size: .86rem; color: #555; max-width: 75ch } summary { cursor: pointer }
 """
-SVG: Any = {"svg.fonttype": "none", "svg.hashsalt": "quorum", "font.family": "sans-serif", "font.size": 9}
+SVG: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "quorum",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.parse_math": False,
+}
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,8 @@ class Plot:
     @property
     def file(self) -> str:
         """Its file, beside the report."""
-        return f"figures/{re.sub(r'[^A-Za-z0-9_]+', '-', self.name)}.png"
+        plain = re.sub(r"[^A-Za-z0-9_]+", "-", self.name)
+        return f"figures/{plain if plain == self.name else f'{plain}-{crc32(self.name.encode()):08x}'}.png"
 
 
 @dataclass(frozen=True)
@@ -97,8 +107,9 @@ Block = Heading | Text | Table | Plots | Fold
 def write(folder: Path, title: str, blocks: Sequence[Block]) -> Path:
     """Write ``report.html``, ``report.md`` and its ``figures`` into ``folder``; gives the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    for each in folder.glob("figures/*.png"):  # of an earlier report
-        each.unlink()
+    if (folder / "report.md").is_file():  # an earlier report
+        for each in re.findall(r"\]\((figures/[\w-]+\.png)\)$", (folder / "report.md").read_text(), re.MULTILINE):
+            (folder / each).unlink(missing_ok=True)
     for plot in [plot for block in blocks if isinstance(block, Plots) for plot in block.plots]:
         (folder / "figures").mkdir(exist_ok=True)
         with rc_context(SVG):
@@ -122,7 +133,10 @@ def _markdown(block: Block) -> str:
             return text
         case Table(head, rows, note):
             lines = [[each.replace("\n", "<br>") for each in head], ["---"] + ["---:"] * (len(head) - 1), *rows]
-            shown = [[each.replace("|", "\\|") for each in line] for line in lines]
+            shown = [
+                [each.replace("|", "\\|").replace("<", "&lt;").replace("&lt;br>", "<br>") for each in line]
+                for line in lines
+            ]
             return "\n".join(f"| {' | '.join(line)} |" for line in shown) + (f"\n\n{note}" if note else "")
         case Plots(plots):
             return "\n\n".join(f"![{plot.caption}]({plot.file})" for plot in plots)
@@ -168,7 +182,8 @@ def _figure(plot: Plot) -> str:
     with rc_context(SVG):
         plot.figure.savefig(file, format="svg", metadata={"Date": None}, dpi=130)
     svg = file.getvalue()
-    svg = svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{escape(plot.caption, quote=True)}"', 1)
+    label, least = escape(plot.caption, quote=True), round(65 * plot.figure.get_figwidth())  # legible, or it scrolls
+    svg = svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{label}" style="min-width: {least}px"', 1)
     return f"<figure>{svg}<figcaption>{_inline(plot.caption[:1].upper() + plot.caption[1:])}</figcaption></figure>"
 
 

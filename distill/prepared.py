@@ -176,6 +176,8 @@ def _of_modality(
     ]
     found = {name: other_student(place, modality) for name, place in students.items()}
     others = {name: each for name, each in found.items() if each}
+    if unread := sorted(found.keys() - others.keys()):
+        log.warning("student %s reads no %ss: it is left out of their tasks", ", ".join(unread), modality)
     finish([add_column(folder, *each, settings) for folder in folders.values() for each in others.values()])
     known = np.concatenate([corpus_hashes(part.columns.corpus) for part in parts])
     out = {}

@@ -9,6 +9,7 @@ from distill.evaluate import Evaluation
 class ProbeDuring(Callback):
     """Logs ``probe/TASK`` and ``probe/mean`` of the student every ``every`` epochs.
 
+    Scores are of the tasks' validation rows: a checkpoint may be chosen by them, and `distill test` then has other rows.
     Rank zero probes, the others wait for its figures.
 
     Args:
@@ -18,6 +19,7 @@ class ProbeDuring(Callback):
     def __init__(self, evaluation: Evaluation):
         tasks = {name: evaluation.tasks[name] for name in evaluation.during}
         self.evaluation = Evaluation(tasks, splits=evaluation.splits[:1], seeds=evaluation.seeds[:1], systems=["student"])
+        self.evaluation.unseen = True
         self.every = evaluation.every
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from distill import figures, page
-from distill.evaluate import MAP
+from distill.evaluate import MAP, Record
 from distill.page import Block, Fold, Heading, Plot, Plots, Table, Text
 from distill.results import Results, merged, metrics
-from distill.scores import Scores, duel_table, score_table
+from distill.scores import Duel, Scores, duel_table, score_table
 from distill.systems import Cost
 
 SHOWN = 4  # students whose curves and maps are drawn
@@ -36,17 +36,41 @@ def write(
     Returns:
         The scores of each split.
     """
-    records = merged(runs)
-    by_split = {split: Scores(records, split) for split in dict.fromkeys(record.split for record in records)}
+    records, notes = merged(runs)
+    by_split = alike(records)
     costs = {name: cost for group in runs.values() for each in group for name, cost in each.costs.items()}
     costs |= {name: group[0].costs["student"] for name, group in runs.items() if "student" in group[0].costs}
     blocks: list[Block] = [Text(origin)]
     blocks += [Text(f"{split.capitalize()} split: {answer(scores)}") for split, scores in by_split.items()]
+    left = sorted({name for group in runs.values() for each in group for name in each.about.get("left_out", ())})
+    if left:
+        blocks.append(
+            Text(f"Not probed, nor among the concatenated: {', '.join(left)}, imported without the tasks' items.")
+        )
+    blocks += [Text(f"Warning: {note}.") for note in notes]
     for split, scores in by_split.items():
         blocks += _of_split(split, scores)
     blocks += [*_costs(by_split, costs), *_training(runs), *_maps(runs), *extra, *_origins(runs)]
     page.write(folder, title, blocks)
     return by_split
+
+
+def alike(records: Sequence[Record]) -> dict[str, Scores]:
+    """Scores by split, and by which systems were measured: means and ranks are over tasks that all of them have."""
+    systems: dict[tuple[str, str], set[str]] = {}
+    for record in records:
+        systems.setdefault((record.split, record.task), set()).add(record.system)
+    out = {}
+    for split in dict.fromkeys(split for split, _ in systems):
+        groups: dict[frozenset[str], list[str]] = {}
+        for (where, task), measured in systems.items():
+            if where == split:
+                groups.setdefault(frozenset(measured), []).append(task)
+        for tasks in groups.values():
+            more = f" and {len(tasks) - 1} more" if len(tasks) > 1 else ""
+            name = split if len(groups) == 1 else f"{split}, {tasks[0]}{more}"
+            out[name] = Scores([record for record in records if record.task in tasks], split)
+    return out
 
 
 def answer(scores: Scores) -> str:
@@ -59,7 +83,7 @@ def answer(scores: Scores) -> str:
     one, mean, half = rows["student"][0], scores.mean(), scores.half_width()
     spread = "" if np.isnan(half[one]) else f" ± {half[one]:.3f}"
     name, count = f"`{scores.systems[one]}`", len(rows["student"])
-    named = f"the best of {count} students, {name}," if count > 1 else name
+    named = f"the best of {count} students by these very scores, {name}," if count > 1 else name
     told = [f"{named} has a mean of {mean[one]:.3f}{spread} over {len(scores.tasks)} tasks."]
     for kind, what in AGAINST.items():
         if kind in rows:
@@ -67,11 +91,15 @@ def answer(scores: Scores) -> str:
             duel = scores.against(one, other)
             told.append(
                 f"Against {what}, `{scores.systems[other]}` ({mean[other]:.3f}): {duel.difference:+.3f} "
-                f"(95 % {duel.low:+.3f} to {duel.high:+.3f}); tasks won {duel.won}, tied {duel.tied}, lost {duel.lost}."
+                f"(95 % {_interval(duel)}); tasks won {duel.won}, tied {duel.tied}, lost {duel.lost}."
             )
-    if "concatenated" in rows:
-        told.append(f"It keeps {scores.kept()[one]:.0%} of what all teachers concatenated score.")
+    if "concatenated" in rows and np.isfinite(share := scores.kept()[one]):
+        told.append(f"It keeps {share:.0%} of what the teachers concatenated score.")
     return " ".join(told)
+
+
+def _interval(duel: Duel) -> str:
+    return "unknown" if np.isnan(duel.low) else f"{duel.low:+.3f} to {duel.high:+.3f}"
 
 
 def _of_split(split: str, scores: Scores) -> list[Block]:

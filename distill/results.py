@@ -18,7 +18,7 @@ from cache_tools.errors import ConfigError
 from cache_tools.producer import libraries
 from distill.data import Part
 from distill.evaluate import Record, as_json
-from distill.systems import Cost
+from distill.systems import SYSTEMS, Cost
 
 log = logging.getLogger(__name__)
 
@@ -62,13 +62,21 @@ class Results:
         path = run / FOLDER / FILE
         if not path.is_file():
             raise ConfigError(f"no {path}: probe the run first with `distill test --run {run}`")
-        found = json.loads(path.read_text())
-        records = [Record(**each) for each in found.pop("records")]
-        return cls(path.parent, records, {name: Cost(**each) for name, each in found.pop("costs", {}).items()}, found)
+        try:
+            found = json.loads(path.read_text())
+            records = [Record(**each) for each in found.pop("records")]
+            costs = {name: Cost(**each) for name, each in found.pop("costs", {}).items()}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ConfigError(
+                f"{path} is not as this version writes it ({error!r}): probe the run again with `distill test --run {run}`"
+            ) from None
+        if not records:
+            raise ConfigError(f"{path} holds no score: probe the run again with `distill test --run {run}`")
+        return cls(path.parent, records, costs, found)
 
 
-def about(checkpoint: str, device: str, parts: Sequence[Part]) -> dict[str, Any]:
-    """How results are made, here and now."""
+def about(checkpoint: str, device: str, parts: Sequence[Part], left_out: Sequence[str] = ()) -> dict[str, Any]:
+    """How results are made, here and now; ``left_out`` are teachers that could not embed the tasks."""
     corpora = {
         str(part.columns.corpus): {
             "rows": part.corpus.rows,
@@ -85,15 +93,28 @@ def about(checkpoint: str, device: str, parts: Sequence[Part]) -> dict[str, Any]
         "device": f"{device} ({accelerator}), {torch.get_num_threads()} threads",
         "versions": {"quorum-distill": version("quorum-distill"), "python": platform.python_version(), **libraries()},
         "corpora": corpora,
+        "left_out": list(left_out),
     }
 
 
-def merged(runs: Mapping[str, Sequence[Results]]) -> list[Record]:
+def merged(runs: Mapping[str, Sequence[Results]]) -> tuple[list[Record], list[str]]:
     """Records of all runs under the names of their students; what several runs measured alike is taken once.
 
     Args:
         runs: name of a student -> its runs, of one seed or several.
+
+    Returns:
+        The records, and warnings: where runs do not agree.
+
+    Raises:
+        ConfigError: when a student would have the name of another system.
     """
+    every = {
+        record.system for group in runs.values() for each in group for record in each.records if record.kind != "student"
+    }
+    if taken := sorted((every | {*SYSTEMS} - {"student"}) & runs.keys()):
+        raise ConfigError(f"a student is called {taken[0]}, as another system is: rename its run or method")
+    notes: list[str] = []
     several = (
         len({name for name, group in runs.items() if any(r.kind == "untrained" for x in group for r in x.records)}) > 1
     )
@@ -109,15 +130,16 @@ def merged(runs: Mapping[str, Sequence[Results]]) -> list[Record]:
                     record = replace(each, system=f"{name} {each.kind}")
                 rows = tested.setdefault((each.task, each.split, each.seed), each.test_rows)
                 if rows != each.test_rows:
-                    log.warning(
-                        "%s, %s split, seed %d: %s tested on %d rows, another run on %d: scores of unlike rows",
-                        *(each.task, each.split, each.seed, results.run, each.test_rows, rows),
-                    )
+                    where = f"{each.task}, {each.split} split, seed {each.seed}"
+                    notes.append(f"{where}: {results.run} tested on {each.test_rows} rows, another run on {rows}")
                 first = kept.setdefault((record.system, record.task, record.split, record.seed), record)
                 if abs(first.score - record.score) > 1e-3:
-                    told = record.system, record.task, first.score, record.score, results.run
-                    log.warning("%s on %s has %.4f in one run and %.4f in %s", *told)
-    return list(kept.values())
+                    what = f"{record.system} on {record.task} has {first.score:.4f} in one run"
+                    notes.append(f"{what} and {record.score:.4f} in {results.run}")
+    notes = list(dict.fromkeys(notes))
+    for note in notes:
+        log.warning(note)
+    return list(kept.values()), notes
 
 
 def metrics(run: Path) -> list[dict[str, str]]:

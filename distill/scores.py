@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 from scipy import stats
 
@@ -61,7 +62,8 @@ class Scores:
 
     def half_width(self) -> np.ndarray[Any, Any]:
         """Half of the 95 % t-interval of :meth:`mean` over seeds, (systems,); NaN with one seed."""
-        return half_width(mean_of_known(self.values.swapaxes(1, 2)))
+        deviation = self.values - mean_of_known(self.values)[..., None]  # a seed that a task lacks moves no mean
+        return half_width(np.nan_to_num(deviation).mean(1))
 
     def mean_rank(self) -> np.ndarray[Any, Any]:
         """Mean over tasks and seeds of the system's rank, 1 is best, (systems,)."""
@@ -84,7 +86,7 @@ class Scores:
         """Each system's mean as a share of that of the concatenated teachers, (systems,); NaN without them."""
         mean = self.mean()
         whole = [mean[row] for row, system in enumerate(self.systems) if self.kinds[system] == "concatenated"]
-        shares: np.ndarray[Any, Any] = mean / whole[0] if whole else np.full(len(mean), np.nan)
+        shares: np.ndarray[Any, Any] = mean / whole[0] if whole and whole[0] > 0 else np.full(len(mean), np.nan)
         return shares
 
     def against(self, one: int, other: int, resamples: int = 2000) -> "Duel":
@@ -95,11 +97,13 @@ class Scores:
         """
         difference = self.values[one] - self.values[other]  # (tasks, seeds)
         middle, half = np.nanmean(difference, 1), half_width(difference)
-        half = np.where(np.isnan(half), 0.0, half)
+        half = np.where(np.isnan(half), np.inf, half)  # of one seed nothing can be said
         random, (tasks, seeds) = np.random.default_rng(0), difference.shape
         drawn = random.integers(tasks, size=(resamples, tasks, 1)), random.integers(seeds, size=(resamples, 1, seeds))
         low, high = np.nanpercentile(np.nanmean(difference[drawn], (1, 2)), [2.5, 97.5])
         won, lost = int((middle - half > 0).sum()), int((middle + half < 0).sum())
+        if difference.size == 1:
+            low = high = np.nan
         return Duel(float(np.nanmean(difference)), float(low), float(high), won, tasks - won - lost, lost)
 
     def critical_difference(self) -> float:
@@ -170,12 +174,14 @@ def rows(scores: Scores) -> list[list[str]]:
 
 def table(scores: Scores, title: str) -> Table:
     """The scores as a rich table; students stand out."""
-    out = Table(title=title, caption=caption(scores), box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    out = Table(
+        title=escape(title), caption=escape(caption(scores)), box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     for number, heading in enumerate(header(scores)):
-        out.add_column(heading, justify="right" if number else "left", overflow="fold", no_wrap=not number)
+        out.add_column(escape(heading), justify="right" if number else "left", overflow="fold", no_wrap=not number)
     for line in rows(scores):
         kind = scores.kinds.get(line[0])
-        out.add_row(*line, style="bold green" if kind == "student" else "dim" if kind == "untrained" else None)
+        out.add_row(*map(escape, line), style="bold green" if kind == "student" else "dim" if kind == "untrained" else None)
     return out
 
 
@@ -183,7 +189,10 @@ def score_table(scores: Scores) -> page.Table:
     """The same for a report, with the mean rank's interval and the share of the concatenated teachers' score."""
     (low, high), kept = scores.rank_interval(), scores.kept()
     ends = [
-        [f"{low[row]:.1f} to {high[row]:.1f}", "" if np.isnan(kept[row]) else f"{kept[row]:.0%}"]
+        [
+            "" if len(scores.tasks) == 1 else f"{low[row]:.1f} to {high[row]:.1f}",
+            "" if np.isnan(kept[row]) else f"{kept[row]:.0%}",
+        ]
         for row in range(len(scores.systems))
     ]
     body = [line + end for line, end in zip_longest(rows(scores), ends, fillvalue=["", ""])]
@@ -201,6 +210,6 @@ def duel_table(scores: Scores) -> page.Table:
     for one, other in pairs:
         duel = scores.against(one, other)
         names = f"{scores.systems[one]} - {scores.systems[other]}"
-        interval = f"{duel.low:+.3f} to {duel.high:+.3f}"
+        interval = "-" if np.isnan(duel.low) else f"{duel.low:+.3f} to {duel.high:+.3f}"
         lines.append([names, f"{duel.difference:+.3f}", interval, str(duel.won), str(duel.tied), str(duel.lost)])
     return page.Table(["", "difference", "95 %", "won", "tied", "lost"], lines)

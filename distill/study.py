@@ -71,6 +71,7 @@ class Run:
             QuorumError: when it failed.
         """
         with self._alone() as output:
+            self._same()
             last, mine = self.folder / "checkpoints" / "last.ckpt", self.folder / "config.yaml"
             if self.teachers and mine.exists():
                 self._compare(yaml.safe_load(mine.read_text())["data"]["teachers"] or [])
@@ -94,6 +95,18 @@ class Run:
                 best = self.folder / "checkpoints" / "best.ckpt"
                 options = ["--probe.seeds", f"[{self.seed}]", "--probe.systems", f"[{','.join(self.probed)}]"]
                 self._distill(output, "test", "--ckpt_path", str(best), *options)
+
+    def _same(self) -> None:
+        """Refuse to go on with what another configuration made."""
+        read = [yaml.safe_load(path.read_text()) for path in self.configs]
+        wanted = json.dumps([read, self.seed], default=str)
+        path = self._beside(".made.json")
+        if path.is_file() and self.folder.is_dir() and path.read_text() != wanted:
+            raise ConfigError(
+                f"{self.folder} was made by another content of {', '.join(map(str, self.configs))}: give the study another "
+                "folder under `runs`, or remove this one"
+            )
+        path.write_text(wanted)
 
     def _compare(self, teachers: Sequence[str]) -> None:
         if set(teachers) != set(self.teachers or []):
@@ -197,7 +210,7 @@ def study(
     extra: list[Block] = []
     if subsets is not None:
         origin += f"; subsets {subsets} of the teachers {', '.join(teachers or [])}"
-        extra = tell(attributions(grid, merged(by_system), subsets), runs / "attribution.json")
+        extra = tell(attributions(grid, merged(by_system)[0], subsets), runs / "attribution.json")
     by_split = report.write(out, f"Study {runs.name}", by_system, f"{origin}.", extra)
     for split, found in by_split.items():
         Console().print(scores.table(found, f"{split} split"))

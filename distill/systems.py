@@ -34,6 +34,7 @@ Array = np.ndarray[Any, Any]
 BATCH = 64  # items of a batch whose time is taken
 ENOUGH = 0.5  # seconds
 MAP_ROWS = 1000
+CLIP = 10.0  # standard deviations
 
 
 # --------------------------------------------------------------------------------------------------- embeddings
@@ -125,13 +126,14 @@ def principal(columns: Sequence[Column], dim: int, rows: int = 10_000) -> Callab
     """
     from sklearn.decomposition import PCA
     from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+    from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
     count = len(columns[0])
     drawn = torch.from_numpy(np.random.default_rng(0).choice(count, min(count, 4 * rows), replace=False))
     known = drawn[torch.stack([column.valid(drawn) for column in columns]).all(0)][:rows]
     x = np.concatenate([np.asarray(column.rows(known).float()) for column in columns], 1)
-    fitted = make_pipeline(StandardScaler(), PCA(min(dim, *x.shape), random_state=0)).fit(x)
+    clip = FunctionTransformer(np.clip, kw_args={"a_min": -CLIP, "a_max": CLIP})  # as the probes do
+    fitted = make_pipeline(StandardScaler(), clip, PCA(min(dim, *x.shape), random_state=0)).fit(x)
     return cast(Callable[[Array], Array], fitted.transform)
 
 
@@ -165,8 +167,10 @@ class Cost:
     def of_all(cls, dim: int, costs: Sequence["Cost"]) -> "Cost":
         """Of several systems that all embed every item."""
         speeds = [cost.per_second for cost in costs]
-        total = None if None in speeds else 1 / sum(1 / cast(float, speed) for speed in speeds)
-        return cls(dim, sum(cost.parameters or 0 for cost in costs), total)
+        if None in speeds:  # one could not be loaded
+            return cls(dim, None, None)
+        known = [cost.parameters for cost in costs if cost.parameters is not None]
+        return cls(dim, sum(known) if known else None, 1 / sum(1 / cast(float, speed) for speed in speeds))
 
 
 def cost_of_student(student: Student, folder: Path, inputs: Column, device: str) -> Cost:

@@ -84,6 +84,8 @@ class MoleculeTask(Task):
         smiles: str = "smiles",
         provenance: Provenance = "measured",
     ):
+        if kind not in ("classification", "regression"):
+            raise ConfigError(f"{type(self).__name__} cannot be of kind {kind}; it can be: classification, regression")
         self.path, self.kind, self.targets = Path(path), kind, targets
         self.smiles, self.provenance = smiles, provenance
 

@@ -236,7 +236,7 @@ def test_the_predictions_that_were_kept_give_the_scores(place):
     probes = place.folder / "runs" / "mini" / "probes"
     kept = np.load(probes / "predictions" / "activity-random-0.npz")
     parts = [kept[part] for part in ("train", "valid", "test")]
-    assert sorted(np.concatenate(parts)) == list(range(len(kept["items"])))
+    assert sorted(np.concatenate(parts)) == list(range(len(json.loads(bytes(kept["items"])))))
     for record in json.loads((probes / "results.json").read_text())["records"]:
         if (record["task"], record["split"], record["seed"]) == ("activity", "random", 0):
             predicted = kept[f"predicted/{record['system']}"]

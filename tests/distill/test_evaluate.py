@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from distill.data import open_part
 from distill.evaluate import Evaluation
 from distill.export import export, rebuild_run
 from distill.exported import load_student
+from distill.probing import ProbeDuring
 from distill.students.text import TextStudent
 from distill.systems import before
 from distill.tasks import MoleculeTask
@@ -154,3 +156,23 @@ def test_two_systems_of_one_name_are_refused(chains: Path):
         evaluation = Evaluation({"y": MoleculeTask(chains / "task.csv", "regression")}, students={name: chains / "run"})
         with pytest.raises(ConfigError, match=f"two systems are called {name}"):
             evaluation.prepare([part])
+
+
+def test_what_a_checkpoint_is_chosen_by_is_not_what_it_is_tested_on(chains: Path):
+    class Watched(MoleculeTask):
+        def split(self, name, seed, items):
+            parts = super().split(name, seed, items)
+            self.tested = {items[row] for row in parts[2]}
+            return parts
+
+    task = Watched(chains / "task.csv", "regression")
+    during = ProbeDuring(Evaluation({"y": task}, every=1)).evaluation
+    during.prepare([open_part(chains / "c", ["maccs", "morgan"])], Settings(workers=1))
+    student = load_student(chains / "run" / "export").network.module
+    during.run({"student": student}, "cpu", quiet=True, keep=chains)
+    (path,) = (chains / "predictions").glob("y-random-0.npz")
+    kept = np.load(path)
+    items = json.loads(bytes(kept["items"]))
+    used = [items[row] for part in ("train", "valid", "test") for row in kept[part]]
+    assert len(used) == len(set(used)) == 54
+    assert not task.tested & set(used)

@@ -2,6 +2,8 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from distill.page import Fold, Heading, Plot, Plots, Table, Text, html, markdown, panel, write
 
 BLOCKS = [
@@ -51,11 +53,18 @@ def test_the_markdown_twin_has_the_same_sections_and_its_figures_beside_it(tmp_p
     write(tmp_path, "a title", BLOCKS)
     text = (tmp_path / "report.md").read_text()
     assert text == f"# a title\n\n{markdown(BLOCKS)}\n"
-    assert "| system | esol<br>r2 |\n| --- | ---: |\n| a<1> | 0.5 |" in text
+    assert "| system | esol<br>r2 |\n| --- | ---: |\n| a&lt;1> | 0.5 |" in text
     assert [(tmp_path / each).read_bytes()[:4] for each in re.findall(r"!\[.*\]\((.*)\)", text)] == [b"\x89PNG"]
 
 
 def test_a_new_report_leaves_no_figure_of_the_old_one(tmp_path: Path):
     write(tmp_path, "old", BLOCKS)
+    (tmp_path / "figures" / "mine.png").touch()
     write(tmp_path, "new", BLOCKS[:2])
-    assert list(tmp_path.rglob("*.png")) == []
+    assert [path.name for path in tmp_path.rglob("*.png")] == ["mine.png"], "what others made stays"
+
+
+def test_names_of_all_kinds_have_files_of_their_own():
+    files = {Plot(name, "", Figure()).file for name in ("a b", "a+b", "a-b", "学", "先", "plain")}
+    assert len(files) == 6
+    assert "figures/plain.png" in files

@@ -92,3 +92,22 @@ def test_the_critical_difference_is_that_of_demsar():
     assert scores.critical_difference() == pytest.approx(1.25, abs=0.005), "4 classifiers on 14 sets: his section 3.2.4"
     assert scores.not_told_apart(np.array([1.0, 1.5, 2.4, 4.0])) == [(0, 1), (1, 2)]
     assert scores.not_told_apart(np.array([1.0, 3.0, 5.0])) == []
+
+
+def test_of_one_seed_nothing_is_won():
+    records = [
+        replace(BASE, system=s, kind="student", task=f"t{k}", score=0.5 + (s == "a") * 1e-4) for s in "ab" for k in range(5)
+    ]
+    duel = Scores(records, "random").against(0, 1)
+    assert (duel.won, duel.tied, duel.lost) == (0, 5, 0)
+
+
+def test_a_seed_that_a_task_lacks_widens_no_interval():
+    scored = {"t1": [0.9, 0.9, 0.9], "t2": [0.1, 0.1]}
+    records = [replace(BASE, task=t, seed=seed, score=x) for t, found in scored.items() for seed, x in enumerate(found)]
+    assert Scores(records, "random").half_width()[0] == 0
+
+
+def test_no_share_of_concatenated_teachers_that_know_nothing():
+    worse = replace(BASE, system="both", kind="concatenated", score=-0.4)
+    assert np.isnan(Scores([replace(BASE, score=-0.2), worse], "random").kept()).all()

@@ -250,6 +250,15 @@ def test_a_run_has_the_heads_of_its_own_teachers_and_only_the_first_one_probes_a
     assert list(mine["model"]["heads"]) == ["a", "c"]
 
 
+def test_what_another_configuration_made_is_not_reported_as_this_one_s(stub):
+    stub.study(seeds=[0], subsets="leave-one-out")
+    (stub.folder / "nll.yaml").write_text("model: {head: {class_path: distill.heads.MseHead}}")
+    with pytest.raises(QuorumError, match="nll-all-0 was made by another content of base.yaml, nll.yaml"):
+        stub.study(seeds=[0], subsets="leave-one-out")
+    shutil.rmtree(stub.folder / "runs")
+    stub.study(seeds=[0], subsets="leave-one-out")
+
+
 def test_what_is_done_is_not_done_again(stub):
     stub.study()
     stub.calls()
