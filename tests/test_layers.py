@@ -19,7 +19,7 @@ FLOORS = {  # a module may import those on lower floors, and those on its own fl
         ["cli"],
     ],
     "distill": [
-        ["exact", "order", "heads", "normalize", "objective", "student", "augment"],
+        ["exact", "descent", "order", "heads", "normalize", "objective", "student", "augment"],
         ["students.molecule", "students.text", "students.image", "students.mixed"],
         ["metrics", "data", "online", "guard", "module", "probes", "tasks", "labelled", "suites"],
         ["exported", "systems", "prepared", "evaluate", "probing"],
@@ -60,6 +60,7 @@ NO_LIGHTNING = {
     "distill.normalize",
     "distill.objective",
     "distill.student",
+    "distill.descent",
     "distill.probes",
     "distill.augment",
     "distill.exact",

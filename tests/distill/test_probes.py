@@ -1,23 +1,23 @@
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import average_precision_score, r2_score, roc_auc_score
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, r2_score, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from distill.probes import (
     ClusterProbe,
     KnnProbe,
     LogisticProbe,
+    MlpProbe,
     PairProbe,
     RidgeProbe,
     SimilarityProbe,
     SoftmaxProbe,
-    _apply,
-    _one_hot,
 )
 
 
@@ -27,6 +27,15 @@ def data(rows: int, dim: int, seed: int = 0):
     x[:, 0] = 3.0  # constant
     signal = x @ rng.normal(size=(dim, 2)) / np.sqrt(dim)
     return x.astype(np.float32), signal + rng.normal(size=signal.shape) * signal.std(0) * 0.5
+
+
+def correlated(rows: int, dim: int, seed: int = 0):
+    """Like the embedding of a graph network: squares that differ by ten million between the principal axes."""
+    rng = np.random.default_rng(seed)
+    hidden = rng.normal(size=(rows, dim))
+    x = hidden * np.logspace(0, -3.5, dim) @ np.linalg.qr(rng.normal(size=(dim, dim)))[0]
+    signal = hidden @ rng.normal(size=(dim, 2)) * 0.5 + 10 * hidden[:, :2]
+    return x.astype(np.float32), signal + rng.normal(size=signal.shape) * signal.std(0) * 0.2
 
 
 def parts(*arrays, rows=300):
@@ -43,16 +52,35 @@ def by_scikit_learn(make, score, strengths, x, y):
             xs.append(a[known])
             ys.append(b[known, label])
         scaler = StandardScaler().fit(x[0])
-        xs = [scaler.transform(each.astype(np.float64)) for each in xs]
+        xs = [np.clip(scaler.transform(each.astype(np.float64)), -10, 10) for each in xs]
         valid = [score(ys[1], make(each).fit(xs[0], ys[0]), xs[1]) for each in strengths]
         final = make(strengths[int(np.argmax(valid))]).fit(np.concatenate(xs[:2]), np.concatenate(ys[:2]))
         out.append(score(ys[2], final, xs[2]))
     return out
 
 
-@pytest.mark.parametrize("dim", [20, 500])
-def test_ridge_equals_scikit_learn(dim):
-    x, y = parts(*data(300, dim))
+def logistic_by_scikit_learn(x, y):
+    def make(strength):
+        return LogisticRegression(C=1 / strength, max_iter=10_000, tol=1e-8)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return by_scikit_learn(
+            make, lambda t, m, z: roc_auc_score(t, m.decision_function(z)), LogisticProbe.strengths, x, y
+        )
+
+
+HARD = [
+    (data, 20),
+    (data, 500),
+    (correlated, 60),
+    (correlated, 400),
+]  # rows are 300: 500 and 400 are more features than rows
+
+
+@pytest.mark.parametrize(("make", "dim"), HARD)
+def test_ridge_equals_scikit_learn(make, dim):
+    x, y = parts(*make(300, dim))
     y[0][::7, 0] = np.nan
     y[2][::5, 1] = np.nan
     probe = RidgeProbe().fit(x[0], y[0], x[1], y[1])
@@ -62,23 +90,48 @@ def test_ridge_equals_scikit_learn(dim):
     np.testing.assert_allclose(probe.score(x[2], y[2])["r2"], expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("dim", [20, 300])
-def test_logistic_regression_equals_scikit_learn(dim):
-    x, y = data(300, dim)
+@pytest.mark.parametrize(("make", "dim"), HARD)
+def test_ridge_of_every_strength_predicts_as_scikit_learns(make, dim):
+    x, y = parts(*make(300, dim))
+    scaler, labels = StandardScaler().fit(x[0]), np.concatenate(y[:2])
+    for strength in RidgeProbe.strengths[::4]:
+        probe = RidgeProbe()
+        probe.strengths = np.array([strength])
+        other = Ridge(alpha=strength).fit(scaler.transform(np.concatenate(x[:2]).astype(np.float64)), labels)
+        expected = np.clip(other.predict(scaler.transform(x[2].astype(np.float64))), labels.min(0), labels.max(0))
+        found = probe.fit(x[0], y[0], x[1], y[1]).predict(x[2])
+        np.testing.assert_allclose(found, expected, atol=2e-3 * labels.std())
+
+
+@pytest.mark.parametrize(("make", "dim"), HARD)
+def test_logistic_regression_equals_scikit_learn(make, dim):
+    x, y = make(300, dim)
     y = (y > np.median(y, 0)).astype(float)
     x, y = parts(x, y)
     y[0][::7, 0] = np.nan
-    probe = LogisticProbe().fit(x[0], y[0], x[1], y[1])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        expected = by_scikit_learn(
-            lambda strength: LogisticRegression(C=1 / strength, max_iter=5000, tol=1e-8),
-            lambda t, m, z: roc_auc_score(t, m.decision_function(z)),
-            LogisticProbe.strengths,
-            x,
-            y,
-        )
-    np.testing.assert_allclose(probe.score(x[2], y[2])["auroc"], expected, atol=2e-3)
+    mine = LogisticProbe().fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])["auroc"]
+    np.testing.assert_allclose(mine, logistic_by_scikit_learn(x, y), atol=1e-3)
+
+
+@pytest.mark.parametrize(("make", "dim"), HARD)
+def test_rare_labels_and_separable_ones_are_fitted_as_well(make, dim):
+    x, y = make(1200, dim)
+    rare = y[:, 0] > np.quantile(y[:, 0], 0.98)
+    separable = x @ np.random.default_rng(1).normal(size=dim) > 0
+    x, y = parts(x, np.stack([rare, separable], 1).astype(float), rows=1200)
+    assert y[0][:, 0].sum() < 20
+    mine = LogisticProbe().fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])["auroc"]
+    np.testing.assert_allclose(mine, logistic_by_scikit_learn(x, y), atol=1e-3)
+
+
+def test_a_label_is_fitted_alike_alone_and_beside_others():
+    x, y = data(300, 40)
+    y = np.concatenate([y > np.median(y, 0), y > np.quantile(y, 0.95, 0)], 1).astype(float)
+    x, y = parts(x, y)
+    together = LogisticProbe().fit(x[0], y[0], x[1], y[1]).predict(x[2])
+    for label in range(4):
+        alone = LogisticProbe().fit(x[0], y[0][:, [label]], x[1], y[1][:, [label]]).predict(x[2])
+        np.testing.assert_allclose(together[:, label], alone[:, 0], atol=1e-2 * alone.std())
 
 
 @pytest.mark.parametrize("probe", [RidgeProbe, LogisticProbe])
@@ -201,16 +254,14 @@ def test_softmax_regression_equals_scikit_learn(rows, dim, classes, noise, lacks
 @pytest.mark.parametrize("dim", [20, 500])
 def test_softmax_regression_of_every_strength_predicts_as_scikit_learns(dim):
     x, y = classed(400, dim, 5, 1.5)
-    x[2] = np.concatenate(x[1:])
-    probe = SoftmaxProbe()
-    probe._learn_scale(x[0])
-    strengths = probe.strengths[1:]  # of the weakest both stop a little early, in different places
-    path = probe._solve(probe._scaled(x[0]), _one_hot(y[0], 5), torch.from_numpy(strengths).expand(5, -1))
-    logits = _apply(probe._scaled(x[2]), path)  # (rows, classes, strengths)
     scaler = StandardScaler().fit(x[0])
-    for number, strength in enumerate(strengths):
-        other = LogisticRegression(C=1 / strength, max_iter=5000, tol=1e-6).fit(scaler.transform(x[0]), y[0][:, 0])
-        assert (logits[..., number].argmax(1) == other.predict(scaler.transform(x[2]))).mean() >= 0.99
+    features, labels = scaler.transform(np.concatenate(x[:2])), np.concatenate(y[:2])[:, 0]
+    for strength in SoftmaxProbe.strengths:
+        probe = SoftmaxProbe()
+        probe.strengths = np.array([strength])
+        probe.fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])
+        other = LogisticRegression(C=1 / strength, max_iter=5000, tol=1e-6).fit(features, labels)
+        assert (probe.predicted[:, 0] == other.predict(scaler.transform(x[2]))).mean() >= 0.99
 
 
 def test_of_equally_good_strengths_the_strongest_is_taken():
@@ -350,3 +401,147 @@ def test_a_class_that_only_the_test_rows_have_is_missed(probe):
         x[part], y[part] = x[part][kept], y[part][kept]
     score = probe().fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])["accuracy"][0]
     assert score == pytest.approx((y[2] < 3).mean(), abs=0.02)
+
+
+@pytest.mark.parametrize("probe", [SoftmaxProbe, KnnProbe])
+def test_macro_accuracy_weighs_every_class_alike(probe):
+    x, y = classed(800, 16, 4, 2.5)
+    rare = (y[0][:, 0] > 0) | (np.arange(len(y[0])) % 8 == 0)  # class 0 is seldom seen, and so seldom found
+    fitted = probe().fit(x[0][rare], y[0][rare], x[1], y[1])
+    scores = fitted.score(x[2], y[2])
+    macro = balanced_accuracy_score(y[2][:, 0], fitted.predicted[:, 0])
+    assert scores["macro-accuracy"] == pytest.approx(macro)
+    assert abs(scores["accuracy"][0] - macro) > 1e-3
+
+
+# --------------------------------------------------------------------------- the MLP
+
+
+def bent(kind: str, rows: int = 800):
+    """Features, and labels that no linear probe finds: whether two signs agree, how far from the middle, which quadrant."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(rows, 8)).astype(np.float32)
+    agree, far = (x[:, 0] * x[:, 1] > 0).astype(float), np.abs(x[:, 0]) + x[:, 2] ** 2
+    y = {
+        "classification": np.stack([agree, (far > np.median(far)).astype(float)], 1),
+        "regression": np.stack([far, 1e6 + 1e-3 * np.abs(x[:, 3].astype(np.float64))], 1),
+        "multiclass": (agree + 2 * (far > np.median(far)))[:, None],
+    }
+    return parts(x, y[kind], rows=rows)
+
+
+LINEAR = {"classification": LogisticProbe, "regression": RidgeProbe, "multiclass": SoftmaxProbe}
+
+
+@pytest.mark.parametrize("kind", LINEAR)
+def test_the_mlp_finds_what_no_linear_probe_finds(kind):
+    x, y = bent(kind)
+    linear, mlp = (probe.fit(x[0], y[0], x[1], y[1]) for probe in (LINEAR[kind](), MlpProbe(kind)))
+    first, second = linear.score(x[2], y[2]), mlp.score(x[2], y[2])
+    assert first.keys() == second.keys()
+    assert mlp.metric == linear.metric
+    assert mlp.predicted.shape == linear.predicted.shape
+    assert (second[mlp.metric] > first[mlp.metric] + 0.2).all()
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_the_mlp_learns_from_the_labels_that_are_there(kind):
+    x, y = bent(kind)
+    whole = MlpProbe(kind).fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])
+    for part in y[:2]:
+        part[::5, 0] = np.nan
+        part[::7] = np.nan
+    y[2][::3, 1] = np.nan
+    probe = MlpProbe(kind)
+    scores = probe.fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])[probe.metric]
+    np.testing.assert_allclose(scores, whole[probe.metric], atol=0.1)
+
+
+def test_the_mlp_trains_again_on_both_for_as_many_epochs_as_the_validation_rows_prefer():
+    x, y = bent("classification", 400)
+    probe, trained = MlpProbe("classification"), []
+    train = probe._trained
+
+    def spied(features, targets, epochs):
+        for number, weights in enumerate(train(features, targets, epochs), 1):
+            yield weights
+            trained.append((len(features), number))
+
+    probe._trained = spied
+    probe.fit(x[0], y[0], x[1], y[1])
+    first = [number for rows, number in trained if rows == len(x[0])]
+    again = [number for rows, number in trained if rows == len(x[0]) + len(x[1])]
+    assert first == list(range(1, 101))
+    assert again == list(range(1, len(again) + 1))
+    scores = []
+    for epochs in (len(again), 1):
+        *_, probe.weights = train(
+            *(each.T.float() for each in probe.linear.prepare(x[0], y[0], x[0][:0], y[0][:0])), epochs
+        )
+        scores.append(probe.score(x[1], y[1])["auroc"].mean())
+    assert scores[0] > scores[1]
+
+
+def test_many_rows_are_seen_in_fewer_epochs():
+    x, y = np.zeros((20_000, 1), np.float32), np.tile([[0.0], [1.0]], (10_000, 1))
+    probe, wanted = MlpProbe("classification"), []
+    probe._trained = lambda features, targets, epochs: wanted.append(epochs) or iter([[torch.zeros(0)]] * epochs)
+    probe.predict = lambda x: np.zeros((len(x), 1))
+    probe.fit(x, y, x[:10], y[:10])
+    assert wanted[0] == 26
+
+
+def test_the_mlp_predicts_within_the_labels_that_were_fitted():
+    x, y = bent("regression", 400)
+    probe = MlpProbe("regression").fit(x[0], y[0], x[1], y[1])
+    fitted, far = np.concatenate(y[:2]), probe.predict(100 * x[2])
+    assert (far >= fitted.min(0)).all()
+    assert (far <= fitted.max(0)).all()
+
+
+# --------------------------------------------------------------------------- where probes run
+
+
+def fitting():
+    """Every probe that fits, with something to fit it to."""
+    x, y = classed(300, 30, 3, 1.5)
+    binary = [np.concatenate([part == 0, part == 1], 1).astype(float) for part in y]
+    yield from ((probe, x, binary) for probe in (LogisticProbe, RidgeProbe))
+    yield from ((probe, x, y) for probe in (SoftmaxProbe, KnnProbe, lambda: MlpProbe("multiclass")))
+
+
+def scored(make, x, y):
+    probe = make()
+    probe.fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])
+    return probe.predicted
+
+
+def test_probes_that_run_beside_each_other_do_not_disturb_each_other():
+    work = list(fitting()) * 3
+    with ThreadPoolExecutor(4) as pool:
+        beside = list(pool.map(lambda each: scored(*each), work))
+    for each, found in zip(work, beside, strict=True):
+        np.testing.assert_allclose(found, scored(*each), rtol=1e-4, atol=1e-5)
+
+
+def test_probes_leave_the_random_numbers_of_a_fit_alone():
+    before = torch.get_rng_state()
+    for each in fitting():
+        scored(*each)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_probes_run_inside_the_validation_of_a_fit(mode):
+    for each in fitting():
+        outside = scored(*each)
+        with mode():
+            np.testing.assert_allclose(scored(*each), outside, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_finds_what_the_cpu_finds(monkeypatch):
+    on_gpu = [scored(*each) for each in fitting()]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for each, found in zip(fitting(), on_gpu, strict=True):
+        assert np.mean(np.abs(found - scored(*each)) > 1e-2) <= 0.02
