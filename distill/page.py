@@ -24,7 +24,7 @@ table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabu
 th, td { padding: .22rem .55rem; text-align: right; border-bottom: 1px solid #e6e8ea }
 th { white-space: pre-line; vertical-align: bottom }
 td { white-space: nowrap }
-td:first-child { white-space: normal; min-width: 6rem; max-width: 45vw; overflow-wrap: anywhere }
+td:first-child { white-space: normal; min-width: min(11rem, 45vw); max-width: 45vw; overflow-wrap: anywhere }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff }
 tr.strong td { background: #e8f4ee; font-weight: 600 }
 .figures { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start }

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from rich import box
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from scipy import stats
@@ -172,14 +173,21 @@ def rows(scores: Scores) -> list[list[str]]:
     return lines
 
 
-def table(scores: Scores, title: str) -> Table:
-    """The scores as a rich table; students stand out."""
+def table(scores: Scores, title: str, width: int | None = None) -> Table:
+    """The scores as a rich table; students stand out. Tasks that do not fit into ``width``, the terminal's, are left out."""
+    heads, lines = header(scores), rows(scores)
+    needed = sum(
+        1 + max(len(part) for row in (heads, *lines) for part in row[column].split("\n")) for column in range(len(heads))
+    )
+    if needed > (width or Console().width):
+        few = [0, *range(len(heads) - 3, len(heads))]
+        heads, lines = ([heads[each] for each in few], [[line[each] for each in few] for line in lines])
     out = Table(
         title=escape(title), caption=escape(caption(scores)), box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
     )
-    for number, heading in enumerate(header(scores)):
+    for number, heading in enumerate(heads):
         out.add_column(escape(heading), justify="right" if number else "left", overflow="fold", no_wrap=not number)
-    for line in rows(scores):
+    for line in lines:
         kind = scores.kinds.get(line[0])
         out.add_row(*map(escape, line), style="bold green" if kind == "student" else "dim" if kind == "untrained" else None)
     return out

@@ -50,7 +50,7 @@ def test_a_cell_that_could_not_be_scored_does_not_hide_the_rest():
 def test_tables_fit_a_terminal_of_80_columns_and_name_the_labels():
     scores = Scores(RECORDS, "random")
     console = Console(width=80, record=True)
-    console.print(table(scores, "title"))
+    console.print(table(scores, "title", 80))
     text = console.export_text()
     assert "Labels measured: t1, t2" in text
     assert any(line.strip().startswith("mean of teachers") and "0.438" in line for line in text.splitlines())
@@ -111,3 +111,9 @@ def test_a_seed_that_a_task_lacks_widens_no_interval():
 def test_no_share_of_concatenated_teachers_that_know_nothing():
     worse = replace(BASE, system="both", kind="concatenated", score=-0.4)
     assert np.isnan(Scores([replace(BASE, score=-0.2), worse], "random").kept()).all()
+
+
+def test_tasks_that_do_not_fit_are_left_to_the_report():
+    many = [replace(each, task=f"{each.task}-{k}") for each in RECORDS for k in range(8)]
+    shown = table(Scores(many, "random"), "title", 80)
+    assert [column.header for column in shown.columns] == ["system", "mean", "± 95 %", "mean\nrank"]
