@@ -174,7 +174,7 @@ def rows(scores: Scores) -> list[list[str]]:
 
 
 def table(scores: Scores, title: str, width: int | None = None) -> Table:
-    """The scores as a rich table; students stand out. Tasks that do not fit into ``width``, the terminal's, are left out."""
+    """The scores as a rich table; students stand out. Tasks that do not fit into ``width`` are left out."""
     heads, lines = header(scores), rows(scores)
     needed = sum(
         1 + max(len(part) for row in (heads, *lines) for part in row[column].split("\n")) for column in range(len(heads))
