@@ -4,7 +4,7 @@
     python benchmarks/recompute.py RUN/probes tpsa random 0 maccs=maccs.npy
 
 It takes the rows of RUN/probes/predictions/TASK-SPLIT-SEED.npz, fits a ridge or logistic regression per strength on the
-training rows, chooses on the validation rows, fits again on both, and compares its score on the test rows with results.json.
+training rows, chooses on validation rows, fits again on both, and compares its score on the test rows with results.json.
 """
 
 import hashlib
