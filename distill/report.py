@@ -38,7 +38,9 @@ def write(
     """
     records, notes = merged(runs)
     by_split = alike(records)
-    costs = {name: cost for group in runs.values() for each in group for name, cost in each.costs.items()}
+    costs: dict[str, Cost] = {}
+    for results in (each for group in runs.values() for each in group):
+        costs = {**results.costs, **costs}  # what several runs measured, by the first of them
     costs |= {name: group[0].costs["student"] for name, group in runs.items() if "student" in group[0].costs}
     blocks: list[Block] = [Text(origin)]
     blocks += [Text(f"{split.capitalize()} split: {answer(scores)}") for split, scores in by_split.items()]
@@ -47,7 +49,8 @@ def write(
         blocks.append(
             Text(f"Not probed, nor among the concatenated: {', '.join(left)}, imported without the tasks' items.")
         )
-    blocks += [Text(f"Warning: {note}.") for note in notes]
+    if notes:
+        blocks.append(Fold(f"{len(notes)} warnings: where the runs do not agree", "\n".join(notes)))
     for split, scores in by_split.items():
         blocks += _of_split(split, scores)
     blocks += [*_costs(by_split, costs), *_training(runs), *_maps(runs), *extra, *_origins(runs)]
@@ -134,9 +137,7 @@ def _costs(by_split: Mapping[str, Scores], costs: Mapping[str, Cost]) -> list[Bl
     plots = [
         Plot(f"cost-{name}", f"Mean score, {split} split, against {name}", each) for name, each in drawn.items() if each
     ]
-    note = (
-        "Items per second: from the raw item, measured side by side, on the machine named below; -: no network, or unknown."
-    )
+    note = "Items per second: from the raw item, on the machine named below, as busy as it was; -: no network, or unknown."
     return [Heading("What it costs"), Table(["system", "dim", "parameters", "items/s"], rows, note), Plots(plots)]
 
 
