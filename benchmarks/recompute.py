@@ -45,6 +45,14 @@ def classification(x: np.ndarray, y: np.ndarray, train: np.ndarray, valid: np.nd
     return roc_auc_score(y[test], predict(best, np.concatenate([train, valid]), test))
 
 
+def classes(x: np.ndarray, y: np.ndarray, train: np.ndarray, valid: np.ndarray, test: np.ndarray) -> float:
+    def score(cost: float, fitted: np.ndarray, asked: np.ndarray) -> float:
+        return LogisticRegression(C=cost, max_iter=10_000, tol=1e-6).fit(x[fitted], y[fitted]).score(x[asked], y[asked])
+
+    best = max(sorted(COSTS)[1:], key=lambda cost: score(cost, train, valid))  # of equals the strongest regularisation
+    return score(best, np.concatenate([train, valid]), test)
+
+
 def main(probes: str, task: str, split: str, seed: str, *embeddings: str) -> None:
     kept = np.load(Path(probes) / "predictions" / f"{task}-{split}-{seed}.npz")
     records = json.loads((Path(probes) / "results.json").read_text())["records"]
@@ -55,7 +63,7 @@ def main(probes: str, task: str, split: str, seed: str, *embeddings: str) -> Non
         ours = next(r for r in records if (r["system"], r["task"], r["split"], r["seed"]) == (name, task, split, int(seed)))
         x = features(Path(path), items)
         x = StandardScaler().fit(x[parts[0]]).transform(x).clip(-10, 10)
-        fit = regression if ours["metric"] == "r2" else classification
+        fit = {"r2": regression, "auroc": classification, "accuracy": classes}[ours["metric"]]
         known = [np.isfinite(column) for column in kept["labels"].T]
         scores = [
             fit(x, column, *(part[seen[part]] for part in parts))
