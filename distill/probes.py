@@ -72,15 +72,15 @@ class LinearProbe(Probe):
 
     def fit(self, x: Array, y: Array, x_valid: Array, y_valid: Array) -> "LinearProbe":
         both, targets = self.prepare(x, y, x_valid, y_valid)
-        axes = torch.linalg.qr(both)[0] if len(both) > both.shape[1] else None  # weights lie in the space of the rows
-        both = both if axes is None else axes.T @ both  # (rank, rows)
+        axes = self._axes(both)
+        both = both if axes is None else axes @ both
 
         def choose(path: Tensor) -> Tensor:
             outputs = self.restored(_apply(path, both[:, len(x) :]))  # (strengths, rows, outputs)
             return torch.tensor(self._best(y_valid, outputs), device=both.device)
 
-        weights = self._solve(both, targets, len(x), choose)
-        self.weights = weights if axes is None else _turned(weights, axes)  # (outputs, 1 + dim)
+        weights = self._solve(both, targets, len(x), choose)  # (outputs, 1 + rank)
+        self.weights = weights if axes is None else torch.cat([weights[:, :1], weights[:, 1:] @ axes.to(weights)], 1)
         return self
 
     def prepare(self, x: Array, y: Array, x_valid: Array, y_valid: Array) -> tuple[Tensor, Tensor]:
@@ -97,9 +97,7 @@ class LinearProbe(Probe):
 
     def scaled(self, x: Array) -> Tensor:
         """Features (dim, rows): rows last, since few weights times a wide matrix is much the faster way round."""
-        scaled = x - self.shift
-        scaled *= self.scale
-        return _tensor(np.clip(scaled, -self.clip, self.clip, out=scaled), np.float32).T.contiguous()
+        return _tensor(np.clip((x - self.shift) * self.scale, -self.clip, self.clip), np.float32).T.contiguous()
 
     def restored(self, outputs: Array) -> Array:
         """Outputs (..., rows, outputs) in the units of the labels."""
@@ -124,6 +122,10 @@ class LinearProbe(Probe):
 
     def _targets(self, y: Array) -> Array:
         return y
+
+    def _axes(self, x: Tensor) -> Tensor | None:
+        """Axes (rank, dim) of the coordinates to solve in; of more features than rows, the space of the rows."""
+        return torch.linalg.qr(x)[0].T if len(x) > x.shape[1] else None
 
     def _best(self, y: Array, outputs: Array) -> list[int]:
         """The number of a strength for each output, from outputs (strengths, rows, outputs)."""
@@ -165,11 +167,6 @@ def _apply(weights: Tensor, x: Tensor) -> Array:
     flat = weights.flatten(0, -2).float()
     outputs = (flat[:, :1] + flat[:, 1:] @ x).unflatten(0, weights.shape[:-1])
     return np.asarray(outputs.mT.cpu())
-
-
-def _turned(weights: Tensor, axes: Tensor) -> Tensor:
-    """Weights (..., 1 + dim) from those along axes (dim, rank); the intercept, which comes first, stays."""
-    return torch.cat([weights[..., :1], weights[..., 1:] @ axes.T.to(weights.dtype)], -1)
 
 
 def _gram(x: Tensor) -> Tensor:
@@ -241,28 +238,29 @@ class LogisticProbe(LinearProbe):
     joint: ClassVar[bool] = False  # whether the outputs have one loss, not one each
     tolerance = 1e-7  # of the loss, as a share of what the features gain over the intercept alone
 
+    def _axes(self, x: Tensor) -> Tensor:
+        rows = super()._axes(x)
+        axes: Tensor = torch.linalg.eigh(_gram(x if rows is None else rows @ x))[1].T
+        return axes if rows is None else axes @ rows
+
     def _solve(self, x: Tensor, y: Tensor, train: int, choose: Choose) -> Tensor:
-        squares, axes = torch.linalg.eigh(_gram(x))
-        along = axes, torch.cat([x.new_ones(1), squares.clamp_min(0) / x.shape[1]])
-        strengths = torch.from_numpy(self.strengths).to(x)
+        strengths, squares = torch.from_numpy(self.strengths).to(x), x.square()
+        known = x[:, :train], squares[:, :train], y[:, :train]
         path: list[Tensor] = []  # the weakest first
         for strength in strengths.flip(0):
             start = 2 * path[0] - path[1] if len(path) > 1 else path[0] if path else None  # the path is nearly straight
-            path.insert(0, self._descend(x[:, :train], y[:, :train], *along, strength.expand(len(y)), start))
+            path.insert(0, self._descend(*known, strength.expand(len(y)), start))
         weights = torch.stack(path)
         chosen = choose(weights)
-        return self._descend(x, y, *along, strengths[chosen], weights[chosen, torch.arange(len(y), device=x.device)])
+        return self._descend(x, squares, y, strengths[chosen], weights[chosen, torch.arange(len(y), device=x.device)])
 
-    def _descend(
-        self, x: Tensor, y: Tensor, axes: Tensor, squares: Tensor, strengths: Tensor, start: Tensor | None
-    ) -> Tensor:
+    def _descend(self, x: Tensor, squares: Tensor, y: Tensor, strengths: Tensor, start: Tensor | None) -> Tensor:
         """Weights (outputs, 1 + dim) at which the penalised loss is least.
 
         Args:
             x: (dim, rows).
+            squares: of ``x``.
             y: (outputs, rows), NaN where missing.
-            axes: to descend along (dim, dim).
-            squares: mean squares of a column of ones and of ``x`` along the axes (1 + dim,).
             strengths: (outputs,).
             start: weights to begin with; by default only the intercept is not zero.
         """
@@ -277,21 +275,23 @@ class LogisticProbe(LinearProbe):
             logits = weights[..., :1] + (weights[..., 1:].flatten(0, 1) @ x).unflatten(0, weights.shape[:2])
             return self._fit(logits, truth[which], known[which])  # both (which, outputs, rows)
 
+        def over_rows(each: Tensor, features: Tensor) -> Tensor:
+            products = (each.flatten(0, 1) @ features.T).unflatten(0, each.shape[:2])
+            return torch.cat([each.sum(-1, keepdim=True), products], -1)  # (which, outputs, 1 + dim)
+
         chance = truth + fit(begin, everything)[1]
         spread = known * (chance * (1 - chance) + 0.1 * share * (1 - share))  # never nothing, however certain the start
-        scale: Tensor = (spread.sum(-1, keepdim=True) * squares + penalty).rsqrt()  # of the curvature
+        scale: Tensor = (over_rows(spread, squares) + penalty).rsqrt()
 
         def loss(scaled: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
-            along = scaled.view(-1, *scale.shape[1:]) * scale[which]  # (which, outputs, 1 + dim)
-            losses, residual = fit(_turned(along, axes), which)
-            products = (residual.flatten(0, 1) @ x.T).unflatten(0, along.shape[:2])
-            slope = _turned(torch.cat([residual.sum(-1, keepdim=True), products], -1), axes.T) + penalty[which] * along
-            value = losses.sum((1, 2), dtype=torch.float64) + (penalty[which] * along.square()).sum((1, 2)) / 2
-            return value, (slope * scale[which]).flatten(1)
+            weights = scaled.view(-1, *scale.shape[1:]) * scale[which]
+            losses, residual = fit(weights, which)
+            value = losses.sum((1, 2), dtype=torch.float64) + (penalty[which] * weights.square()).sum((1, 2)) / 2
+            return value, ((over_rows(residual, x) + penalty[which] * weights) * scale[which]).flatten(1)
 
         worst, _ = loss((null / scale).flatten(1), everything)
-        found = minimise(loss, (_turned(begin, axes.T) / scale).flatten(1), worst, self.tolerance)
-        return _turned(found.view_as(scale) * scale, axes).flatten(0, 1)
+        found = minimise(loss, (begin / scale).flatten(1), worst, self.tolerance)
+        return (found.view_as(scale) * scale).flatten(0, 1)
 
     @staticmethod
     def _fit(logits: Tensor, truth: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
