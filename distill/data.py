@@ -254,6 +254,26 @@ def open_part(corpus: Path, names: list[str] | None, input: str | None = None) -
     return Part(aligned(corpus, [Path("inputs") / chosen, *(Path("teachers") / name for name in names)]), chosen)
 
 
+@dataclass(frozen=True)
+class Sampled(Statistics):
+    """Statistics of a teacher, and where its rows are, to compute more of them.
+
+    Args:
+        columns: the teacher's column of each corpus that it has seen, and which of its rows are trained on.
+    """
+
+    columns: Sequence[tuple[Column, Source]]
+
+    def rows(self, count: int) -> Tensor:
+        """At most ``count`` embeddings, (rows, teacher_dim), float32, spread evenly over the rows to train on."""
+        every, found = sum(len(source) for _, source in self.columns), []
+        for column, source in self.columns:
+            share = min(len(source), -(-count * len(source) // every))
+            rows = source.view(source.training(np.arange(share) * len(source) // share))
+            found.append(column.rows(rows)[column.valid(rows)].float())
+        return torch.cat(found)[:count]
+
+
 def merge_statistics(parts: Sequence[Part]) -> dict[str, Statistics]:
     """Each teacher's statistics over all corpora that it has seen.
 
@@ -329,11 +349,16 @@ class DistillData(LightningDataModule):
         self.batch_size, self.seed, self.num_workers, self.augmentation = batch_size, seed, num_workers, augmentation
         self.parts = [open_part(Path(each.path), each.teachers, each.input) for each in chosen]
         self._check_augmentation()
-        self.statistics = merge_statistics(self.parts)
         self.sources = [
             self._source(part, each, held_out, block_rows, window_blocks)
             for part, each in zip(self.parts, chosen, strict=True)
         ]
+        self.statistics = {name: self._sampled(name, known) for name, known in merge_statistics(self.parts).items()}
+
+    def _sampled(self, name: str, known: Statistics) -> Sampled:
+        both = zip(self.parts, self.sources, strict=True)
+        columns = [(part.teachers[name], source) for part, source in both if name in part.teachers]
+        return Sampled(known.count, known.mean, known.var, columns)
 
     def _check_augmentation(self) -> None:
         images = [part for part in self.parts if part.corpus.modality == "image"]

@@ -270,8 +270,9 @@ def _spaces(model: Distiller, data: DistillData) -> nn.ModuleDict:
     spaces = nn.ModuleDict()
     for name in model.teachers:
         head, normaliser = cast(Head, model.heads[name]), cast(Normaliser, model.normalisers[name])
-        if head.scale_free or not isinstance(normaliser, Raw | Standardise):
-            why = "its head gives a direction alone" if head.scale_free else f"{class_path(normaliser)} has no way back"
+        predicts = type(head).predict is not Head.predict and not head.scale_free and not head.ladder
+        if not predicts or not isinstance(normaliser, Raw | Standardise):
+            why = f"{class_path(normaliser)} has no way back" if predicts else "its head predicts none from it alone"
             log.warning("teacher %s: no head is exported, %s", name, why)
             continue
         space = TeacherSpace(head, len(data.statistics[name].mean), normaliser.dim)

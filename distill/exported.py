@@ -59,7 +59,9 @@ class TeacherSpace(nn.Module):
 
     def forward(self, student: Tensor) -> Tensor:
         """The teacher's expected embedding, (batch, dim), of ``student`` (batch, student_dim)."""
-        return self.mean.repeat(len(student), 1).index_add(1, self.places, self.gain * self.head.predict(student))
+        predicted = self.head.predict(student)
+        assert predicted is not None, "such a head is not exported"
+        return self.mean.repeat(len(student), 1).index_add(1, self.places, self.gain * predicted)
 
 
 class ExportedStudent:

@@ -6,7 +6,8 @@ embedding s, and the loss is ``-log q``. An upper bound on h(T | S), so lowering
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -28,6 +29,43 @@ def mlp(inputs: int, width: int, layers: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(*stack, nn.Linear(inputs, outputs))
 
 
+class Ladder(nn.Module):
+    """UNIC's ladder of projectors (arXiv 2408.05088): an MLP on every block of the student, their outputs summed.
+
+    Args:
+        widths: of the embeddings after each block, the student's own last.
+        outputs: width of the sum.
+    """
+
+    def __init__(self, widths: Sequence[int], outputs: int):
+        super().__init__()
+        self.widths, last = list(widths), widths[-1]
+        hidden = [last] * (len(widths) - 1) + [4 * last]
+        self.rungs = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, wide), nn.GELU(), nn.Linear(wide, outputs))
+            for width, wide in zip(widths, hidden, strict=True)
+        )
+
+    def forward(self, blocks: Tensor) -> Tensor:
+        """(batch, outputs) of the embeddings after each block side by side, (batch, sum of widths)."""
+        parts = [rung(each) for rung, each in zip(self.rungs, blocks.split(self.widths, -1), strict=True)]
+        return torch.stack(parts).sum(0)
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a head can learn of the run that it stands in.
+
+    Attributes:
+        widths: of the embeddings after each of the student's blocks, the student's own last.
+        rows: a number -> at most so many of the teacher's targets, (rows, teacher_dim), float32, spread over the rows to
+            train on; the same ones in every process and every run.
+    """
+
+    widths: Sequence[int]
+    rows: Callable[[int], Tensor]
+
+
 class Head(Float32, ABC):
     """Loss of one teacher. Subclass it in any importable module and name the class in YAML.
 
@@ -36,29 +74,44 @@ class Head(Float32, ABC):
             student_dim / teacher_dim.
         raw_targets: the head wants the teacher's embedding as it is, not normalised.
         scale_free: :meth:`predict` gives a direction only, so R2 means nothing.
+        pairs_rows: the loss of a row depends on the batch's other rows; it then sees no rows but valid ones.
+
+    Attributes:
+        ladder: it reads the embeddings after every block of the student side by side, (batch, sum of widths), the
+            student's own last, wherever ``student`` stands below.
     """
 
     sums_dimensions: ClassVar[bool] = True
     raw_targets: ClassVar[bool] = False
     scale_free: ClassVar[bool] = False
+    pairs_rows: ClassVar[bool] = False
+    ladder: bool = False
+
+    def attach(self, surroundings: Surroundings) -> None:
+        """Called once, before training, with what the constructor cannot know."""
 
     @abstractmethod
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
         """Loss per row, (batch,) in float32, of ``student`` (batch, student_dim) and ``target`` (batch, teacher_dim)."""
 
-    @abstractmethod
-    def predict(self, student: Tensor) -> Tensor:
-        """The expected target, (batch, teacher_dim), of ``student`` (batch, student_dim)."""
+    def predict(self, student: Tensor) -> Tensor | None:
+        """The expected target, (batch, teacher_dim), of ``student`` (batch, student_dim); None where the head has none."""
+        return None
 
 
 class MlpHead(Head):
     """A head that is an MLP of the student's embedding and a loss of its output; such heads are computed together.
 
     Attributes:
-        mlp: from :func:`mlp`, its last layer as wide as the head needs.
+        mlp: from :func:`mlp`, its last layer as wide as the head needs; a :class:`Ladder` when ``ladder`` is set.
     """
 
-    mlp: nn.Sequential
+    mlp: nn.Module
+
+    def attach(self, surroundings: Surroundings) -> None:
+        if self.ladder and not isinstance(self.mlp, Ladder):
+            last = list(self.mlp.children())[-1]
+            self.mlp = Ladder(surroundings.widths, int(last.get_parameter("bias").numel()))
 
     @abstractmethod
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
@@ -70,22 +123,27 @@ class MlpHead(Head):
 
 def outputs(heads: Sequence[MlpHead], student: Tensor) -> list[Tensor]:
     """``mlp(student)`` of heads whose hidden layers have the same shapes: one product per layer instead of one per head."""
-    hidden = list(heads[0].mlp.children())[:-1]
+    stacks = [list(head.mlp.children()) for head in heads]
     x = student.unsqueeze(0)  # (heads or 1, batch, width)
-    for number, layer in enumerate(hidden):
+    for number, layer in enumerate(stacks[0][:-1]):
         if isinstance(layer, nn.ReLU):
             x = x.relu()
             continue
-        weight, bias = (torch.stack([head.mlp[number].get_parameter(key) for head in heads]) for key in ("weight", "bias"))
+        weight, bias = (torch.stack([stack[number].get_parameter(key) for stack in stacks]) for key in ("weight", "bias"))
         if isinstance(layer, nn.LayerNorm):
             x = F.layer_norm(x, layer.normalized_shape) * weight.unsqueeze(1) + bias.unsqueeze(1)
         else:
             x = torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
-    return [head.mlp[-1](each) for head, each in zip(heads, x.expand(len(heads), -1, -1), strict=True)]
+    return [stack[-1](each) for stack, each in zip(stacks, x.expand(len(heads), -1, -1), strict=True)]
 
 
 class DensityHead(MlpHead):
     """A head whose loss is a negative log-likelihood in nats, so that information can be counted."""
+
+    def nll(self, student: Tensor, target: Tensor) -> Tensor:
+        """-log q(target | student), (batch,), where the loss in training is something else."""
+        out: Tensor = self(student, target)
+        return out
 
     @staticmethod
     @abstractmethod
@@ -119,6 +177,12 @@ class GaussianHead(DensityHead):
         floor: the least sigma, in units of the target, whose deviation is 1 when it is standardised.
         modes: Gaussians in the mixture.
         triangular: a full triangular precision factor instead of a diagonal one; teacher_dim ** 2 outputs per mode.
+        beta: in training every dimension's term is multiplied by its variance to this power, which no gradient passes
+            (Seitzer et al., ICLR 2022): at 0 what is easy draws the gradient of the mean, at 1 all draw it as under MSE.
+        ladder: read the embeddings after every block of the student, by :class:`Ladder`, instead of ``layers``.
+
+    Raises:
+        ConfigError: for a floor that is not above 0, or ``beta`` beside several modes or a triangular factor.
 
     Example:
         >>> head = GaussianHead(student_dim=4, teacher_dim=3)
@@ -137,8 +201,13 @@ class GaussianHead(DensityHead):
         floor: float = 1e-3,
         modes: int = 1,
         triangular: bool = False,
+        beta: float = 0.0,
+        ladder: bool = False,
     ):
         super().__init__()
+        if beta and (modes > 1 or triangular):
+            raise ConfigError("beta weighs dimensions of one diagonal Gaussian: leave beta out, or modes and triangular")
+        self.beta, self.ladder = beta, ladder
         preset_layers, preset_width, preset_bounded = PRESETS[preset]
         self.teacher_dim, self.modes, self.triangular = teacher_dim, modes, triangular
         self.bounded = preset_bounded if bounded is None else bounded
@@ -156,16 +225,31 @@ class GaussianHead(DensityHead):
 
     def log_prob(self, student: Tensor, target: Tensor) -> Tensor:
         """log q(target | student), (batch,), always in float32."""
-        nll: Tensor = self(student, target)
-        return -nll
+        return -self.nll(student, target)
+
+    def nll(self, student: Tensor, target: Tensor) -> Tensor:
+        return self._nll(self.mlp(student), target)
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
+        if not (self.beta and self.training):
+            return self._nll(out, target)
+        _, mean, scale, _ = (part.squeeze(1) for part in self._parts(out))
+        with torch.autocast(out.device.type, enabled=False):
+            capped, z = self._whitened(scale, mean, target.float())
+            each = 0.5 * (z.square() + LOG_2PI) - capped  # (batch, teacher_dim)
+            return ((-2 * self.beta * capped.detach()).exp() * each).sum(-1)
+
+    def _whitened(self, scale: Tensor, mean: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The scale below its limit, and r (t - mean)."""
+        capped = scale.clamp_max(self.largest)
+        # of a scale above the limit only z has a gradient, one that lowers it: a clamp's is zero, and sigma would stay
+        passed = scale + (capped - scale).detach()
+        return capped, passed.exp() * (target - mean)
+
+    def _nll(self, out: Tensor, target: Tensor) -> Tensor:
         logit, mean, scale, factor = self._parts(out)
         with torch.autocast(out.device.type, enabled=False):
-            capped = scale.clamp_max(self.largest)
-            # of a scale above the limit only z has a gradient, one that lowers it: a clamp's is zero, and sigma would stay
-            passed = scale + (capped - scale).detach()
-            z = passed.exp() * (target.float().unsqueeze(1) - mean)  # (batch, modes, teacher_dim)
+            capped, z = self._whitened(scale, mean, target.float().unsqueeze(1))  # (batch, modes, teacher_dim)
             if self.triangular:
                 lower = factor.unflatten(-1, (self.teacher_dim, self.teacher_dim)).tril(-1)
                 z = z + (lower @ z.unsqueeze(-1)).squeeze(-1)  # unit diagonal: the determinant stays that of r
@@ -217,10 +301,12 @@ class MseHead(MlpHead):
         teacher_dim: width of t.
         layers: hidden layers.
         width: of the hidden layers.
+        ladder: read the embeddings after every block of the student, by :class:`Ladder`, instead of ``layers``.
     """
 
-    def __init__(self, student_dim: int, teacher_dim: int, layers: int = 2, width: int = 512):
+    def __init__(self, student_dim: int, teacher_dim: int, layers: int = 2, width: int = 512, ladder: bool = False):
         super().__init__()
+        self.ladder = ladder
         self.mlp = mlp(student_dim, width, layers, teacher_dim)
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:

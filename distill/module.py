@@ -13,13 +13,21 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from cache_tools.errors import ConfigError
 from cache_tools.statistics import Statistics
-from distill.data import Batch
+from distill.data import Batch, Sampled
 from distill.guard import Guard, step_facts
-from distill.heads import GaussianHead, Head, MlpHead, outputs
+from distill.heads import DensityHead, GaussianHead, Head, MlpHead, Surroundings, outputs
+from distill.marginal import ROWS, MarginalMixture
 from distill.metrics import TeacherMetrics
 from distill.normalize import Normaliser, Raw, Standardise
 from distill.objective import Objective, WeightedSum
 from distill.student import Student
+
+
+def _rows(name: str, statistics: Statistics, count: int) -> Tensor:
+    """At most ``count`` embeddings of a teacher, spread over its rows."""
+    if not isinstance(statistics, Sampled):
+        raise ConfigError(f"the head of teacher {name} needs rows of it: give the model the statistics of a DistillData")
+    return statistics.rows(count)
 
 
 class Distiller(LightningModule):
@@ -37,6 +45,8 @@ class Distiller(LightningModule):
         weight_decay: of both.
         warmup: share of the steps over which learning rates rise; then they fall as a cosine.
         spike: stop when a teacher's loss is so many mean deviations above its running mean; 0: only when it is not finite.
+        marginal_modes: Gaussians in the mixture that nats are counted from, fitted to rows of the cache; 1: the
+            Gaussian of the cache's own statistics.
         compile: student and heads by ``torch.compile``.
         activation_checkpointing: compute the student's inner activations again in the backward pass rather than keep them.
 
@@ -59,6 +69,7 @@ class Distiller(LightningModule):
         weight_decay: float = 0.01,
         warmup: float = 0.05,
         spike: float = 1000.0,
+        marginal_modes: int = 1,
         compile: bool = False,
         activation_checkpointing: bool = False,
     ):
@@ -71,9 +82,10 @@ class Distiller(LightningModule):
             raise ConfigError(f"model.heads names {', '.join(unknown)}; the teachers are: {', '.join(statistics)}")
         self.student, self.objective = student, objective or WeightedSum()
         self.teachers = list(statistics)
+        self.objective.attach(self.teachers)
         self.normalisers, self.heads, self.metrics = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         for name, known in statistics.items():
-            self._add_teacher(name, known, (heads or {}).get(name, head), normaliser)
+            self._add_teacher(name, known, (heads or {}).get(name, head), normaliser, marginal_modes)
         weights = [
             student.dim / self._normaliser(name).dim if self._head(name).sums_dimensions else 1.0 for name in statistics
         ]
@@ -81,6 +93,7 @@ class Distiller(LightningModule):
         self.student_lr, self.head_lr = student_lr, head_lr
         self.weight_decay, self.warmup, self.spike, self.compiled = weight_decay, warmup, spike, compile
         self.together = [] if compile else self._groups()
+        self.ladder = any(self._head(name).ladder for name in statistics)
         if activation_checkpointing:
             student.checkpoint_activations()
 
@@ -90,6 +103,7 @@ class Distiller(LightningModule):
         statistics: Statistics,
         head: Callable[[int, int], Head],
         normaliser: Callable[[Statistics], Normaliser],
+        modes: int,
     ) -> None:
         normal = normaliser(statistics)
         if not normal.dim:
@@ -100,14 +114,19 @@ class Distiller(LightningModule):
         if built.raw_targets:
             normal = Raw(statistics)
             built = head(self.student.dim, normal.dim)
-        self.normalisers[name], self.heads[name], self.metrics[name] = normal, built, TeacherMetrics(normal.dim)
+        widths = self.student.widths if built.ladder else [self.student.dim]
+        known = Surroundings(widths, lambda count: normal(_rows(name, statistics, count)))
+        built.attach(known)
+        mixed = modes > 1 and isinstance(built, DensityHead) and not built.raw_targets
+        marginal = MarginalMixture.fitted(known.rows(ROWS), modes) if mixed else None
+        self.normalisers[name], self.heads[name], self.metrics[name] = normal, built, TeacherMetrics(normal.dim, marginal)
 
     def _groups(self) -> list[list[str]]:
         """Teachers whose heads have hidden layers of equal shapes."""
         groups: dict[Any, list[str]] = {}
         for name, head in self.heads.items():
-            if isinstance(head, MlpHead) and type(head).forward is MlpHead.forward:
-                groups.setdefault(str(head.mlp[:-1]), []).append(name)
+            if isinstance(head, MlpHead) and type(head).forward is MlpHead.forward and not head.ladder | head.pairs_rows:
+                groups.setdefault(str(list(head.mlp.children())[:-1]), []).append(name)
         return [names for names in groups.values() if len(names) > 1]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distiller":
@@ -128,24 +147,40 @@ class Distiller(LightningModule):
         return out
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """Losses (teachers, batch), validity (teachers, batch), the student's embedding and the heads' targets."""
-        student = self(batch.inputs)
+        """Losses (teachers, batch), validity (teachers, batch), what the heads read of the student, and their targets.
+
+        They read its embedding, (batch, dim); where a head has a ladder, those after every block side by side, the
+        embedding last.
+        """
+        student = torch.cat(self.student.all_embeddings(batch.inputs), 1) if self.ladder else self(batch.inputs)
         targets = {name: self._normaliser(name)(batch.targets[name]) for name in self.teachers}
         # products of this size are launched together on a GPU; a CPU is busy with each one, and pays for stacking
         groups = self.together if student.device.type != "cpu" else []
         with self._heads_precision(student):
-            losses = self._head_losses(student, targets, groups)
+            losses = self._head_losses(student, targets, batch.valid, groups)
         return losses, torch.stack([batch.valid[name] for name in self.teachers]), student, targets
 
-    def _head_losses(self, student: Tensor, targets: Mapping[str, Tensor], groups: list[list[str]]) -> Tensor:
+    def _head_losses(
+        self, student: Tensor, targets: Mapping[str, Tensor], valid: Mapping[str, Tensor], groups: list[list[str]]
+    ) -> Tensor:
         """Losses (teachers, batch); the heads of a group are computed together."""
         found: dict[str, Tensor] = {}
         for names in groups:
             heads = [cast(MlpHead, self.heads[name]) for name in names]
-            each = zip(names, heads, outputs(heads, student), strict=True)
+            each = zip(names, heads, outputs(heads, self.seen_by(names[0], student)), strict=True)
             found |= {name: head.loss(out, targets[name]) for name, head, out in each}
-        found |= {name: self._head(name)(student, targets[name]) for name in self.teachers if name not in found}
+        for name in [name for name in self.teachers if name not in found]:
+            seen, target, ok = self.seen_by(name, student), targets[name], valid[name]
+            if self._head(name).pairs_rows:
+                loss = torch.zeros(len(ok), device=ok.device)
+                found[name] = loss.masked_scatter(ok, self._head(name)(seen[ok], target[ok])) if ok.any() else loss
+            else:
+                found[name] = self._head(name)(seen, target)
         return torch.stack([found[name] for name in self.teachers])
+
+    def seen_by(self, name: str, student: Tensor) -> Tensor:
+        """What a teacher's head reads, of what :meth:`losses` gave."""
+        return student if self._head(name).ladder else student[:, -self.student.dim :]
 
     @staticmethod
     def _heads_precision(student: Tensor) -> AbstractContextManager[Any]:
@@ -156,11 +191,9 @@ class Distiller(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         losses, valid, _, _ = self.losses(batch)
         facts = step_facts(losses.detach(), valid, batch)
-        counts = facts.counts
-        if self.trainer.world_size > 1:  # a teacher's mean runs over the valid rows of all ranks, not equally many on each
+        if self.trainer.world_size > 1:
             facts = facts.of_all_ranks()
-        share = counts * self.trainer.world_size / facts.counts.clamp_min(1)
-        loss = self.objective(losses * share.float().unsqueeze(1), valid, self.weights)
+        loss = self.objective(losses, valid, self.weights)
         self.log("train/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch.rows))
         return {"loss": loss, "facts": facts.table}
 
@@ -170,7 +203,8 @@ class Distiller(LightningModule):
             ok = valid[row]
             metrics = cast(TeacherMetrics, self.metrics[name])
             with self._heads_precision(student):
-                metrics.update(self._head(name), self._normaliser(name), losses[row][ok], student[ok], targets[name][ok])
+                seen, target = self.seen_by(name, student)[ok], targets[name][ok]
+                metrics.update(self._head(name), self._normaliser(name), losses[row][ok], seen, target)
 
     def on_validation_epoch_end(self) -> None:
         every = [cast(TeacherMetrics, self.metrics[name]) for name in self.teachers]
@@ -206,9 +240,12 @@ class Distiller(LightningModule):
         """AdamW with a group for the student and one for the heads; linear warm-up, then a cosine to zero."""
         groups = [
             {"params": list(self.student.parameters()), "lr": self.student_lr, "name": "student"},
-            {"params": list(self.heads.parameters()), "lr": self.head_lr, "name": "heads"},
+            {"params": [*self.heads.parameters(), *self.objective.parameters()], "lr": self.head_lr, "name": "heads"},
         ]
         optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=True)
+        taken = {id(each) for group in optimizer.param_groups for each in group["params"]}
+        left = [name for name, each in self.named_parameters() if each.requires_grad and id(each) not in taken]
+        assert not left, f"no optimiser trains {left}"
         steps = int(self.trainer.estimated_stepping_batches)
         rising = max(1, round(self.warmup * steps))
 

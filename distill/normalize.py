@@ -5,8 +5,10 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from cache_tools.errors import ConfigError
 from cache_tools.statistics import Statistics
 from distill.exact import Float32
+from distill.hadamard import orthogonal
 
 
 class Normaliser(Float32, ABC):
@@ -70,3 +72,89 @@ class Standardise(Normaliser):
     def forward(self, embedding: Tensor) -> Tensor:
         kept = embedding if self.dim == embedding.shape[-1] else embedding.index_select(-1, self.kept)
         return (kept - self.shift).mul_(self.scale)  # in float32, as shift is
+
+
+class Linear(Normaliser):
+    """A linear map of the centred embedding, made from the mean and the covariance of a teacher's rows.
+
+    Dimensions that are constant over the corpus are left out first.
+
+    Args:
+        statistics: the teacher's, as :class:`distill.data.DistillData` gives them: with rows.
+        shrinkage: how far every eigenvalue is moved to their mean, between 0 and 1: what hardly varies is noise.
+
+    Raises:
+        ConfigError: when ``statistics`` have no rows, or ``shrinkage`` is not between 0 and 1.
+    """
+
+    most = 32_768  # rows that the covariance is computed of
+    kept: Tensor
+    shift: Tensor
+    matrix: Tensor
+
+    def __init__(self, statistics: Statistics, shrinkage: float = 1e-3):
+        super().__init__()
+        if not 0 <= shrinkage <= 1:
+            raise ConfigError(f"shrinkage is {shrinkage}, expected a number between 0 and 1")
+        rows = getattr(statistics, "rows", None)
+        if rows is None:
+            raise ConfigError(f"{type(self).__name__} needs rows of the teacher: take the statistics of a DistillData")
+        plain = Standardise(statistics)
+        self.dim = plain.dim
+        self.register_buffer("kept", plain.kept)
+        self.register_buffer("shift", plain.shift)
+        centred = rows(self.most).index_select(-1, plain.kept).double() - plain.shift.double()
+        values, vectors = torch.linalg.eigh(centred.T @ centred / max(1, len(centred)))  # (dim,), (dim, dim)
+        values = values.clamp_min(0)
+        matrix = self.made((1 - shrinkage) * values + shrinkage * values.mean(), vectors) if self.dim else vectors
+        self.register_buffer("matrix", matrix.float())
+        self.register_buffer("mean", torch.zeros(self.dim))
+        self.register_buffer("var", ((matrix @ vectors).square() * values).sum(1).float().clamp_min(1e-12))
+
+    @abstractmethod
+    def made(self, values: Tensor, vectors: Tensor) -> Tensor:
+        """The map (dim, dim), float64, from the covariance's eigenvalues (dim,), ascending, and eigenvectors (columns)."""
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        kept = embedding if self.dim == embedding.shape[-1] else embedding.index_select(-1, self.kept)
+        with torch.autocast(embedding.device.type, enabled=False):
+            return (kept.float() - self.shift) @ self.matrix.T
+
+
+class GlobalScalar(Linear):
+    """One scale for all dimensions: their mean variance becomes 1, distances keep their proportions."""
+
+    def made(self, values: Tensor, vectors: Tensor) -> Tensor:
+        return torch.eye(len(values), dtype=torch.float64) / values.mean().sqrt()
+
+
+class PcaWhitening(Linear):
+    """Principal components, the strongest first, each of variance 1."""
+
+    def made(self, values: Tensor, vectors: Tensor) -> Tensor:
+        return (vectors * values.rsqrt()).flip(1).T
+
+
+class ZcaWhitening(Linear):
+    """Whitened by the symmetric map, which moves the embedding least."""
+
+    def made(self, values: Tensor, vectors: Tensor) -> Tensor:
+        return (vectors * values.rsqrt()) @ vectors.T
+
+
+class HadamardWhitening(Linear):
+    """Principal components of variance 1, spread over all dimensions by a Hadamard matrix."""
+
+    def made(self, values: Tensor, vectors: Tensor) -> Tensor:
+        return torch.from_numpy(orthogonal(len(values))) @ (vectors * values.rsqrt()).T
+
+
+class PhiS(Linear):
+    """PHI-S (arXiv 2410.01680): principal components, spread over all dimensions by a Hadamard matrix, one scale for all.
+
+    Every dimension gets variance 1 and all distances keep their proportions; where there is no Hadamard matrix of the
+    teacher's width a rotation stands in, and the variances are 1 on average.
+    """
+
+    def made(self, values: Tensor, vectors: Tensor) -> Tensor:
+        return torch.from_numpy(orthogonal(len(values))) @ vectors.T / values.mean().sqrt()

@@ -1,17 +1,25 @@
 """Objectives: from the losses of all teachers to the one scalar that is minimised."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from cache_tools.errors import ConfigError
+from distill.exact import Float32
 
 
-class Objective(ABC):
-    """Subclass it in any importable module and name the class in YAML."""
+class Objective(Float32, ABC):
+    """Subclass it in any importable module and name the class in YAML. Its parameters are trained with the heads'."""
+
+    def attach(self, teachers: Sequence[str]) -> None:
+        """Called once, before training, with the teachers' names in the order of the losses."""
 
     @abstractmethod
-    def __call__(self, losses: Tensor, valid: Tensor, weights: Tensor) -> Tensor:
-        """One scalar.
+    def forward(self, losses: Tensor, valid: Tensor, weights: Tensor) -> Tensor:
+        """One scalar; what it counts or averages, it does over all ranks, as :func:`mean_of_all_ranks` does.
 
         Args:
             losses: per teacher and row, (teachers, batch).
@@ -20,8 +28,42 @@ class Objective(ABC):
         """
 
 
+def over_all_ranks(value: Tensor) -> Tensor:
+    """The sum of every rank's ``value``, which no gradient passes; ``value`` itself in a single process."""
+    total = value.detach().clone()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(total)
+    return total
+
+
+def mean_of_all_ranks(total: Tensor, count: Tensor) -> Tensor:
+    """``total / count``, both summed over all ranks, as far as the gradient goes: DDP averages the ranks' gradients.
+
+    Args:
+        total: this rank's sum, of any shape.
+        count: this rank's count, of the same shape.
+    """
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    ranks = torch.distributed.get_world_size() if several else 1
+    return total * ranks / over_all_ranks(count).clamp_min(1)
+
+
+def means(losses: Tensor, valid: Tensor) -> Tensor:
+    """Every teacher's mean loss over the valid rows of all ranks, (teachers,); 0 where it has none."""
+    kept = torch.where(valid, losses, 0.0).sum(1)  # where: a masked row's loss may be anything
+    return mean_of_all_ranks(kept, valid.sum(1))
+
+
 class WeightedSum(Objective):
     """The paper's: the sum over teachers of weight times the mean loss over the valid rows.
+
+    Args:
+        shares: teacher -> a factor of its weight; 1 for those that are not named.
+        balance: ``teachers``: each of them counts alike, however wide it is. ``dimensions``: each of their dimensions does.
+        reduction: ``sum`` over teachers, or their ``mean``, weighted by ``shares``.
+
+    Raises:
+        ConfigError: when ``shares`` names a teacher that is not there, or a share below 0.
 
     Example:
         >>> losses, valid = torch.tensor([[1.0, 3.0], [4.0, 9.0]]), torch.tensor([[True, True], [True, False]])
@@ -29,6 +71,97 @@ class WeightedSum(Objective):
         tensor(4.)
     """
 
-    def __call__(self, losses: Tensor, valid: Tensor, weights: Tensor) -> Tensor:
-        kept = torch.where(valid, losses, 0.0).sum(1)  # (teachers,); where: a masked row's loss may be anything
-        return (weights * kept / valid.sum(1).clamp_min(1)).sum()
+    factors: Tensor
+
+    def __init__(
+        self,
+        shares: dict[str, float] | None = None,
+        balance: Literal["teachers", "dimensions"] = "teachers",
+        reduction: Literal["sum", "mean"] = "sum",
+    ):
+        super().__init__()
+        self.shares, self.balance, self.reduction = shares or {}, balance, reduction
+        if low := [name for name, share in self.shares.items() if not share >= 0]:
+            raise ConfigError(f"the share of teacher {low[0]} is {self.shares[low[0]]}, expected 0 or more")
+        self.register_buffer("factors", torch.ones(1), persistent=False)
+
+    def attach(self, teachers: Sequence[str]) -> None:
+        if unknown := sorted(set(self.shares) - set(teachers)):
+            raise ConfigError(f"objective.shares names {unknown[0]}; the teachers are: {', '.join(teachers)}")
+        self.factors = torch.tensor([float(self.shares.get(name, 1.0)) for name in teachers])
+
+    def weighted(self, weights: Tensor) -> Tensor:
+        """The weight of every teacher, (teachers,)."""
+        if self.balance == "dimensions":  # student_dim / mean teacher_dim
+            weights = weights.reciprocal().mean().reciprocal().expand_as(weights)
+        weights = weights * self.factors
+        return weights / self.factors.sum() if self.reduction == "mean" else weights
+
+    def forward(self, losses: Tensor, valid: Tensor, weights: Tensor) -> Tensor:
+        return (self.weighted(weights) * means(losses, valid)).sum()
+
+
+class UncertaintyWeights(Objective):
+    """Weights that are learnt: ``sum_k exp(-s_k) L_k + s_k`` (Kendall et al., CVPR 2018).
+
+    Args:
+        bound: of s, on both sides: none of the teachers is lost, and none takes all.
+    """
+
+    log_variance: nn.Parameter
+
+    def __init__(self, bound: float = 3.0):
+        super().__init__()
+        self.bound = bound
+
+    def attach(self, teachers: Sequence[str]) -> None:
+        self.log_variance = nn.Parameter(torch.zeros(len(teachers)))
+
+    def forward(self, losses: Tensor, valid: Tensor, weights: Tensor) -> Tensor:
+        s = self.log_variance.clamp(-self.bound, self.bound)
+        there = valid.any(1)  # of a teacher that has no row here s would fall for nothing
+        return torch.where(there, (-s).exp() * weights * means(losses, valid) + s, 0.0).sum()
+
+
+class RelativeLossWeights(Objective):
+    """The slower a teacher's loss falls, the more it weighs: its share is a softmax of loss / first loss.
+
+    Losses are running means over all ranks. For losses that are never negative: squared errors, cosines.
+
+    Args:
+        temperature: of the softmax.
+        memory: of the running means, in steps.
+
+    Raises:
+        ConfigError: on a negative loss, as a density's can be.
+    """
+
+    first: Tensor
+    running: Tensor
+
+    def __init__(self, temperature: float = 0.5, memory: float = 50.0):
+        super().__init__()
+        self.temperature, self.keep = temperature, 1 - 1 / memory
+
+    def attach(self, teachers: Sequence[str]) -> None:
+        self.register_buffer("first", torch.full((len(teachers),), torch.nan))
+        self.register_buffer("running", torch.full((len(teachers),), torch.nan))
+
+    def forward(self, losses: Tensor, valid: Tensor, weights: Tensor) -> Tensor:
+        each = weights * means(losses, valid)
+        if self.training:
+            self._remember(losses.detach(), valid, weights)
+        relative = (self.running / self.first).nan_to_num(1.0)
+        share = (relative / self.temperature).softmax(0) * len(relative)
+        return (share * each).sum()
+
+    @torch.no_grad()
+    def _remember(self, losses: Tensor, valid: Tensor, weights: Tensor) -> None:
+        count = over_all_ranks(valid.sum(1))
+        now = weights * over_all_ranks(torch.where(valid, losses, 0.0).sum(1)) / count.clamp_min(1)
+        if (now < 0).any():
+            raise ConfigError("RelativeLossWeights divides losses, and one is negative: take heads whose losses never are")
+        now = torch.where(count > 0, now, torch.nan)
+        self.first = torch.where(self.first.isnan(), now.clamp_min(1e-12), self.first)
+        known = torch.where(self.running.isnan(), now, self.keep * self.running + (1 - self.keep) * now)
+        self.running = torch.where(now.isnan(), self.running, known)

@@ -24,6 +24,15 @@ class Student(nn.Module, ABC):
     input: ClassVar[str]
     dim: int
 
+    @property
+    def widths(self) -> list[int]:
+        """Of what :meth:`embeddings` gives after each block.
+
+        Raises:
+            ConfigError: when this student does not say; a ladder of projectors then cannot stand on it.
+        """
+        raise ConfigError(f"{type(self).__name__} does not say how wide its blocks are: give it `widths`")
+
     @abstractmethod
     def embeddings(self, rows: Any) -> list[Tensor]:
         """An embedding (batch, width) after each block; the last one, (batch, dim), is the student's.
@@ -44,6 +53,10 @@ class Student(nn.Module, ABC):
         """The student's embedding of rows of its column, (batch, dim)."""
         return self.embeddings(rows)[-1]
 
+    def all_embeddings(self, inputs: Mapping[str, Any]) -> list[Tensor]:
+        """As :meth:`embeddings`, of what :meth:`forward` takes."""
+        return self.embeddings(self._mine(inputs))
+
     def forward(self, inputs: Mapping[str, Any]) -> Tensor:
         """The student's embedding, (batch, dim).
 
@@ -53,12 +66,15 @@ class Student(nn.Module, ABC):
         Raises:
             ConfigError: when the student's column is not among them.
         """
+        return self.encode(self._mine(inputs))
+
+    def _mine(self, inputs: Mapping[str, Any]) -> Any:
         if self.input not in inputs:
             raise ConfigError(
                 f"{type(self).__name__} reads the input column {self.input}, the data gives {', '.join(inputs)}: "
                 f"set data.input to {self.input}, or take another student"
             )
-        return self.encode(inputs[self.input])
+        return inputs[self.input]
 
 
 def recomputed(module: nn.Module, block: Callable[..., Tensor], *inputs: Any) -> Tensor:

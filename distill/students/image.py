@@ -43,7 +43,7 @@ class SmallResNet(_PixelStudent):
     def __init__(self, blocks: int = 2, width: int = 32, dim: int | None = None):
         super().__init__()
         widths = [width, 2 * width, 4 * width]
-        self.dim = dim or widths[-1]
+        self.dim, self.inner = dim or widths[-1], widths[:-1]
         self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         before = [width, *widths]
         self.stages = nn.ModuleList(
@@ -56,6 +56,10 @@ class SmallResNet(_PixelStudent):
             for stage, wide in enumerate(widths)
         )
         self.project = nn.Identity() if self.dim == widths[-1] else nn.Linear(widths[-1], self.dim)
+
+    @property
+    def widths(self) -> list[int]:
+        return [*self.inner, self.dim]
 
     def embeddings(self, rows: Tensor) -> list[Tensor]:
         x, out = self.stem(self._scaled(rows)), []
@@ -134,6 +138,14 @@ class ImageStudent(_PixelStudent):
         else:
             enable()
 
+    @property
+    def widths(self) -> list[int]:
+        training, side = self.training, self.backbone.size
+        with torch.no_grad():  # in evaluation mode: batch norms take in nothing
+            found = self.eval().embeddings(torch.zeros(1, side, side, 3, dtype=torch.uint8))
+        self.train(training)
+        return [each.shape[1] for each in found]
+
     def embeddings(self, rows: Tensor) -> list[Tensor]:
         *inner, last = self.backbone(self._scaled(rows))
         return [*inner, self.project(last)]
@@ -145,6 +157,7 @@ class _Backbone(nn.Module):
     width: int
     mean: tuple[float, ...] = MEAN
     std: tuple[float, ...] = STD
+    size = 224  # pixels along each side of an image that it can read
 
 
 class _Timm(_Backbone):
@@ -155,6 +168,7 @@ class _Timm(_Backbone):
         network = self._create(model, pretrained or bool(weights), overlay, options)
         self.mean, self.std = network.pretrained_cfg["mean"], network.pretrained_cfg["std"]
         self.width = getattr(network, "head_hidden_size", None) or network.num_features
+        self.size = size or network.pretrained_cfg["input_size"][-1]
         self.network: Any = network
 
     @staticmethod
@@ -220,6 +234,7 @@ class _Transformers(_Backbone):
         processor = AutoImageProcessor.from_pretrained(model)
         self.mean, self.std = tuple(processor.image_mean), tuple(processor.image_std)
         config = self.network.config
+        self.size = getattr(config, "image_size", self.size)
         self.width = config.hidden_size if hasattr(config, "hidden_size") else config.hidden_sizes[-1]
 
     def forward(self, pixels: Tensor) -> list[Tensor]:

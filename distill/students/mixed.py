@@ -42,6 +42,10 @@ class MixedStudent(Student):
         for each in self.encoders.values():
             each.checkpoint_activations()  # type: ignore[operator]
 
+    @property
+    def widths(self) -> list[int]:
+        return [self.dim] * (len(self.trunk) + 1)
+
     def embeddings(self, rows: Mapping[str, Any]) -> list[Tensor]:
         parts = []
         for column, each in rows.items():
@@ -54,6 +58,9 @@ class MixedStudent(Student):
         for block in self.trunk:
             out.append(out[-1] + block(out[-1]))
         return out
+
+    def all_embeddings(self, inputs: Mapping[str, Any]) -> list[Tensor]:
+        return self.embeddings(inputs)
 
     def forward(self, inputs: Mapping[str, Any]) -> Tensor:
         return self.embeddings(inputs)[-1]

@@ -52,6 +52,8 @@ class GraphStudent(Student):
         pooling: of atoms into the molecule's embedding; ``mean+sum`` puts both side by side before the projection.
         virtual_node: a node that every atom of a molecule writes to and reads from between blocks.
         dropout: after each block.
+        jumping: project the pooled atoms after all blocks, side by side, instead of those after the last one (jumping
+            knowledge; Xu et al., ICML 2018).
     """
 
     input = "graph"
@@ -66,27 +68,34 @@ class GraphStudent(Student):
         pooling: Pooling = "mean",
         virtual_node: bool = False,
         dropout: float = 0.0,
+        jumping: bool = False,
     ):
         super().__init__()
-        self.dim, self.pooling = dim or width, pooling
+        self.dim, self.pooling, self.jumping = dim or width, pooling, jumping
         self.atoms = CategorySum(ATOM_SIZES, width)
         self.bonds = nn.ModuleList([CategorySum(BOND_SIZES, width) for _ in range(layers)])
         self.blocks = nn.ModuleList([GINEConv(_update(width, norm), train_eps=True) for _ in range(layers)])
         self.norms = nn.ModuleList([_norm(norm, width) for _ in range(layers)])
         self.virtual = nn.ModuleList([_update(width, norm) for _ in range(layers - 1)] if virtual_node else [])
         self.dropout = nn.Dropout(dropout)
-        pooled = 2 * width if pooling == "mean+sum" else width
+        pooled = (2 * width if pooling == "mean+sum" else width) * (layers if jumping else 1)
         self.project = nn.Identity() if pooled == self.dim else nn.Linear(pooled, self.dim)
+
+    @property
+    def widths(self) -> list[int]:
+        pooled = 2 if self.pooling == "mean+sum" else 1
+        return [pooled * self.atoms.table.embedding_dim] * (len(self.blocks) - 1) + [self.dim]
 
     def embeddings(self, rows: dict[str, Ragged]) -> list[Tensor]:
         graphs, x = self._start(rows)
         pooled = [self._pool(each, graphs) for each in self._blocks(x, rows["bonds"].values, graphs)]
-        return [*pooled[:-1], self.project(pooled[-1])]
+        return [*pooled[:-1], self.project(torch.cat(pooled, 1) if self.jumping else pooled[-1])]
 
     def encode(self, rows: dict[str, Ragged]) -> Tensor:
         graphs, x = self._start(rows)
-        last = self._blocks(x, rows["bonds"].values, graphs)[-1]
-        out: Tensor = self.project(self._pool(last, graphs))
+        blocks = self._blocks(x, rows["bonds"].values, graphs)
+        pooled = [self._pool(each, graphs) for each in (blocks if self.jumping else blocks[-1:])]
+        out: Tensor = self.project(torch.cat(pooled, 1))
         return out
 
     def _start(self, rows: dict[str, Ragged]) -> tuple[Graphs, Tensor]:

@@ -52,6 +52,11 @@ class TextStudent(Student):
     def checkpoint_activations(self) -> None:
         self.network.gradient_checkpointing_enable()
 
+    @property
+    def widths(self) -> list[int]:
+        known = self.network.config
+        return [known.hidden_size] * (known.num_hidden_layers - 1) + [self.dim]
+
     def embeddings(self, rows: dict[str, Ragged]) -> list[Tensor]:
         ids, mask = self._padded(rows["tokens"])
         out = self.network(input_ids=ids, attention_mask=mask, output_hidden_states=True)

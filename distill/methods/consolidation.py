@@ -1,0 +1,55 @@
+"""Representation consolidation (arXiv 2107.08039): columns of logits under a divergence of softened classes.
+
+The generalist's weight is a share of :class:`distill.objective.WeightedSum`.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from cache_tools.errors import ConfigError
+from distill.heads import MseHead
+
+
+class KlHead(MseHead):
+    """``T^2 KL(softmax(t / T) || softmax(prediction / T))`` of logits (Hinton et al., 2015).
+
+    One logit alone is that of a class and its opposite.
+
+    Args:
+        student_dim: width of s.
+        teacher_dim: classes.
+        temperature: T.
+        layers: hidden layers; none is the paper's.
+        width: of the hidden layers.
+        ladder: read the embeddings after every block of the student, by :class:`distill.heads.Ladder`.
+
+    Raises:
+        ConfigError: when ``temperature`` is not above 0.
+    """
+
+    sums_dimensions = False
+    raw_targets = True
+
+    def __init__(
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        temperature: float = 2.0,
+        layers: int = 0,
+        width: int = 512,
+        ladder: bool = False,
+    ):
+        super().__init__(student_dim, teacher_dim, layers, width, ladder)
+        if temperature <= 0:
+            raise ConfigError(f"temperature is {temperature}, expected a number above 0")
+        self.temperature = temperature
+
+    def loss(self, out: Tensor, target: Tensor) -> Tensor:
+        mine, theirs = (self._log_classes(each.float()) for each in (out, target))
+        return self.temperature**2 * F.kl_div(mine, theirs, reduction="none", log_target=True).sum(-1)
+
+    def _log_classes(self, logits: Tensor) -> Tensor:
+        if logits.shape[-1] == 1:
+            logits = torch.cat([logits, torch.zeros_like(logits)], -1)
+        return (logits / self.temperature).log_softmax(-1)

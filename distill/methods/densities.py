@@ -1,0 +1,130 @@
+"""Densities beside the paper's Gaussian: VID's, of heavy tails, and with a covariance of low rank."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from cache_tools.errors import ConfigError
+from distill.heads import LOG_2PI, DensityHead, GaussianHead, mlp
+
+
+class VidHead(DensityHead):
+    """VID (Ahn et al., CVPR 2019): a Gaussian whose variance, softplus(a) + 1e-5, does not depend on the input.
+
+    Args:
+        student_dim: width of s.
+        teacher_dim: width of t.
+        layers: hidden layers.
+        width: of the hidden layers.
+        ladder: read the embeddings after every block of the student, by :class:`distill.heads.Ladder`.
+    """
+
+    def __init__(self, student_dim: int, teacher_dim: int, layers: int = 2, width: int = 512, ladder: bool = False):
+        super().__init__()
+        self.ladder = ladder
+        self.mlp = mlp(student_dim, width, layers, teacher_dim)
+        self.raw_variance = nn.Parameter(torch.full((teacher_dim,), math.log(math.e - 1)))  # variance 1
+
+    def loss(self, out: Tensor, target: Tensor) -> Tensor:
+        variance = F.softplus(self.raw_variance) + 1e-5
+        return 0.5 * ((target.float() - out.float()).square() / variance + variance.log() + LOG_2PI).sum(-1)
+
+    def predict(self, student: Tensor) -> Tensor:
+        out: Tensor = self.mlp(student)
+        return out.float()
+
+    marginal_nll = staticmethod(GaussianHead.marginal_nll)
+
+
+class StudentTHead(GaussianHead):
+    """Student's t in every dimension: tails that a rare value does not frighten; degrees of freedom are learnt.
+
+    Args:
+        student_dim: width of s.
+        teacher_dim: width of t.
+        degrees: of freedom to begin with; never below 2, so that there is a variance.
+        layers: hidden layers.
+        width: of the hidden layers.
+        bounded: bound the scale between 1/e and e.
+        floor: the least scale.
+        ladder: read the embeddings after every block of the student, by :class:`distill.heads.Ladder`.
+
+    Raises:
+        ConfigError: when ``degrees`` is not above 2.
+    """
+
+    def __init__(
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        degrees: float = 4.0,
+        layers: int = 2,
+        width: int = 512,
+        bounded: bool = False,
+        floor: float = 1e-3,
+        ladder: bool = False,
+    ):
+        super().__init__(student_dim, teacher_dim, "default", layers, width, bounded, floor, ladder=ladder)
+        if degrees <= 2:
+            raise ConfigError(f"degrees is {degrees}, expected a number above 2")
+        self.raw_degrees = nn.Parameter(torch.full((teacher_dim,), math.log(math.expm1(degrees - 2))))
+
+    def loss(self, out: Tensor, target: Tensor) -> Tensor:
+        return self._nll(out, target)
+
+    def _nll(self, out: Tensor, target: Tensor) -> Tensor:
+        _, mean, scale, _ = (part.squeeze(1) for part in self._parts(out))
+        with torch.autocast(out.device.type, enabled=False):
+            capped, z = self._whitened(scale, mean, target.float())  # (batch, teacher_dim)
+            degrees = 2 + F.softplus(self.raw_degrees)
+            half = 0.5 * (degrees + 1)
+            constant = torch.lgamma(half) - torch.lgamma(0.5 * degrees) - 0.5 * (degrees * math.pi).log()
+            return -(constant + capped - half * torch.log1p(z.square() / degrees)).sum(-1)
+
+
+class LowRankGaussianHead(GaussianHead):
+    """A Gaussian whose dimensions are correlated: covariance ``D (I + U U^T) D``, D diagonal, U (teacher_dim, rank).
+
+    The scale D depends on the student, the correlation U does not: it costs no output of the head.
+
+    Args:
+        student_dim: width of s.
+        teacher_dim: width of t.
+        rank: of U.
+        layers: hidden layers.
+        width: of the hidden layers.
+        bounded: bound the scale between 1/e and e.
+        floor: the least scale.
+        ladder: read the embeddings after every block of the student, by :class:`distill.heads.Ladder`.
+    """
+
+    def __init__(
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        rank: int = 16,
+        layers: int = 2,
+        width: int = 512,
+        bounded: bool = False,
+        floor: float = 1e-3,
+        ladder: bool = False,
+    ):
+        super().__init__(student_dim, teacher_dim, "default", layers, width, bounded, floor, ladder=ladder)
+        self.factor = nn.Parameter(0.1 * torch.randn(teacher_dim, min(rank, teacher_dim)))
+
+    def loss(self, out: Tensor, target: Tensor) -> Tensor:
+        return self._nll(out, target)
+
+    def _nll(self, out: Tensor, target: Tensor) -> Tensor:
+        _, mean, scale, _ = (part.squeeze(1) for part in self._parts(out))
+        with torch.autocast(out.device.type, enabled=False):
+            capped, z = self._whitened(scale, mean, target.float())  # (batch, teacher_dim)
+            inner = torch.eye(self.factor.shape[1], device=z.device) + self.factor.T @ self.factor  # (rank, rank)
+            lower = torch.linalg.cholesky(inner)
+            shared = torch.linalg.solve_triangular(lower, (z @ self.factor).T, upper=False)  # (rank, batch)
+            squares = z.square().sum(-1) - shared.square().sum(0)  # Woodbury
+            log_det = lower.diagonal().log().sum() - capped.sum(-1)  # of the covariance's root
+            nll: Tensor = 0.5 * (squares + self.teacher_dim * LOG_2PI) + log_det
+            return nll

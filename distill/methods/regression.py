@@ -1,0 +1,97 @@
+"""Regressions: mixes of cosine, smooth L1 and squared error, as of UNIC and AM-RADIO; the angle over its dispersion."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from cache_tools.errors import ConfigError
+from distill.heads import MseHead, Surroundings
+
+ROWS = 16_384  # of the cache that a dispersion is computed of
+
+
+class MixHead(MseHead):
+    """``cosine (1 - cos) + smooth_l1 SmoothL1 + mse MSE`` of a regressor, means over the teacher's dimensions.
+
+    The defaults with ``ladder`` are UNIC's loss (arXiv 2408.05088); 0.9 and 0.1 are AM-RADIO's (arXiv 2312.06709).
+
+    Args:
+        student_dim: width of s.
+        teacher_dim: width of t.
+        cosine: weight of one minus the cosine.
+        smooth_l1: weight of the smooth L1 loss, beta 1.
+        mse: weight of the squared error.
+        layers: hidden layers.
+        width: of the hidden layers.
+        ladder: read the embeddings after every block of the student, by :class:`distill.heads.Ladder`.
+
+    Raises:
+        ConfigError: when no weight is above 0.
+    """
+
+    sums_dimensions = False
+
+    def __init__(
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        cosine: float = 0.5,
+        smooth_l1: float = 0.5,
+        mse: float = 0.0,
+        layers: int = 2,
+        width: int = 512,
+        ladder: bool = False,
+    ):
+        super().__init__(student_dim, teacher_dim, layers, width, ladder)
+        if min(cosine, smooth_l1, mse) < 0 or not cosine + smooth_l1 + mse:
+            raise ConfigError(
+                f"a MixHead of cosine {cosine}, smooth_l1 {smooth_l1}, mse {mse}: expected one above 0, none below"
+            )
+        self.cosine, self.smooth_l1, self.mse = cosine, smooth_l1, mse
+
+    def loss(self, out: Tensor, target: Tensor) -> Tensor:
+        out, target = out.float(), target.float()
+        loss = torch.zeros(len(out), device=out.device)
+        if self.cosine:
+            loss = loss + self.cosine * (1 - F.cosine_similarity(out, target))
+        if self.smooth_l1:
+            loss = loss + self.smooth_l1 * F.smooth_l1_loss(out, target, reduction="none").mean(-1)
+        if self.mse:
+            loss = loss + self.mse * (out - target).square().mean(-1)
+        return loss
+
+
+class AngleHead(MseHead):
+    """``angle(prediction, target)^2 / dispersion``, the summary loss of C-RADIOv4.
+
+    The dispersion is the mean squared angle of the teacher's embeddings to their mean direction, read off the cache: a
+    teacher whose embeddings fill a narrow cone counts as much as one that fills the sphere.
+
+    Args: those of :class:`distill.heads.MseHead`.
+    """
+
+    sums_dimensions = False
+    scale_free = True
+    dispersion: Tensor
+
+    def __init__(self, student_dim: int, teacher_dim: int, layers: int = 2, width: int = 512, ladder: bool = False):
+        super().__init__(student_dim, teacher_dim, layers, width, ladder)
+        self.register_buffer("dispersion", torch.ones(()))
+
+    def attach(self, surroundings: Surroundings) -> None:
+        super().attach(surroundings)
+        directions = F.normalize(surroundings.rows(ROWS).double())
+        self.dispersion = (
+            _angle(directions, directions.mean(0).expand_as(directions)).square().mean().clamp_min(1e-6).float()
+        )
+
+    def loss(self, out: Tensor, target: Tensor) -> Tensor:
+        return _angle(out.float(), target.float()).square() / self.dispersion
+
+
+def _angle(a: Tensor, b: Tensor) -> Tensor:
+    """Angles between rows, in radians; by the chord and its complement, whose gradient is finite everywhere but at pi."""
+    a, b = F.normalize(a, dim=-1), F.normalize(b, dim=-1)
+    tiny = torch.finfo(a.dtype).tiny
+    chord, complement = ((each.square().sum(-1) + tiny).sqrt() for each in (a - b, a + b))
+    return 2 * torch.atan2(chord, complement)

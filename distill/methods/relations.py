@@ -1,0 +1,146 @@
+"""Losses of a row beside others: similarities to a queue, contrast with the cache, distances and angles in a batch."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from distill.heads import Head, MseHead, Surroundings
+
+CORNERS = 64  # rows between which angles are measured; all rows would cost the cube of the batch
+
+
+class QueueHead(MseHead):
+    """KL of similarities to rows of the cache: those of the regressor's prediction follow those of the target.
+
+    The queue holds targets of rows that are spread over the cache (their teacher is frozen, so that they never grow
+    stale); softmax over them of cosine / temperature (SEED; Fang et al., ICLR 2021).
+
+    Args:
+        student_dim: width of s.
+        teacher_dim: width of t.
+        queue: rows in it.
+        temperature: of the softmax.
+        layers: hidden layers.
+        width: of the hidden layers.
+    """
+
+    sums_dimensions = False
+    scale_free = True
+    bank: Tensor
+
+    def __init__(
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        queue: int = 2048,
+        temperature: float = 0.07,
+        layers: int = 2,
+        width: int = 512,
+    ):
+        super().__init__(student_dim, teacher_dim, layers, width)
+        self.queue, self.temperature = queue, temperature
+        self.register_buffer("bank", torch.empty(0, teacher_dim), persistent=False)
+
+    def attach(self, surroundings: Surroundings) -> None:
+        super().attach(surroundings)
+        self.bank = F.normalize(surroundings.rows(self.queue))  # (queue, teacher_dim)
+
+    def loss(self, out: Tensor, target: Tensor) -> Tensor:
+        with torch.autocast(out.device.type, enabled=False):
+            mine, theirs = (
+                (F.normalize(each.float()) @ self.bank.T / self.temperature).log_softmax(-1) for each in (out, target)
+            )  # (batch, queue)
+            return F.kl_div(mine, theirs, reduction="none", log_target=True).sum(-1)
+
+
+class ContrastHead(QueueHead):
+    """CRD (Tian et al., ICLR 2020) against an exact bank: a prediction tells its row's target from those of other rows.
+
+    Noise-contrastive, with the cosine in the teacher's own space as score and a learnt log partition; negatives are drawn
+    anew in every step. The original's bank holds projections of earlier steps; here it holds the teacher's very embeddings.
+
+    Args:
+        student_dim: width of s.
+        teacher_dim: width of t.
+        queue: rows of the cache to draw from.
+        negatives: drawn for a batch.
+        temperature: of the score.
+        layers: hidden layers.
+        width: of the hidden layers.
+    """
+
+    def __init__(
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        queue: int = 16_384,
+        negatives: int = 512,
+        temperature: float = 0.07,
+        layers: int = 2,
+        width: int = 512,
+    ):
+        super().__init__(student_dim, teacher_dim, queue, temperature, layers, width)
+        self.negatives = negatives
+        self.partition = nn.Parameter(torch.tensor(math.log(negatives)))
+
+    def loss(self, out: Tensor, target: Tensor) -> Tensor:
+        with torch.autocast(out.device.type, enabled=False):
+            mine, theirs = F.normalize(out.float()), F.normalize(target.float())
+            drawn = (
+                torch.randint(len(self.bank), (self.negatives,), device=out.device)
+                if self.training
+                else slice(self.negatives)
+            )
+            others = self.bank[drawn]  # (negatives, teacher_dim)
+            own = (theirs @ others.T > 1 - 1e-6).float()  # the row itself, or its double, is no negative
+            right = (mine * theirs).sum(-1) / self.temperature - self.partition  # (batch,)
+            wrong = mine @ others.T / self.temperature - self.partition  # (batch, negatives)
+            return -F.logsigmoid(right) - ((1 - own) * F.logsigmoid(-wrong)).sum(-1)
+
+
+class RelationHead(Head):
+    """Distances and angles among the batch's rows (RKD; Park et al., CVPR 2019): the student's follow the teacher's.
+
+    It has no parameters and predicts nothing. Distances are divided by their mean; angles are measured at every row between
+    the batch's first 64.
+
+    Args:
+        student_dim: width of s.
+        teacher_dim: width of t.
+        distance: weight of the distances.
+        angle: weight of the angles.
+    """
+
+    sums_dimensions = False
+    pairs_rows = True
+
+    def __init__(self, student_dim: int, teacher_dim: int, distance: float = 1.0, angle: float = 2.0):
+        super().__init__()
+        self.distance, self.angle = distance, angle
+
+    def forward(self, student: Tensor, target: Tensor) -> Tensor:
+        with torch.autocast(student.device.type, enabled=False):
+            student, target = student.float(), target.float()
+            pairs = F.huber_loss(_distances(student), _distances(target), reduction="none").mean(-1)
+            corners = F.huber_loss(_angles(student), _angles(target), reduction="none").mean((-1, -2))
+            return self.distance * pairs + self.angle * corners
+
+
+def _distances(x: Tensor) -> Tensor:
+    """Between all rows over their mean, (batch, batch)."""
+    squares = (x.unsqueeze(1) - x).square().sum(-1) if len(x) <= CORNERS else _squares(x)
+    found = (squares + 1e-12).sqrt() * ~torch.eye(len(x), dtype=torch.bool, device=x.device)
+    return found / found.sum().clamp_min(1e-12) * (len(x) * (len(x) - 1))
+
+
+def _squares(x: Tensor) -> Tensor:
+    norms = x.square().sum(-1)
+    return (norms.unsqueeze(1) + norms - 2 * x @ x.T).clamp_min(0)
+
+
+def _angles(x: Tensor) -> Tensor:
+    """Cosines of the angles at every row between the first ones, (batch, corners, corners)."""
+    directions = F.normalize(x[:CORNERS] - x.unsqueeze(1), dim=-1)  # (batch, corners, dim)
+    return directions @ directions.mT

@@ -1,0 +1,493 @@
+"""Every method against an independent reference: a plain loop, or torch.distributions."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from lightning import Trainer
+from torch import distributions as D
+from torch.nn import functional as F
+
+from cache_tools.errors import ConfigError
+from cache_tools.store import Ragged
+from distill import cli
+from distill.data import DistillData
+from distill.hadamard import hadamard
+from distill.heads import GaussianHead, Ladder, MseHead, Surroundings
+from distill.marginal import MarginalMixture
+from distill.methods.consolidation import KlHead
+from distill.methods.densities import LowRankGaussianHead, StudentTHead, VidHead
+from distill.methods.regression import AngleHead, MixHead
+from distill.methods.relations import CORNERS, ContrastHead, QueueHead, RelationHead
+from distill.methods.unic import TeacherDropping
+from distill.module import Distiller
+from distill.normalize import GlobalScalar, HadamardWhitening, PcaWhitening, PhiS, ZcaWhitening
+from distill.objective import RelativeLossWeights, UncertaintyWeights, WeightedSum
+from distill.students.image import ImageStudent, SmallResNet
+from distill.students.mixed import MixedStudent
+from distill.students.molecule import GraphStudent
+from distill.students.text import TextStudent
+
+METHODS = sorted((Path(__file__).parents[2] / "configs" / "methods").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def data(cache: Path) -> DistillData:
+    return DistillData(cache / "mol", batch_size=32, held_out=64)
+
+
+def quiet(tmp_path: Path, **options) -> Trainer:
+    silent = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    return Trainer(default_root_dir=tmp_path, accelerator="cpu", **silent, **options)
+
+
+# ------------------------------------------------------------------------------------------------------- densities
+
+
+def parts(head: GaussianHead, student: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    out = head.mlp(student).double()
+    return out[:, 1 : 1 + head.teacher_dim], out[:, 1 + head.teacher_dim :]
+
+
+def test_vid_is_a_gaussian_of_one_variance_per_dimension():
+    head, student, target = VidHead(8, 5), torch.randn(6, 8), torch.randn(6, 5)
+    deviation = (F.softplus(head.raw_variance) + 1e-5).sqrt()
+    expected = -D.Independent(D.Normal(head.mlp(student), deviation), 1).log_prob(target)
+    torch.testing.assert_close(head(student, target), expected)
+    torch.testing.assert_close(deviation.detach(), torch.ones(5), atol=1e-4, rtol=0)
+
+
+def test_student_t_is_the_density_of_torch_distributions():
+    head, student, target = StudentTHead(8, 5, degrees=3.5), torch.randn(6, 8), torch.randn(6, 5)
+    mean, scale = parts(head, student)
+    expected = -D.Independent(D.StudentT(torch.tensor(3.5), mean, (-scale).exp()), 1).log_prob(target.double())
+    torch.testing.assert_close(head(student, target).double(), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ConfigError, match="above 2"):
+        StudentTHead(8, 5, degrees=2)
+
+
+def test_low_rank_is_a_gaussian_with_that_covariance():
+    head, student, target = LowRankGaussianHead(8, 5, rank=2), torch.randn(6, 8), torch.randn(6, 5)
+    torch.nn.init.normal_(head.factor)
+    mean, scale = parts(head, student)
+    diagonal, factor = torch.diag_embed((-scale).exp()), head.factor.double()
+    covariance = diagonal @ (torch.eye(5) + factor @ factor.T) @ diagonal
+    expected = -D.MultivariateNormal(mean, covariance).log_prob(target.double())
+    torch.testing.assert_close(head(student, target).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_beta_weighs_the_gradient_of_the_mean_by_the_variance(beta):
+    head, student, target = GaussianHead(8, 5, beta=beta), torch.randn(6, 8), torch.randn(6, 5)
+    out = head.mlp(student).detach().requires_grad_()
+    head.loss(out, target).sum().backward()
+    mean, variance = out[:, 1:6], (-2 * out[:, 6:]).exp()
+    torch.testing.assert_close(out.grad[:, 1:6], ((mean - target) / variance * variance**beta).detach())
+    plain = GaussianHead(8, 5)
+    plain.load_state_dict(head.state_dict())
+    torch.testing.assert_close(head.nll(student, target), plain(student, target), msg="information is counted without beta")
+    torch.testing.assert_close(head.eval()(student, target), plain(student, target))
+
+
+def test_beta_is_for_one_diagonal_gaussian():
+    with pytest.raises(ConfigError, match="leave beta out"):
+        GaussianHead(8, 5, beta=0.5, modes=2)
+
+
+def test_the_marginal_mixture_gives_the_published_log_density(shared):
+    golden = np.load(shared / "golden" / "gaussian_heads.npz", allow_pickle=True)
+    case = {name: torch.from_numpy(golden[f"marginal_k8/{name}"]) for name in ("teacher", "log_prob")}
+    means, logvar, weigh = (torch.from_numpy(golden[f"marginal_k8/param/{name}"]) for name in ("means", "logvar", "weigh"))
+    mixture = MarginalMixture(weigh[0], means, -2 * logvar[0])  # the published name is wrong: it is a, of r = exp(a)
+    torch.testing.assert_close(-mixture(case["teacher"]).double(), case["log_prob"], rtol=1e-5, atol=1e-5)
+
+
+def test_a_mixture_knows_clusters_that_one_gaussian_does_not():
+    """Two clusters: the student that tells them apart, and nothing more, is worth ln 2, not what one Gaussian says."""
+    side = torch.randint(2, (4000, 1)).float()
+    rows = 6 * side - 3 + 0.5 * torch.randn(4000, 1)
+    nll = MarginalMixture.fitted(rows, 2)(rows).mean()
+    known = -D.Normal(6 * side - 3, 0.5).log_prob(rows).mean()
+    one = GaussianHead.marginal_nll(rows, rows.mean(0), rows.var(0)).mean()
+    assert (nll - known).item() == pytest.approx(math.log(2), abs=0.02)
+    assert (one - known).item() > 1.5
+
+
+def test_nats_are_counted_from_the_mixture_when_it_is_asked_for(data, tmp_path):
+    found = {}
+    for modes in (1, 4):
+        torch.manual_seed(0)
+        distiller = Distiller(data.statistics, GraphStudent(layers=1, width=8), marginal_modes=modes)
+        found[modes] = quiet(tmp_path).validate(distiller, data, verbose=False)[0]["nats/counts"]
+        assert not [key for key in distiller.state_dict() if key.startswith("metrics")]
+    assert found[4] < found[1]
+
+
+@pytest.mark.parametrize("cls", [VidHead, StudentTHead, LowRankGaussianHead])
+def test_a_density_is_float32_under_bfloat16_autocast(cls):
+    head, student, target = cls(8, 500), torch.randn(6, 8), torch.randn(6, 500)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = head(student, target)
+    assert loss.dtype == torch.float32
+    assert (loss != loss.bfloat16().float()).any()
+
+
+# ---------------------------------------------------------------------------------------------------- regressions
+
+
+def test_unics_loss_is_that_of_a_plain_loop():
+    widths, head = [6, 6, 8], MixHead(8, 5, ladder=True)
+    head.attach(Surroundings(widths, torch.empty))
+    blocks, target = [torch.randn(7, width) for width in widths], torch.randn(7, 5)
+    got = head(torch.cat(blocks, 1), target)
+    for row in range(7):
+        predicted = torch.zeros(5)
+        for rung, block in zip(head.mlp.rungs, blocks, strict=True):
+            first, second = rung[0], rung[2]
+            assert first.out_features == (32 if block is blocks[-1] else 8), "4 D for the last block, D for the others"
+            predicted = predicted + second.weight @ F.gelu(first.weight @ block[row] + first.bias) + second.bias
+        cosine = predicted @ target[row] / (predicted.norm() * target[row].norm())
+        each = [(0.5 * e * e if e < 1 else e - 0.5) for e in (predicted - target[row]).abs().tolist()]
+        assert got[row].item() == pytest.approx(0.5 * (1 - cosine.item()) + 0.5 * sum(each) / 5, abs=1e-5)
+
+
+def test_a_mix_has_the_weights_that_it_is_given():
+    student, target = torch.randn(7, 8), torch.randn(7, 5)
+    head = MixHead(8, 5, cosine=0.9, smooth_l1=0.1, mse=2.0)
+    out = head.mlp(student)
+    smooth, squared = (getattr(F, name)(out, target, reduction="none").mean(1) for name in ("smooth_l1_loss", "mse_loss"))
+    expected = 0.9 * (1 - F.cosine_similarity(out, target)) + 0.1 * smooth + 2 * squared
+    torch.testing.assert_close(head(student, target), expected)
+    with pytest.raises(ConfigError, match="one above 0"):
+        MixHead(8, 5, cosine=0, smooth_l1=0)
+
+
+def test_the_angle_is_divided_by_the_teachers_dispersion():
+    rows = torch.randn(100, 5) + 1
+    head = AngleHead(8, 5)
+    head.attach(Surroundings([8], lambda count: rows))
+    directions = F.normalize(rows.double())
+    center = F.normalize(directions.mean(0), dim=0)
+    dispersion = torch.arccos((directions @ center).clamp(-1, 1)).square().mean()
+    assert head.dispersion.item() == pytest.approx(dispersion.item(), rel=1e-5)
+    student, target = torch.randn(7, 8), torch.randn(7, 5)
+    angle = torch.arccos(F.cosine_similarity(head.mlp(student).double(), target.double()))
+    torch.testing.assert_close(head(student, target).double(), angle.square() / dispersion, rtol=1e-4, atol=1e-5)
+
+
+def test_the_angles_gradient_is_finite_where_prediction_and_target_agree():
+    head, target = AngleHead(8, 5), torch.randn(3, 5)
+    out = target.clone().requires_grad_()
+    head.loss(out, target).sum().backward()
+    assert out.grad.isfinite().all()
+
+
+# ----------------------------------------------------------------------------------------------------------- logits
+
+
+@pytest.mark.parametrize("classes", [1, 4])
+def test_kl_of_logits_is_that_of_softened_classes(classes):
+    head, student, logits = KlHead(8, classes, temperature=3.0), torch.randn(6, 8), 5 * torch.randn(6, classes)
+    both = [head.mlp(student), logits]
+    if classes == 1:
+        theirs, mine = (D.Bernoulli(logits=each.squeeze(1) / 3) for each in reversed(both))
+    else:
+        theirs, mine = (D.Categorical(logits=each / 3) for each in reversed(both))
+    torch.testing.assert_close(head(student, logits), 9 * D.kl_divergence(theirs, mine), rtol=1e-4, atol=1e-5)
+    assert KlHead.raw_targets, "logits are no embedding to standardise"
+
+
+# -------------------------------------------------------------------------------------------------------- relations
+
+
+def test_the_queues_divergence_is_that_of_a_plain_loop():
+    rows = torch.randn(20, 5)
+    head = QueueHead(8, 5, temperature=0.5)
+    head.attach(Surroundings([8], lambda count: rows))
+    student, target = torch.randn(4, 8), torch.randn(4, 5)
+    got, out = head(student, target), head.mlp(student)
+    for row in range(4):
+        mine, theirs = (
+            D.Categorical(logits=torch.stack([F.cosine_similarity(each[row], other, dim=0) / 0.5 for other in rows]))
+            for each in (out, target)
+        )
+        torch.testing.assert_close(got[row], D.kl_divergence(theirs, mine), rtol=1e-4, atol=1e-6)
+
+
+def test_contrast_tells_a_rows_target_from_others_and_not_from_itself():
+    rows = torch.randn(6, 5)
+    head = ContrastHead(8, 5, negatives=6, temperature=0.5).eval()
+    head.attach(Surroundings([8], lambda count: rows))
+    student, target = torch.randn(1, 8), rows[2:3]
+    scores = F.cosine_similarity(head.mlp(student), rows) / 0.5 - math.log(6)
+    wrong = torch.cat([scores[:2], scores[3:]])
+    expected = -F.logsigmoid(scores[2]) - F.logsigmoid(-wrong).sum()
+    torch.testing.assert_close(head(student, target)[0], expected)
+
+
+def test_relations_are_those_of_a_plain_loop():
+    student, target = torch.randn(5, 8), torch.randn(5, 3)
+    got = RelationHead(8, 3, distance=1.0, angle=2.0)(student, target)
+
+    def distances(x):
+        found = torch.tensor([[(a - b).norm() for b in x] for a in x])
+        return found / found[~torch.eye(5, dtype=torch.bool)].mean()
+
+    def angles(x):
+        unit = [[F.normalize(b - a, dim=0) for b in x] for a in x]
+        return torch.tensor([[[unit[i][j] @ unit[i][k] for k in range(5)] for j in range(5)] for i in range(5)])
+
+    expected = F.huber_loss(distances(student), distances(target), reduction="none").mean(1)
+    expected = expected + 2 * F.huber_loss(angles(student), angles(target), reduction="none").mean((1, 2))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_relations_of_many_rows_are_finite_and_never_see_a_masked_row(data):
+    head, student, target = RelationHead(8, 3), torch.randn(3 * CORNERS, 8), torch.randn(3 * CORNERS, 3)
+    assert head(student.requires_grad_(), target).isfinite().all()
+    distiller = Distiller(data.statistics, GraphStudent(layers=1, width=8), RelationHead)
+    batch = next(iter(data.train_dataloader()))
+    batch.valid["counts"] = torch.arange(32) < 20
+    student = torch.randn(32, 8)
+    targets = {name: torch.randn(32, 4) for name in distiller.teachers}
+    first = distiller._head_losses(student, targets, batch.valid, [])
+    targets["counts"][20:] = torch.nan
+    second = distiller._head_losses(student, targets, batch.valid, [])
+    torch.testing.assert_close(first, second)
+
+
+# --------------------------------------------------------------------------------------------------------- ladders
+
+
+def students() -> dict[str, tuple]:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 50}
+    text = TextStudent("bert", config={**sizes, "max_position_embeddings": 8}, dim=12)
+    tokens = {"tokens": Ragged(torch.tensor([3, 4, 5]), torch.tensor([2, 1]), 2)}
+    pixels = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
+    return {
+        "text": (text, {"tokens": tokens}),
+        "small images": (SmallResNet(1, 4, dim=10), {"pixels": pixels}),
+        "timm": (ImageStudent("resnet18", pretrained=False, dim=20), {"pixels": pixels}),
+        "torchvision": (ImageStudent("mobilenet_v2", "torchvision", pretrained=False), {"pixels": pixels}),
+        "mixed": (MixedStudent({"text": text, "image": SmallResNet(1, 4)}, dim=10), {"tokens": tokens, "pixels": pixels}),
+    }
+
+
+@pytest.mark.parametrize("kind", ["text", "small images", "timm", "torchvision", "mixed"])
+def test_a_ladder_stands_on_every_kind_of_student(kind):
+    student, inputs = students()[kind]
+    blocks = student.eval().all_embeddings(inputs)
+    assert [each.shape[1] for each in blocks] == student.widths
+    assert len(blocks) > 1
+    torch.testing.assert_close(blocks[-1], student(inputs))
+    assert Ladder(student.widths, 5)(torch.cat(blocks, 1)).shape == (len(blocks[-1]), 5)
+
+
+@pytest.mark.parametrize("jumping", [False, True])
+def test_a_ladder_on_molecules_trains_every_block(data, jumping):
+    student = GraphStudent(layers=3, width=8, dim=10, pooling="mean+sum", jumping=jumping)
+    head = MixHead if jumping else (lambda s, t: GaussianHead(s, t, ladder=True))
+    distiller = Distiller(data.statistics, student, (lambda s, t: MixHead(s, t, ladder=True)) if jumping else head)
+    assert [rung[0].in_features for rung in distiller.heads["counts"].mlp.rungs] == [16, 16, 10]
+    losses, _, seen, _ = distiller.losses(next(iter(data.train_dataloader())))
+    losses.sum().backward()
+    assert seen.shape == (32, 42)
+    assert all(rung[0].weight.grad.abs().sum() > 0 for rung in distiller.heads["counts"].mlp.rungs)
+
+
+def test_a_student_that_hides_its_blocks_has_no_ladder(data):
+    class Hidden(GraphStudent):
+        widths = property(lambda self: super(GraphStudent, self).widths)
+
+    with pytest.raises(ConfigError, match="give it `widths`"):
+        Distiller(data.statistics, Hidden(layers=1, width=8), lambda s, t: MixHead(s, t, ladder=True))
+
+
+# ------------------------------------------------------------------------------------------------------ normalisers
+
+
+def test_every_multiple_of_4_has_a_hadamard_matrix_or_none_that_is_known():
+    missing = []
+    for order in range(4, 1025, 4):
+        found = hadamard(order)
+        if found is None:
+            missing.append(order)
+            continue
+        assert found.shape == (order, order)
+        assert set(np.unique(found)) == {-1, 1}
+        whole = found.astype(np.float64)
+        assert (whole @ whole.T == order * np.eye(order)).all(), order
+    assert len(missing) == 67
+    assert missing[:4] == [52, 92, 100, 116]
+    assert hadamard(300) is not None
+    assert hadamard(7) is None
+
+
+@pytest.mark.parametrize("cls", [PcaWhitening, ZcaWhitening, HadamardWhitening])
+def test_whitened_rows_have_the_identity_as_covariance(data, cls):
+    known = data.statistics["counts"]
+    normal = cls(known, shrinkage=0.0)
+    values = np.linalg.eigvalsh(np.cov(known.rows(10_000).numpy()[:, normal.kept].T, bias=True))
+    rows = normal(known.rows(10_000))
+    covariance = rows.T.double() @ rows.double() / len(rows)
+    alive = normal.dim if cls is not PcaWhitening else int((values > 1e-6).sum())
+    torch.testing.assert_close(covariance[:alive, :alive], torch.eye(alive).double(), atol=2e-2, rtol=0)
+    torch.testing.assert_close(normal.var[:alive], torch.ones(alive), atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("cls", [GlobalScalar, PhiS])
+def test_one_scale_keeps_the_proportions_of_distances(data, cls):
+    known = data.statistics["counts"]
+    normal, raw = cls(known), known.rows(50)
+    before, after = torch.pdist(raw), torch.pdist(normal(raw))
+    torch.testing.assert_close(after / before, (after[0] / before[0]).expand_as(before), rtol=1e-3, atol=0)
+    rows = normal(known.rows(10_000))
+    assert rows.var(0, correction=0).mean().item() == pytest.approx(1, abs=2e-2)
+
+
+def test_phi_s_gives_every_dimension_variance_1_where_there_is_a_hadamard_matrix(data):
+    known = data.statistics["counts"]
+    normal = PhiS(known)
+    assert hadamard(normal.dim) is not None, "128 counts that all vary"
+    torch.testing.assert_close(normal(known.rows(10_000)).var(0, correction=0), torch.ones(normal.dim), atol=3e-2, rtol=0)
+
+
+def test_statistics_for_whitening_come_from_the_rows_to_train_on(cache):
+    data = DistillData(cache / "mol", batch_size=32, held_out=200)
+    known, held = data.statistics["counts"], data.sources[0].held_out
+    column = data.parts[0].teachers["counts"]
+    train = np.setdiff1d(np.arange(len(column)), held)
+    torch.testing.assert_close(known.rows(10**6), column.rows(train).float())
+    assert len(known.rows(10)) == 10
+
+
+def test_whitening_without_rows_says_what_it_needs(data):
+    from cache_tools.statistics import Statistics
+
+    known = data.statistics["counts"]
+    with pytest.raises(ConfigError, match="needs rows"):
+        ZcaWhitening(Statistics(known.count, known.mean, known.var))
+    with pytest.raises(ConfigError, match="shrinkage"):
+        ZcaWhitening(known, shrinkage=2)
+
+
+# ------------------------------------------------------------------------------------------------------- objectives
+
+
+@pytest.mark.parametrize("divide_by", ["pairs", "row"])
+def test_dropping_is_that_of_a_plain_loop(divide_by):
+    losses, valid = torch.rand(4, 6), torch.rand(4, 6) > 0.2
+    valid[:, 5] = False  # a row that no teacher has seen
+    weights = torch.tensor([1.0, 2.0, 0.5, 1.0])
+    objective = TeacherDropping(drop=0.5, divide_by=divide_by)
+    objective.attach(list("abcd"))
+    torch.manual_seed(3)
+    got = objective(losses.masked_fill(~valid, torch.nan), valid, weights)
+    torch.manual_seed(3)
+    coins = torch.rand(4, 6)
+    total, pairs, rows = 0.0, 0, []
+    for row in range(6):
+        mine = {k: (weights[k] * losses[k, row]).item() for k in range(4) if valid[k, row]}
+        kept = [k for k in mine if mine[k] == max(mine.values()) or coins[k, row] >= 0.5]
+        total, pairs = total + sum(mine[k] for k in kept), pairs + len(kept)
+        rows += [sum(mine[k] for k in kept) / len(kept)] if kept else []
+    assert got.item() == pytest.approx(total / pairs if divide_by == "pairs" else sum(rows) / len(rows), rel=1e-5)
+
+
+def test_nothing_is_dropped_in_validation():
+    losses, valid = torch.rand(4, 6), torch.ones(4, 6, dtype=torch.bool)
+    objective = TeacherDropping(drop=1.0).eval()
+    objective.attach(list("abcd"))
+    torch.testing.assert_close(objective(losses, valid, torch.ones(4)), losses.mean())
+
+
+def test_shares_balance_and_reduction():
+    losses, valid = torch.tensor([[1.0], [2.0]]), torch.ones(2, 1, dtype=torch.bool)
+    weights = torch.tensor([64 / 16, 64 / 48])  # a student of 64, teachers of 16 and 48
+
+    def total(**options):
+        objective = WeightedSum(**options)
+        objective.attach(["a", "b"])
+        return objective(losses, valid, weights).item()
+
+    assert total() == pytest.approx(4 * 1 + 4 / 3 * 2)
+    assert total(shares={"b": 3}) == pytest.approx(4 * 1 + 3 * 4 / 3 * 2)
+    assert total(balance="dimensions") == pytest.approx((1 + 2) * 64 / 32)
+    assert total(reduction="mean", shares={"b": 3}) == pytest.approx((4 * 1 + 3 * 4 / 3 * 2) / 4)
+    with pytest.raises(ConfigError, match="names c"):
+        total(shares={"c": 1.0})
+
+
+def test_uncertainty_weights_are_learnt_and_bounded(data, tmp_path):
+    objective = UncertaintyWeights(bound=1.0)
+    distiller = Distiller(data.statistics, GraphStudent(layers=1, width=8), MseHead, objective=objective, head_lr=0.1)
+    quiet(tmp_path, max_epochs=1).fit(distiller, data)
+    assert (objective.log_variance.abs() > 0).all()
+    objective.log_variance.data.fill_(-50)
+    losses, valid = torch.ones(3, 2), torch.ones(3, 2, dtype=torch.bool)
+    assert objective(losses, valid, torch.ones(3)).item() == pytest.approx(3 * (math.e - 1), rel=1e-5)
+
+
+def test_a_teacher_that_falls_behind_weighs_more():
+    objective = RelativeLossWeights(memory=1.0)
+    objective.attach(["a", "b"])
+    valid, weights = torch.ones(2, 1, dtype=torch.bool), torch.ones(2)
+    objective(torch.tensor([[4.0], [4.0]]), valid, weights)
+    losses = torch.tensor([[1.0], [3.0]], requires_grad=True)
+    objective(losses, valid, weights).backward()
+    share = 2 * torch.tensor([0.25, 0.75]).div(0.5).softmax(0)
+    torch.testing.assert_close(losses.grad.squeeze(1), share)
+    with pytest.raises(ConfigError, match="negative"):
+        objective(torch.tensor([[-1.0], [1.0]]), valid, weights)
+
+
+# ------------------------------------------------------------------------------------------------------------ whole
+
+
+@pytest.mark.parametrize("config", METHODS, ids=lambda path: path.stem)
+def test_every_method_trains_the_student(config, cache, tmp_path, monkeypatch):
+    """From its configuration, by the command, on real molecules: its loss falls."""
+    small = {
+        "trainer": {"max_epochs": 3, "accelerator": "cpu", "enable_progress_bar": False},
+        "data": {"corpus": str(cache / "mol"), "teachers": ["counts"], "batch_size": 32, "held_out": 64},
+        "model": {
+            "student": {"class_path": "distill.students.molecule.GraphStudent", "init_args": {"layers": 2, "width": 16}},
+            "student_lr": 3e-3,
+            "head_lr": 3e-3,
+        },
+    }
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(small))
+    monkeypatch.chdir(tmp_path)
+    cli.main(["fit", "--config", "small.yaml", "--config", str(config), "--run", "run"])
+    lines = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    at = lines[0].split(",").index("val/loss")
+    losses = [float(each) for line in lines[1:] if (each := line.split(",")[at])]
+    assert len(losses) == 3
+    assert losses[-1] < losses[0]
+
+
+FIFTEENTH = """
+from torch import nn
+from distill.heads import MseHead
+
+class LogCoshHead(MseHead):
+    def loss(self, out, target):
+        error = (out - target).float()
+        return (error + nn.functional.softplus(-2 * error) - 0.6931).sum(-1)
+"""
+
+
+def test_one_more_method_is_one_file(cache, tmp_path, monkeypatch):
+    (tmp_path / "fifteenth.py").write_text(FIFTEENTH)
+    method = {"model": {"head": {"class_path": "fifteenth.LogCoshHead", "init_args": {"width": 16, "ladder": True}}}}
+    (tmp_path / "fifteenth.yaml").write_text(yaml.safe_dump(method))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    test_every_method_trains_the_student(tmp_path / "fifteenth.yaml", cache, tmp_path, monkeypatch)
