@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -23,6 +23,7 @@ from rich.console import Console
 from cache_tools.console import start
 from cache_tools.errors import ConfigError, QuorumError
 from distill import report, scores
+from distill.conflict import Conflict
 from distill.data import DistillData
 from distill.evaluate import Evaluation
 from distill.export import export_of
@@ -41,7 +42,7 @@ HELP = """usage: distill COMMAND [--KEY VALUE ...]
             a killed one goes on: --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt
   test      probe a run on the tasks of its configuration: the newest one, or --run RUN, or --ckpt_path FILE
   validate  what its heads tell of each teacher on held-out rows
-  compare   probes of several runs in one report: RUN RUN ...
+  compare   probes of several runs in one report: RUN RUN ...; of several studies: --studies FOLDER FOLDER ...
   export    the newest run, or --ckpt_path FILE, as a folder that needs nothing else: --out FOLDER
   predict   a student's embeddings as a column of a cache: --corpus cache/mol
   study     several methods, seeds and sets of teachers: --config configs/studies/mol.yaml
@@ -60,6 +61,12 @@ class DistillCLI(LightningCLI):
         parser.add_argument("--checkpoint_every", type=PositiveInt, default=1000, help="steps between two last.ckpt")
         parser.add_argument(
             "--monitor", default="val/loss", help="what best.ckpt is best in; probe/mean or probe/TASK, too"
+        )
+        parser.add_argument(
+            "--conflict",
+            type=NonNegativeInt,
+            default=0,
+            help="steps between two looks at the teachers' gradients; 0: never",
         )
         parser.add_class_arguments(Evaluation, "probe")
         parser.link_arguments("data.statistics", "model.statistics", apply_on="instantiate")
@@ -91,6 +98,8 @@ class DistillCLI(LightningCLI):
             return super().instantiate_trainer(logger=False, callbacks=callbacks, **kwargs)
         if chosen["enable_checkpointing"] is not False:
             callbacks += self._checkpoints(run / "checkpoints", probing)
+        if every := self._get(self.config, "conflict"):
+            callbacks.append(Conflict(every))
         _keep_metrics(run)
         kwargs["logger"] = [TensorBoardLogger(run, "", ""), CSVLogger(run, "", "")]
         kwargs["plugins"] = [*_listed(chosen["plugins"]), WholeCheckpoints()]

@@ -1,13 +1,21 @@
-"""``distill compare``: what `distill test` measured of several runs, side by side."""
+"""``distill compare``: what `distill test` measured of several runs side by side, or of the methods of several studies."""
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from cache_tools.errors import ConfigError
-from distill import report, scores
-from distill.results import Results
+from distill import page, report, scores
+from distill.evaluate import Record
+from distill.page import Block, Fold, Heading, Table, Text
+from distill.results import FILE, FOLDER, Results, merged
+from distill.scores import Scores
+
+EVERY = "every"  # kind of split: the mean over those that a task has
 
 
 def compare(runs: list[Path], out: Path) -> None:
@@ -30,9 +38,99 @@ def compare(runs: list[Path], out: Path) -> None:
     Console().print(f"written: {out}/report.html, report.md")
 
 
+def together(studies: Sequence[Path], out: Path) -> None:
+    """Put the methods of several studies, of other teachers and tasks each, into one report.
+
+    Systems are those that stand in all studies by the same name; ranks are over the tasks of all.
+
+    Args:
+        studies: folders of runs of `distill study`.
+        out: a folder for report.html, report.md and figures.
+
+    Raises:
+        ConfigError: when a study has no probed run, two have one name or a task of one name, or no system stands in all.
+    """
+    if len({study.name for study in studies}) < len(studies):
+        raise ConfigError(f"two of {', '.join(map(str, studies))} have one name: rename a folder")
+    found = {study.name: merged(methods(study)) for study in studies}
+    records = {name: over_splits(each) for name, (each, _) in found.items()}
+    systems = {name: dict.fromkeys(record.system for record in each) for name, each in records.items()}
+    shared = set.intersection(*map(set, systems.values()))
+    if not any(record.kind == "student" and record.system in shared for each in records.values() for record in each):
+        raise ConfigError(f"no method stands in all of {', '.join(map(str, studies))}")
+    records = {name: [each for each in of if each.system in shared] for name, of in records.items()}
+    tasks = [task for each in records.values() for task in dict.fromkeys(record.task for record in each)]
+    if twice := [task for task in tasks if tasks.count(task) > 1]:
+        raise ConfigError(f"two studies have a task {twice[0]}: rename one in its configuration")
+    left = [f"{name}: {', '.join(rest)}" for name, of in systems.items() if (rest := [s for s in of if s not in shared])]
+    by_split = report.alike([record for each in records.values() for record in each])
+    blocks: list[Block] = [
+        Text(
+            f"Studies: {', '.join(f'`{study}`' for study in studies)}. A task's score is the mean over its kinds of split."
+        ),
+        Text(f"Left out, as not all studies have them. {'; '.join(left)}.") if left else Text("All have the same systems."),
+        *(Text(f"{split.capitalize()} split: {report.answer(each)}") for split, each in by_split.items()),
+    ]
+    if notes := [note for _, more in found.values() for note in more]:
+        blocks.append(Fold(f"{len(notes)} warnings: where the runs do not agree", "\n".join(notes)))
+    blocks += [Heading("Mean score in each study"), per_study(records)]
+    for split, each in by_split.items():
+        blocks += report.of_split(split, each)
+    page.write(out, f"{len(studies)} studies together", blocks)
+    for split, each in by_split.items():
+        Console().print(scores.table(each, f"{split} split"))
+    Console().print(f"written: {out}/report.html, report.md")
+
+
+def methods(study: Path) -> dict[str, list[Results]]:
+    """Method -> its probed runs, one per seed; a run's folder is METHOD-SEED."""
+    found: dict[str, list[Results]] = {}
+    for path in sorted(study.glob(f"*/{FOLDER}/{FILE}")):
+        run = path.parents[1]
+        found.setdefault(run.name.rpartition("-")[0], []).append(Results.load(run))
+    if not found:
+        raise ConfigError(f"no probed run in {study}: make them with `distill study`")
+    return found
+
+
+def over_splits(records: Sequence[Record]) -> list[Record]:
+    """A record for each system, task and seed: the mean over kinds of split, so that each task counts once."""
+    cells: dict[tuple[str, str, int], list[Record]] = {}
+    for record in records:
+        cells.setdefault((record.system, record.task, record.seed), []).append(record)
+    return [replace(each[0], split=EVERY, score=float(np.mean([r.score for r in each]))) for each in cells.values()]
+
+
+def per_study(records: dict[str, list[Record]]) -> Table:
+    """Every system's mean over the tasks of each study, and the mean of these, best first."""
+    found = {name: Scores(each, EVERY) for name, each in records.items()}
+    means = {name: dict(zip(each.systems, each.mean().tolist(), strict=True)) for name, each in found.items()}
+    overall = {system: np.mean([each[system] for each in means.values()]) for system in next(iter(means.values()))}
+    rows = [
+        [system, *(f"{each[system]:.3f}" for each in means.values()), f"{overall[system]:.3f}"]
+        for system in sorted(overall, key=lambda system: -overall[system])
+    ]
+    counts = ", ".join(f"{name} {len(each.tasks)}" for name, each in found.items())
+    strong = frozenset(system for each in found.values() for system, kind in each.kinds.items() if kind == "student")
+    return Table(["system", *means, "mean"], rows, f"Tasks: {counts}. The mean is over studies.", strong)
+
+
 def main(arguments: list[str]) -> None:
     """Entry point of ``distill compare``."""
     parser = argparse.ArgumentParser("distill compare", description="Put the probes of several runs into one report.")
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs that `distill test` probed alike")
+    parser.add_argument("runs", nargs="*", type=Path, help="folders of runs that `distill test` probed alike")
+    parser.add_argument(
+        "--studies",
+        nargs="+",
+        type=Path,
+        default=[],
+        help="instead: folders of `distill study`, their methods in one report",
+    )
     parser.add_argument("--out", type=Path, default=Path("compare"), help="a folder for report.html, report.md and figures")
-    compare(**vars(parser.parse_args(arguments)))
+    given = parser.parse_args(arguments)
+    if bool(given.runs) == bool(given.studies):
+        parser.error("name runs or --studies")
+    if given.studies:
+        together(given.studies, given.out)
+    else:
+        compare(given.runs, given.out)

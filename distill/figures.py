@@ -115,6 +115,24 @@ def cost(scores: Scores, costs: Mapping[str, Cost], field: str, label: str) -> F
     return panel(5.2, 3.4, draw) if len(points) > 1 else None
 
 
+def conflicts(teachers: Sequence[str], cosines: Array) -> Figure:
+    """Cosines of the teachers' gradients, (teachers, teachers)."""
+
+    def draw(axis: Axes) -> None:
+        drawn = axis.imshow(cosines, cmap="RdBu", vmin=-1, vmax=1)
+        for (row, column), each in np.ndenumerate(cosines):
+            if np.isfinite(each):
+                colour = "white" if abs(each) > 0.6 else "black"
+                axis.text(column, row, f"{each:.2f}", ha="center", va="center", fontsize=8, color=colour)
+        axis.set_yticks(range(len(teachers)), teachers)
+        axis.set_xticks(range(len(teachers)), teachers, rotation=35, ha="right", rotation_mode="anchor")
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+        axis.figure.colorbar(drawn, ax=axis, shrink=0.8)
+
+    return panel(2.8 + 0.5 * len(teachers), 1.4 + 0.4 * len(teachers), draw)
+
+
 def curves(rows: Sequence[Mapping[str, str]], keys: Mapping[str, str], label: str) -> Figure | None:
     """What a run logged by step: ``keys`` -> the lines' names; None when it logged none of them."""
     found = {name: [(int(row["step"]), float(row[key])) for row in rows if row.get(key)] for key, name in keys.items()}

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from distill import figures, page
+from distill.conflict import last_measured
 from distill.evaluate import MAP, Record
 from distill.page import Block, Fold, Heading, Plot, Plots, Table, Text
 from distill.results import Results, merged, metrics
@@ -52,8 +53,8 @@ def write(
     if notes:
         blocks.append(Fold(f"{len(notes)} warnings: where the runs do not agree", "\n".join(notes)))
     for split, scores in by_split.items():
-        blocks += _of_split(split, scores)
-    blocks += [*_costs(by_split, costs), *_training(runs), *_maps(runs), *extra, *_origins(runs)]
+        blocks += of_split(split, scores)
+    blocks += [*_costs(by_split, costs), *_training(runs), *_conflicts(runs), *_maps(runs), *extra, *_origins(runs)]
     page.write(folder, title, blocks)
     return by_split
 
@@ -105,7 +106,8 @@ def _interval(duel: Duel) -> str:
     return "unknown" if np.isnan(duel.low) else f"{duel.low:+.3f} to {duel.high:+.3f}"
 
 
-def _of_split(split: str, scores: Scores) -> list[Block]:
+def of_split(split: str, scores: Scores) -> list[Block]:
+    """The section of one kind of split: scores, ranks, pair by pair."""
     name = f"{split.capitalize()} split"
     told = f"{name}: mean score, its 95 % interval over seeds; dots are tasks"
     plots = [Plot(f"scores-{split}", told, figures.bars(scores))]
@@ -177,6 +179,19 @@ def _curves(name: str, rows: Sequence[Mapping[str, str]], last: Mapping[str, str
     return [
         Plot(f"training-{name or 'student'}-{kind}", f"{named}{told}, by step", each) for kind, told, each in plots if each
     ]
+
+
+def _conflicts(runs: Mapping[str, Sequence[Results]]) -> list[Block]:
+    plots: list[Plot] = []
+    for name, group in list(runs.items())[:SHOWN]:
+        if found := last_measured(group[0].run):
+            step, teachers, cosines = found
+            plots.append(Plot(f"conflict-{name}", f"{name}: step {step}", figures.conflicts(teachers, cosines)))
+    told = (
+        "Cosines of the gradients of the teachers' losses at the student's embedding, one training batch, last measured: "
+        "1 where two teachers pull it the same way, below 0 where what helps one hurts the other."
+    )
+    return [Heading("Conflicts of the teachers"), Text(told), Plots(plots)] if plots else []
 
 
 def _maps(runs: Mapping[str, Sequence[Results]]) -> list[Block]:

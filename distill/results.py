@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import math
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -153,3 +154,18 @@ def metrics(run: Path) -> list[dict[str, str]]:
             first = min((int(row["step"]) for row in more), default=0)
             rows = [row for row in rows if int(row["step"]) < first] + more
     return rows
+
+
+def seconds(run: Path) -> float | None:
+    """From a fit's start to the last figure that it logged, also before it was killed; None when it logged none.
+
+    Of steps that a run did twice, those that it went on from count.
+    """
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # type: ignore[import-untyped]
+
+    total, last = 0.0, math.inf
+    for path in sorted(run.glob("events.out.tfevents.*"), reverse=True):
+        (begun, _), *logged = [(event.wall_time, event.step) for event in EventFileLoader(str(path)).Load()] or [(0.0, 0)]
+        total += max((time for time, step in logged if step < last), default=begun) - begun
+        last = min([last, *(step for _, step in logged)])
+    return total if last < math.inf else None

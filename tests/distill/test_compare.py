@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cache_tools.errors import ConfigError
-from distill.compare import compare
+from distill.compare import compare, main, together
 from distill.evaluate import Record
 from distill.report import alike
 from distill.results import Results, merged
@@ -36,6 +36,55 @@ def test_runs_stand_side_by_side_and_teachers_once(tmp_path):
     page = (tmp_path / "both" / "report.html").read_text()
     assert page.count("<svg") == text.count("](figures/") == len(list((tmp_path / "both" / "figures").glob("*.png")))
     assert not re.search(r"(src|href)=.?(https?:|/)", page.replace('xlink:href="#', "")), "the page needs something else"
+
+
+def studied(folder: Path, tasks: dict[str, list[str]], teacher: str, **methods: float) -> Path:
+    """A study of two seeds: its tasks with their splits, its methods with their scores."""
+    lower = {"own": 0.0, "random": 0.0, "scaffold": 0.1}
+    for number, (method, score) in enumerate(methods.items()):
+        for seed in (0, 1):
+            scores = {"student": ("student", score + 0.01 * seed)}
+            if not number:
+                scores |= {"untrained": ("untrained", 0.2), teacher: ("teachers", 0.6), "pca": ("pca", 0.7)}
+            records = [
+                replace(BASE, system=system, kind=kind, task=task, split=split, seed=seed, score=each - lower[split])
+                for system, (kind, each) in scores.items()
+                for task, splits in tasks.items()
+                for split in splits
+            ]
+            path = folder / f"{method}-{seed}" / "probes"
+            path.mkdir(parents=True)
+            (path / "results.json").write_text(json.dumps({"records": [asdict(each) for each in records]}))
+    return folder
+
+
+def test_methods_of_several_studies_are_ranked_over_the_tasks_of_all(tmp_path):
+    mol = studied(tmp_path / "mol", {"esol": ["random", "scaffold"]}, "maccs", nll=0.5, mse=0.4, odd=0.9)
+    text = studied(tmp_path / "text", {"mood": ["own"], "topic": ["own"]}, "minilm", mse=0.5, nll=0.8)
+    main(["--studies", str(mol), str(text), "--out", str(tmp_path / "out")])
+    told = (tmp_path / "out" / "report.md").read_text()
+    assert "Left out, as not all studies have them. mol: maccs, odd; text: minilm." in told
+    assert "| system | mol | text | mean |" in told
+    assert "| nll | 0.455 | 0.805 | 0.630 |" in told, "half of the molecules' splits lie 0.1 lower"
+    assert re.search(r"\| system \| esol<br>r2 \| mood<br>r2 \| topic<br>r2 \| mean ", told)
+    assert re.search(r"\n\| nll \| 0.455 \| 0.805 \| 0.805 \| 0.688 \| 0.064 \| 1.33 \|", told)
+    assert all(f"\n| {system} | " in told for system in ("mse", "untrained", "pca"))
+    assert "`nll`, has a mean of 0.688 ± 0.064 over 3 tasks" in told
+
+
+def test_studies_that_cannot_stand_together_are_refused(tmp_path):
+    one = studied(tmp_path / "one", {"t": ["own"]}, "a", nll=0.5)
+    with pytest.raises(ConfigError, match="two studies have a task t"):
+        together([one, studied(tmp_path / "two", {"t": ["own"]}, "b", nll=0.5)], tmp_path / "out")
+    with pytest.raises(ConfigError, match="no method stands in all of"):
+        together([one, studied(tmp_path / "three", {"u": ["own"]}, "b", mse=0.5)], tmp_path / "out")
+    with pytest.raises(ConfigError, match="no probed run in"):
+        together([one, tmp_path / "none"], tmp_path / "out")
+    with pytest.raises(ConfigError, match="have one name"):
+        together([one, tmp_path / "b" / "one"], tmp_path / "out")
+    with pytest.raises(SystemExit):
+        main([str(one), "--studies", str(one)])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_teacher_that_scores_otherwise_is_told(tmp_path, caplog):

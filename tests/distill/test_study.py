@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from itertools import permutations
+from itertools import pairwise, permutations
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,9 @@ from scipy import stats
 from cache_tools.errors import ConfigError, QuorumError
 from distill.attribution import attribute, caption, choose, draw, joining, shapley, table
 from distill.evaluate import Record
-from distill.study import Run, plan, study
+from distill.results import seconds
+from distill.run import Run, Sweep
+from distill.study import main, plan, study
 
 TEACHERS = ["a", "b", "c", "d"]
 WORTH = {"a": 0.1, "b": 0.2, "c": 0.2}  # of the stub's teachers; c knows what b knows
@@ -157,13 +159,15 @@ if arguments[0] == "study":
 checkpoint = "--ckpt_path" in arguments
 run = pathlib.Path(arguments[arguments.index("--ckpt_path" if checkpoint else "--run") + 1])
 run = run.parents[1] if checkpoint else run
-if run.name == os.environ.get("BROKEN"):
+if run.name in os.environ.get("BROKEN", "").split():
     sys.exit("it broke")
 if arguments[0] == "fit" and not checkpoint:
     config = yaml.safe_load(open([b for a, b in zip(arguments, arguments[1:]) if a == "--config"][-1]))
     (run / "checkpoints").mkdir(parents=True)
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     (run / "checkpoints" / "last.ckpt").touch()
+    rate = float(arguments[arguments.index("--model.student_lr") + 1]) if "--model.student_lr" in arguments else 0
+    (run / "metrics.csv").write_text(f"step,val/loss\\n1,9\\n2,{{1 + abs(rate - 0.001)}}\\n3,\\n")
 if arguments[0] == "test":
     names, seed = yaml.safe_load((run / "config.yaml").read_text())["data"]["teachers"], int(arguments[4].strip("[]"))
     student = 0.3 + 0.1 * ("a" in names) + 0.2 * bool({{"b", "c"}} & set(names)) + 0.01 * seed * len(names)
@@ -204,7 +208,15 @@ class Stub:
 
     def study(self, **options) -> None:
         given = {"runs": Path("runs/s"), "seeds": [0, 1], "jobs": 2, "teachers": list(WORTH), "subsets": "all"} | options
-        study(Path("base.yaml"), {"nll": Path("nll.yaml")}, Path("docs/s"), **given)
+        study(Path("base.yaml"), given.pop("methods", {"nll": Path("nll.yaml")}), Path("docs/s"), **given)
+
+    def sweep(self, *values: float, **options) -> None:
+        """A study of all teachers and of all but each, after a sweep."""
+        sweep = Sweep(["model.student_lr", "model.head_lr"], list(values))
+        self.study(**{"seeds": [4, 5], "subsets": "leave-one-out", "sweep": sweep} | options)
+
+    def report(self) -> str:
+        return (self.folder / "docs" / "s" / "report.md").read_text()
 
     def calls(self) -> list[dict]:
         """What was called since the last time that this was asked."""
@@ -233,7 +245,7 @@ def test_a_study_of_subsets_tells_what_each_teacher_brought(stub, capsys):
     assert [found["teachers"][each]["shapley"]["mean"] for each in "abc"] == pytest.approx([0.105] * 3)
     assert (found["gain"]["mean"], found["untrained"], found["subsets"]) == (pytest.approx(0.315), 0.3, 7)
     assert "written: docs/s/report.html" in capsys.readouterr().out
-    report = (stub.folder / "docs" / "s" / "report.md").read_text()
+    report = stub.report()
     assert re.search(r"\| teacher \| alone \| left out \| Shapley value \|\n.*\n\| a \| \+0.105", report)
     assert "<th>Shapley value</th>" in (stub.folder / "docs" / "s" / "report.html").read_text()
     systems = ["all", "only a", "only b", "only c", "without a", "without b", "without c"]
@@ -337,6 +349,114 @@ def test_one_run_of_a_study_is_made_alone_and_knows_nothing_of_slurm(stub):
     assert not (stub.folder / "docs").exists()
     with pytest.raises(ConfigError, match="only is 14, the study has the runs 0 to 13"):
         stub.study(only=14)
+
+
+def rates(call: dict) -> dict[str, str]:
+    """What one call sets beside configurations."""
+    words = call["arguments"]
+    return {a: b for a, b in pairwise(words) if a.startswith(("--model", "--trainer", "--seed"))}
+
+
+def test_every_run_has_the_learning_rate_that_its_methods_trials_chose(stub):
+    stub.sweep(5e-4, 1e-3, 2e-3)
+    fits = [each for each in stub.calls() if each["arguments"][0] == "fit"]
+    trials, runs = fits[:3], fits[3:]
+    assert len(runs) == 8
+    assert sorted(rates(each)["--model.head_lr"] for each in trials) == ["0.0005", "0.001", "0.002"]
+    for each in trials:
+        assert rates(each)["--trainer.max_epochs"] == "1"
+        assert rates(each)["--seed_everything"] == "4"
+        assert "nll-all" not in str(each["arguments"])
+    for each in runs:
+        assert rates(each)["--model.student_lr"] == rates(each)["--model.head_lr"] == "0.001"
+        assert "--trainer.max_epochs" not in rates(each)
+    assert "| method | 0.0005 | 0.001 | 0.002 | chosen | fit, s |" in stub.report()
+    assert "\n| nll | 1.0005 | 1 | 1.001 | 0.001 | - |\n" in stub.report()
+    assert not list((stub.folder / "runs" / "s" / "trials").glob("*/checkpoints"))
+
+
+def test_a_trial_is_made_once_and_a_killed_one_goes_on(stub):
+    stub.sweep(5e-4, 1e-3)
+    stub.calls()
+    trial = stub.folder / "runs" / "s" / "trials" / "nll-0.0005"
+    (trial / "trial.json").unlink()
+    (trial / "checkpoints").mkdir()
+    (trial / "checkpoints" / "last.ckpt").touch()
+    stub.sweep(5e-4, 1e-3)
+    (again,) = stub.calls()
+    assert again["arguments"][3:] == ["--ckpt_path", "runs/s/trials/nll-0.0005/checkpoints/last.ckpt"]
+    assert json.loads((trial / "trial.json").read_text())["val/loss"] == pytest.approx(1.0005)
+    assert not (trial / "checkpoints").exists()
+
+
+def test_a_trial_that_fails_is_not_chosen_and_not_repeated(stub):
+    stub.monkeypatch.setenv("BROKEN", "nll-0.001")
+    stub.sweep(5e-4, 1e-3, 1e-2)
+    assert "\n| nll | 1.0005 | failed | 1.009 | 0.0005 | - |\n" in stub.report()
+    stub.calls()
+    stub.monkeypatch.delenv("BROKEN")
+    stub.sweep(5e-4, 1e-3, 1e-2)
+    assert stub.calls() == []
+
+
+def test_all_trials_failing_names_the_log_and_they_are_made_again(stub):
+    stub.monkeypatch.setenv("BROKEN", "nll-0.001 nll-0.01")
+    with pytest.raises(
+        QuorumError, match="8 of 8 runs failed:\nevery trial of nll failed, see the end of (.*log)$"
+    ) as caught:
+        stub.sweep(1e-3, 1e-2)
+    assert Path(re.search(r"see the end of (.*)", str(caught.value))[1]).read_text() == "it broke\n"
+    stub.monkeypatch.delenv("BROKEN")
+    stub.sweep(1e-3, 1e-2)
+    assert "\n| nll | 1 | 1.009 | 0.001 | - |\n" in stub.report()
+
+
+def test_a_trial_that_was_stopped_has_no_outcome(stub):
+    stub.monkeypatch.setattr(Run, "stopped", True)
+    stub.monkeypatch.setenv("BROKEN", "nll-0.001")
+    with pytest.raises(QuorumError, match="8 of 8 runs failed:\nnll, trial of 0.001, seed 4: `distill fit"):
+        stub.sweep(1e-3, 1e-2)
+    assert [path.parent.name for path in (stub.folder / "runs" / "s" / "trials").glob("*/trial.json")] == ["nll-0.01"]
+
+
+def test_one_run_of_a_swept_study_makes_the_trials_of_its_own_method(stub):
+    methods = {"nll": Path("nll.yaml"), "more": [Path("nll.yaml"), Path("nll.yaml")]}
+    stub.sweep(1e-3, 1e-2, methods=methods, slurm=True)
+    given = yaml.safe_load((stub.folder / "runs" / "s" / "array.yaml").read_text())
+    assert given["sweep"] == {"keys": ["model.student_lr", "model.head_lr"], "values": [0.001, 0.01], "epochs": 1}
+    assert given["methods"] == {"nll": "nll.yaml", "more": ["nll.yaml", "nll.yaml"]}
+    main(["--config", "runs/s/array.yaml", "--only", "5"])
+    calls = stub.calls()
+    assert [each["arguments"][0] for each in calls] == ["fit", "fit", "fit", "test"]
+    assert {path.name for path in (stub.folder / "runs" / "s" / "trials").glob("*/")} >= {"more-0.001", "more-0.01"}
+    assert [word for word in calls[0]["arguments"] if word.endswith(".yaml")][:3] == ["base.yaml", "nll.yaml", "nll.yaml"]
+    main(["--config", "runs/s/array.yaml", "--only", "6"])
+    assert [each["arguments"][0] for each in stub.calls()] == ["fit", "test"]
+
+
+def test_runs_of_another_learning_rate_are_not_reported_as_this_ones(stub):
+    stub.study(seeds=[4], subsets="leave-one-out")
+    with pytest.raises(QuorumError, match="nll-all-4 was made by another content of .* or with another learning rate"):
+        stub.sweep(1e-3, seeds=[4])
+
+
+@pytest.mark.parametrize("given", [{"keys": []}, {"values": []}, {"epochs": 0}, {"values": [1e-3, 1e-3]}])
+def test_a_sweep_of_nothing_is_refused(given):
+    with pytest.raises(ConfigError, match="expected one or more keys, values that differ, and epochs above 0"):
+        Sweep(**{"keys": ["model.student_lr"], "values": [1e-3]} | given)
+
+
+def test_the_seconds_of_a_fit_are_those_of_the_steps_that_it_went_on_from(tmp_path):
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    assert seconds(tmp_path) is None
+    killed, after = [(100, 0), (110, 10), (120, 20), (140, 30)], [(500, 0), (517, 30)]
+    for number, events in enumerate([killed, after]):
+        with open(tmp_path / f"events.out.tfevents.{number}", "wb") as file:
+            for time, step in events:
+                RecordWriter(file).write(Event(wall_time=time, step=step).SerializeToString())
+    assert seconds(tmp_path) == pytest.approx(20 + 17)
 
 
 FIT = """
