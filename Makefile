@@ -7,10 +7,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 READER := $(if $(filter vision%,$(TEACHERS)),image.ImageFolder,$(if $(filter text%,$(TEACHERS)),text.TextFile,molecule.SmilesFile))
 GROUPS := $(basename $(notdir $(wildcard configs/cache/*.yaml)))
+SPECIALISTS := $(patsubst configs/%.yaml,runs/%.safetensors,$(wildcard configs/specialists/*.yaml))
 export WEIGHTS
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo cache fit probe lint type test bench bench-peers study-mol study-text study-vision study-quantised study-teachers clean
+.PHONY: help install demo cache fit probe lint type test bench bench-peers study-methods study-quantised study-teachers study-consolidation clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -72,17 +73,19 @@ study-teachers: install ## what each of three teachers brings to the demo's stud
 	$(BIN)/distill-cache build --config configs/cache/mol.yaml --cache $(CACHE)
 	$(BIN)/distill study --config configs/studies/mol-teachers.yaml
 
-study-mol: install ## methods compared on molecules with pretrained teachers, resumable: WEIGHTS=../shared/weights/mol
-	WEIGHTS=$(or $(WEIGHTS),../shared/weights/mol) $(BIN)/distill-cache build --config configs/studies/mol-cache.yaml --cache $(CACHE)
-	$(BIN)/distill study --config configs/studies/mol.yaml
+study-methods: study-methods-mol study-methods-text study-methods-vision ## every method on molecules, texts and images, resumable: WEIGHTS=../shared/weights
+	$(BIN)/distill compare --studies $(addprefix runs/methods-,mol text vision) --out docs/reports/methods
 
-study-text: install ## methods compared on text, resumable: MiniLM and TF-IDF on 30,000 lines of ../shared
-	$(BIN)/distill-cache build --config configs/studies/text-cache.yaml --cache $(CACHE)
-	$(BIN)/distill study --config configs/studies/text.yaml
+study-methods-%: install ## one of these: -mol, -text, -vision
+	WEIGHTS=$(or $(WEIGHTS),../shared/weights)/$* $(BIN)/distill-cache build --config configs/studies/$*-cache.yaml --cache $(CACHE)
+	$(BIN)/distill study --config configs/studies/methods-$*.yaml
 
-study-vision: install ## methods compared on images, resumable: WEIGHTS=../shared/weights/vision, 10,000 images of ../shared
-	WEIGHTS=$(or $(WEIGHTS),../shared/weights/vision) $(BIN)/distill-cache build --config configs/studies/vision-cache.yaml --cache $(CACHE)
-	$(BIN)/distill study --config configs/studies/vision.yaml
+study-consolidation: install $(SPECIALISTS) ## students of tuned specialists, of a generalist, and of both, resumable: WEIGHTS=../shared/weights/vision
+	WEIGHTS=$(or $(WEIGHTS),../shared/weights/vision) $(BIN)/distill-cache build --config configs/studies/consolidation-cache.yaml --cache $(CACHE)
+	$(BIN)/distill study --config configs/studies/consolidation.yaml
+
+runs/specialists/%.safetensors: configs/specialists/%.yaml | $(BIN)/.installed
+	WEIGHTS=$(or $(WEIGHTS),../shared/weights/vision) $(BIN)/distill specialise --config $< --out $@
 
 clean: ## remove the environment and what tools left; caches and runs stay
 	rm -rf .venv .venv-bench build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

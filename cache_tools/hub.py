@@ -86,17 +86,17 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text[0][:200] if text else ''}"
 
 
-def weights_file(path: str) -> Path:
+def weights_file(path: str, way: str = "point WEIGHTS at the folder that has them") -> Path:
     """``path`` with environment variables expanded, as an absolute path to a file that exists.
 
     Raises:
-        TeacherError: with what to set.
+        TeacherError: with what to set, or with the ``way`` to such a file.
     """
     expanded = os.path.expandvars(path)
     if "$" in expanded or ("${WEIGHTS}" in path and not os.environ.get("WEIGHTS")):
         raise TeacherError(f"{path}: a variable is not set; give the folder, as in `make cache ... WEIGHTS=folder`")
     if not os.path.isfile(expanded):
-        raise TeacherError(f"no weights at {os.path.abspath(expanded)}: point WEIGHTS at the folder that has them")
+        raise TeacherError(f"no weights at {os.path.abspath(expanded)}: {way}")
     return Path(expanded).absolute()
 
 

@@ -74,6 +74,10 @@ class Network:
             done += len(chunk)
         return torch.cat(parts)
 
+    def forward(self, encode: Callable[[Any], Tensor], rows: Sequence[Any], collate: Callable[[Any], Any]) -> Tensor:
+        """The same with gradients, in float32 and in one piece."""
+        return encode(_move(collate(rows), self.device))
+
     @torch.inference_mode()
     def _run(self, encode: Callable[[Any], Tensor], batch: Any) -> Tensor:
         moved = _move(batch, self.device)

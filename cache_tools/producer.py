@@ -69,7 +69,7 @@ def class_path(instance: object) -> str:
 
 
 def rebuild(manifest: Mapping[str, Any], base: type[Producer]) -> Producer:
-    """The producer that a manifest names; only subclasses of ``base`` are ever called.
+    """The producer that a manifest names, with those that it is made of; only subclasses of ``base`` are ever called.
 
     Raises:
         CacheError: when the class is gone or is no ``base``.
@@ -81,7 +81,13 @@ def rebuild(manifest: Mapping[str, Any], base: type[Producer]) -> Producer:
         raise CacheError(f"cannot import {manifest['class_path']}, which made a column: {error}") from None
     if not (isinstance(cls, type) and issubclass(cls, base)):
         raise CacheError(f"{manifest['class_path']} is no {base.__name__}")
-    return cls(**manifest["init_args"])
+    return cls(
+        **{name: rebuild(value, Producer) if _is_spec(value) else value for name, value in manifest["init_args"].items()}
+    )
+
+
+def _is_spec(value: Any) -> bool:
+    return isinstance(value, Mapping) and value.keys() == {"class_path", "init_args"}
 
 
 def require_same(path: Path, recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -99,9 +105,13 @@ def require_same(path: Path, recorded: Mapping[str, Any], wanted: Mapping[str, A
 
 
 def as_json(arguments: dict[str, Any]) -> dict[str, Any]:
-    """As JSON would give them back: paths as text, tuples as lists."""
-    plain: dict[str, Any] = json.loads(json.dumps(arguments, default=str))
+    """As JSON would give them back: paths as text, tuples as lists, producers as :func:`rebuild` reads them."""
+    plain: dict[str, Any] = json.loads(json.dumps(arguments, default=_plain))
     return plain
+
+
+def _plain(value: Any) -> Any:
+    return {"class_path": class_path(value), "init_args": value.init_args} if isinstance(value, Producer) else str(value)
 
 
 def libraries() -> dict[str, str]:

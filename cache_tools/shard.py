@@ -35,12 +35,12 @@ def write_json(path: Path, content: Mapping[str, Any], keep: bool = False) -> No
     write_file(path, json.dumps(content, indent=1), keep)
 
 
-def write_file(path: Path, text: str, keep: bool = False) -> None:
-    """Write ``text`` so that ``path`` holds either the old text or the whole new one; ``keep`` lets the first win."""
+def write_file(path: Path, content: str | bytes, keep: bool = False) -> None:
+    """Write so that ``path`` holds either the old content or the whole new one; ``keep`` lets the first win."""
     temporary = _temporary(path)
     with _tidy(temporary):
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         _publish(temporary, path, keep)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+from torch import Tensor, nn
 
 from cache_tools.producer import Producer
 
@@ -40,4 +41,21 @@ class Teacher(Producer):
 
         Returns:
             Finite floats (batch, dim), or 0 and 1 for a binary teacher.
+        """
+
+
+class Tunable(Teacher):
+    """A teacher that is a torch network, which `distill specialise` can tune on the labels of a task."""
+
+    @property
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """The network, once the teacher is loaded."""
+
+    @abstractmethod
+    def forward(self, items: Sequence[Any]) -> Tensor:
+        """What :meth:`embed` gives, (batch, dim) in float32, with gradients to :attr:`module`, in the mode it is in.
+
+        Args:
+            items: what :meth:`prepare` gave back, (batch,).
         """

@@ -1,4 +1,4 @@
-"""``distill fit | validate | test | compare | export | predict | study | mteb``."""
+"""``distill fit | validate | test | compare | export | predict | study | mteb | specialise``."""
 
 import argparse
 import logging
@@ -38,15 +38,16 @@ log = logging.getLogger(__name__)
 USAGE = "distill {} --config configs/mol.yaml [--KEY VALUE ...]   (every key: distill {} --help)"
 HELP = """usage: distill COMMAND [--KEY VALUE ...]
 
-  fit       train a student: --config configs/mol.yaml
-            a killed one goes on: --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt
-  test      probe a run on the tasks of its configuration: the newest one, or --run RUN, or --ckpt_path FILE
-  validate  what its heads tell of each teacher on held-out rows
-  compare   probes of several runs in one report: RUN RUN ...; of several studies: --studies FOLDER FOLDER ...
-  export    the newest run, or --ckpt_path FILE, as a folder that needs nothing else: --out FOLDER
-  predict   a student's embeddings as a column of a cache: --corpus cache/mol
-  study     several methods, seeds and sets of teachers: --config configs/studies/mol.yaml
-  mteb      an exported student of texts on tasks of MTEB: --student FOLDER
+  fit         train a student: --config configs/mol.yaml
+              a killed one goes on: --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt
+  test        probe a run on the tasks of its configuration: the newest one, or --run RUN, or --ckpt_path FILE
+  validate    what its heads tell of each teacher on held-out rows
+  compare     probes of several runs in one report: RUN RUN ...; of several studies: --studies FOLDER FOLDER ...
+  export      the newest run, or --ckpt_path FILE, as a folder that needs nothing else: --out FOLDER
+  predict     a student's embeddings as a column of a cache: --corpus cache/mol
+  study       several methods, seeds and sets of teachers: --config configs/studies/methods-mol.yaml
+  mteb        an exported student of texts on tasks of MTEB: --student FOLDER
+  specialise  tune a teacher on a labelled task, for its logits: --config configs/specialists/tiny20.yaml --out FILE
 
 Every key of a command: distill COMMAND --help"""
 COMMANDS = ("fit", "validate", "test")
@@ -285,6 +286,10 @@ def main(arguments: list[str] | None = None) -> None:
             from distill.study import main as study
 
             return study(arguments[1:])
+        if arguments[:1] == ["specialise"]:
+            from distill.specialise import main as specialise
+
+            return specialise(arguments[1:])
         if arguments[:1] == ["mteb"]:
             from distill.mteb import main as mteb
 

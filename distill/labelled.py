@@ -203,6 +203,7 @@ class ImageTask(Labelled):
         path: the folder, zip or tar.
         train: images of each class to train on at most, those that come first.
         test: images of each class to test on at most.
+        include: only paths that fit this pattern, for instance ``n01*``.
         probes: by default a linear one; :class:`distill.probes.KnnProbe` is the other that fits.
 
     Raises:
@@ -211,9 +212,17 @@ class ImageTask(Labelled):
 
     modality = "image"
 
-    def __init__(self, path: Path, train: int | None = None, test: int | None = None, probes: list[Probe] | None = None):
+    def __init__(
+        self,
+        path: Path,
+        train: int | None = None,
+        test: int | None = None,
+        include: str = "*",
+        probes: list[Probe] | None = None,
+    ):
         super().__init__("multiclass", probes)
         self.path, self.limits = Path(path), {"train": train, "test": test}
+        self.images = ImageFolder(self.path, include)
 
     def load(self) -> tuple[Sequence[Key], Array]:
         names = self._names()
@@ -229,7 +238,7 @@ class ImageTask(Labelled):
     def _names(self) -> list[str]:
         taken: Counter[tuple[str, str]] = Counter()
         chosen = []
-        for name in ImageFolder(self.path).names():
+        for name in self.images.names():
             part, label = _part_and_class(name)
             taken[part, label] += 1
             limit = self.limits.get(part)
@@ -238,7 +247,7 @@ class ImageTask(Labelled):
         return chosen
 
     def corpus(self, name: str) -> Corpus:
-        return _Named(ImageFolder(self.path), frozenset(self._names()), name)
+        return _Named(self.images, frozenset(self._names()), name)
 
 
 def _part_and_class(name: str) -> tuple[str, str]:

@@ -35,7 +35,7 @@ class Sweep:
     Args:
         keys: of the configuration; all of them are set to the value under trial.
         values: to try.
-        epochs: of a trial.
+        epochs: of a trial; below 1: that share of one epoch's batches.
 
     Raises:
         ConfigError: when there is nothing to try.
@@ -43,10 +43,11 @@ class Sweep:
 
     keys: list[str]
     values: list[float]
-    epochs: int = 1
+    epochs: float = 1
 
     def __post_init__(self) -> None:
-        if not self.keys or not self.values or self.epochs < 1 or len(set(self.values)) < len(self.values):
+        part = 0 < self.epochs < 1 or (self.epochs >= 1 and self.epochs == int(self.epochs))
+        if not (self.keys and self.values and part) or len(set(self.values)) < len(self.values):
             raise ConfigError(f"sweep is {self}, expected one or more keys, values that differ, and epochs above 0")
 
     def options(self, value: float) -> list[str]:
@@ -209,7 +210,9 @@ class Trial(Run):
 
     def options(self) -> list[str]:
         """The value under trial, and what makes a trial of a run."""
-        return ["--trainer.max_epochs", str(self.epochs), "--monitor", "val/loss", "--probe.every", "0", *self.chosen]
+        share = ["--trainer.limit_train_batches", str(self.epochs)] if self.epochs < 1 else []
+        epochs = ["--trainer.max_epochs", str(max(1, int(self.epochs))), *share]
+        return [*epochs, "--monitor", "val/loss", "--probe.every", "0", *self.chosen]
 
     def fit(self) -> None:
         """Train, and keep the loss; that of a trial that failed is infinite.

@@ -168,7 +168,10 @@ def scaffold_groups(smiles: Sequence[str]) -> list[list[int]]:
 def _scaffold(smiles: str) -> str:
     from rdkit.Chem.Scaffolds.MurckoScaffold import MurckoScaffoldSmiles
 
-    scaffold: str = MurckoScaffoldSmiles(smiles, includeChirality=False)
+    try:
+        scaffold: str = MurckoScaffoldSmiles(smiles, includeChirality=False)
+    except ValueError:
+        raise CorpusError(f"{smiles!r} is no molecule and has no scaffold: remove it, or take a random split") from None
     return scaffold
 
 

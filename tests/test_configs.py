@@ -9,10 +9,12 @@ import yaml
 
 from cache_tools import cli as cache_cli
 from distill import cli as distill_cli
+from distill.specialise import main as specialise
 
 ROOT = Path(__file__).parents[1]
 FITS = sorted((ROOT / "configs").glob("*.yaml"))
 CACHES = sorted((ROOT / "configs" / "cache").glob("*.yaml")) + sorted((ROOT / "configs" / "studies").glob("*-cache.yaml"))
+SPECIALISTS = sorted((ROOT / "configs" / "specialists").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("config", FITS, ids=lambda path: path.stem)
@@ -31,6 +33,14 @@ def test_a_cache_configuration_is_complete(config, capsys, monkeypatch):
         cache_cli.main()
     assert stop.value.code in (0, None), capsys.readouterr().err
     assert yaml.safe_load(capsys.readouterr().out)["teachers"]
+
+
+@pytest.mark.parametrize("config", SPECIALISTS, ids=lambda path: path.stem)
+def test_a_specialists_configuration_is_complete(config, capsys):
+    with pytest.raises(SystemExit) as stop:
+        specialise(["--config", str(config), "--out", f"{config.stem}.safetensors", "--print_config"])
+    assert stop.value.code in (0, None), capsys.readouterr().err
+    assert yaml.safe_load(capsys.readouterr().out)["task"]["class_path"]
 
 
 @pytest.mark.parametrize(

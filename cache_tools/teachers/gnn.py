@@ -17,7 +17,7 @@ from cache_tools.errors import BadItem, TeacherError
 from cache_tools.hub import read_safetensors, weights_file
 from cache_tools.molecules import parse_smiles
 from cache_tools.shard import sha256
-from cache_tools.teacher import Teacher
+from cache_tools.teacher import Tunable
 
 LAYERS, WIDTH = 5, 300
 CHIRALITIES, BOND_TYPES, DIRECTIONS = 3, 6, 3
@@ -42,13 +42,13 @@ def sum_messages(batch: Batch, weight: Tensor, values: Tensor) -> Tensor:
     return matrix @ values
 
 
-def sum_bonds(batch: Batch, weight: Tensor, first: nn.Embedding, second: nn.Embedding) -> Tensor:
-    """``out[i] = sum over bonds at i of weight * (first[type] + second[direction])``: (atoms, width)."""
-    total = torch.zeros(len(batch.atoms), first.embedding_dim, device=weight.device)
+def sum_bonds(batch: Batch, weight: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """``out[i] = sum over bonds at i of weight * (first[type] + second[direction])``: (atoms, width), of two tables."""
+    total = torch.zeros(len(batch.atoms), first.shape[1], device=weight.device)
     for column, table in enumerate((first, second)):
-        cell = batch.target * table.num_embeddings + batch.bonds[:, column]
-        counts = torch.zeros(len(batch.atoms) * table.num_embeddings, device=weight.device).index_add_(0, cell, weight)
-        total = total + counts.view(len(batch.atoms), -1) @ table.weight
+        cell = batch.target * len(table) + batch.bonds[:, column]
+        counts = torch.zeros(len(batch.atoms) * len(table), device=weight.device).index_add_(0, cell, weight)
+        total = total + counts.view(len(batch.atoms), -1) @ table
     return total
 
 
@@ -59,7 +59,7 @@ class _BondTables(nn.Module):
         self.edge_embedding2 = nn.Embedding(DIRECTIONS, width)
 
     def gather(self, batch: Batch, weight: Tensor, values: Tensor) -> Tensor:
-        bonds = sum_bonds(batch, weight, self.edge_embedding1, self.edge_embedding2)
+        bonds = sum_bonds(batch, weight, self.edge_embedding1.weight, self.edge_embedding2.weight)
         return sum_messages(batch, weight, values) + bonds
 
 
@@ -125,10 +125,9 @@ class GatLayer(_BondTables):
         ]
         return torch.stack(heads).mean(0) + self.bias
 
-    def _tables_of(self, head: int) -> tuple[nn.Embedding, nn.Embedding]:
+    def _tables_of(self, head: int) -> tuple[Tensor, Tensor]:
         span = slice(head * WIDTH, (head + 1) * WIDTH)
-        first, second = self.edge_embedding1.weight[:, span], self.edge_embedding2.weight[:, span]
-        return nn.Embedding.from_pretrained(first), nn.Embedding.from_pretrained(second)
+        return self.edge_embedding1.weight[:, span], self.edge_embedding2.weight[:, span]
 
 
 def _softmax_by_target(score: Tensor, target: Tensor, atoms: int) -> Tensor:
@@ -172,7 +171,7 @@ class _Gnn(nn.Module):
 KINDS: dict[str, type[nn.Module]] = {"gcn": GcnLayer, "graphsage": SageLayer, "gat": GatLayer, "gin": GinLayer}
 
 
-class PretrainedGnn(Teacher):
+class PretrainedGnn(Tunable):
     """A GNN of the pretrain-gnns family: 5 layers, 300 wide, mean pooling.
 
     Args:
@@ -210,8 +209,15 @@ class PretrainedGnn(Teacher):
 
     def embed(self, items: Sequence[Any]) -> np.ndarray[Any, Any]:
         with torch.inference_mode():
-            embedding = self.network(collate(items, self.device))
-        return np.asarray(embedding.cpu())
+            return np.asarray(self.forward(items).cpu())
+
+    @property
+    def module(self) -> nn.Module:
+        return self.network
+
+    def forward(self, items: Sequence[Any]) -> Tensor:
+        embedding: Tensor = self.network(collate(items, self.device))
+        return embedding
 
     def fingerprint(self) -> dict[str, Any]:
         named = {key: value for key, value in super().fingerprint().items() if key != "weights"}

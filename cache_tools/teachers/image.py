@@ -13,12 +13,12 @@ from cache_tools.errors import TeacherError
 from cache_tools.hub import UNREADABLE, WHERE, load_network, locate, missing, read_state
 from cache_tools.images import decode, square
 from cache_tools.network import Network, Precision, drop_last_linear, weights_sha256
-from cache_tools.teacher import Teacher
+from cache_tools.teacher import Teacher, Tunable
 
 CPU_ROWS = 16  # images: MobileNet v2 at 224 pixels made 70 a second in batches of 16, 29 in batches of 64
 
 
-class NetworkTeacher(Teacher):
+class NetworkTeacher(Tunable):
     """A network that turns a tensor of pixels into an embedding; subclasses say how to make network and tensor."""
 
     modality = "image"
@@ -36,6 +36,13 @@ class NetworkTeacher(Teacher):
 
     def embed(self, items: Sequence[Any]) -> Any:
         return self.network(self.encode, items, _stack)
+
+    @property
+    def module(self) -> nn.Module:
+        return self.network.module
+
+    def forward(self, items: Sequence[Any]) -> Tensor:
+        return self.network.forward(self.encode, items, _stack)
 
     def _start(self, name: str, module: nn.Module, device: str, size: tuple[int, int]) -> None:
         """Take the network, and run it once on noise to learn its width."""

@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from cache_tools.corpora.text import TextFile
 from cache_tools.errors import TeacherError
 from cache_tools.hub import UNREADABLE, WHERE, load_network, load_tokenizer, locate, missing, tokenizer_sha256
 from cache_tools.network import Network, Precision, TextPooling, pool, weights_sha256
-from cache_tools.teacher import Teacher
+from cache_tools.teacher import Teacher, Tunable
 
 LIKE = 64  # texts of like length that go through a network together
 
 
-class HfEncoder(Teacher):
+class HfEncoder(Tunable):
     """Any transformers encoder of strings; what :class:`HfTextTeacher` and ``HfMolecule`` share.
 
     Args:
@@ -66,6 +66,13 @@ class HfEncoder(Teacher):
         out = torch.empty(len(items), self.dim, device=self.network.device)
         out[torch.tensor(order, device=out.device)] = torch.cat(parts)
         return out
+
+    @property
+    def module(self) -> nn.Module:
+        return self.network.module
+
+    def forward(self, items: Sequence[Any]) -> Tensor:
+        return self.network.forward(self._encode, items, self._pad)
 
     def _pad(self, items: Sequence[Any]) -> Any:
         return self.tokenizer.pad(list(items), return_tensors="pt")

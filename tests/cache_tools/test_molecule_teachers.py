@@ -84,7 +84,11 @@ def test_a_gnn_layer_equals_a_loop_over_bonds(kind, prepare):
             pairs = torch.cat([h[atom].expand_as(values), values], -1)
             weight = torch.nn.functional.leaky_relu((pairs * layer.att).sum(-1), 0.2).softmax(0)
             out[atom] = (weight.unsqueeze(-1) * values).sum(0).mean(0) + layer.bias
-    torch.testing.assert_close(layer(x, batch), out, rtol=1e-4, atol=1e-5)
+    found = layer(x, batch)
+    torch.testing.assert_close(found, out, rtol=1e-4, atol=1e-5)
+    gradients = [torch.autograd.grad((each * x).sum(), list(layer.parameters())) for each in (found, out)]
+    for mine, expected in zip(*gradients, strict=True):  # of sums that cancel: relative to the largest
+        torch.testing.assert_close(mine / expected.abs().max(), expected / expected.abs().max(), rtol=0, atol=1e-4)
 
 
 def test_a_gnn_embeds_a_molecule_alike_alone_and_in_a_batch(shared):

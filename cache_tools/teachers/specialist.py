@@ -1,0 +1,104 @@
+"""Specialists: a teacher's network tuned on the labels of a task; the logits are the embedding."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cache_tools.errors import TeacherError
+from cache_tools.hub import read_safetensors, weights_file
+from cache_tools.network import weights_sha256
+from cache_tools.producer import class_path
+from cache_tools.shard import write_file
+from cache_tools.teacher import Teacher, Tunable
+
+NETWORK, CLASSIFIER = "network.", "classifier."  # what the names of their tensors begin with
+
+
+class Specialist(Teacher):
+    """The logits of a network that ``distill specialise`` tuned, (batch, classes), float32.
+
+    Args:
+        teacher: the one that it was tuned from, with the same weights; its preprocessing is the specialist's.
+        weights: the safetensors file that was written; environment variables are expanded.
+
+    Raises:
+        TeacherError: when the file is missing, or was tuned from another teacher.
+    """
+
+    def __init__(self, teacher: Teacher, weights: str):
+        self.teacher = tunable(teacher)
+        self.weights = self.init_args["weights"] = str(weights_file(weights, "`distill specialise` makes such a file"))
+        self.modality = teacher.modality  # type: ignore[misc]  # a fact of the instance here
+        self.python_bound = teacher.python_bound  # type: ignore[misc]
+
+    def load(self, device: str) -> None:
+        state, facts = read_safetensors(Path(self.weights))
+        self.teacher.load(device)
+        found = facts_of(self.teacher)
+        if wrong := [key for key in found if facts.get(key) != found[key]]:
+            raise TeacherError(
+                f"{self.weights} was tuned from a teacher with {wrong[0]} {facts.get(wrong[0])}, this one has "
+                f"{found[wrong[0]]}: name the teacher that `distill specialise` was given, or tune this one"
+            )
+        self.teacher.module.load_state_dict(_part(state, NETWORK))
+        classifier = _part(state, CLASSIFIER)
+        self.dim, width = classifier["weight"].shape
+        self.classifier = nn.Linear(width, self.dim).requires_grad_(False).to(device)
+        self.classifier.load_state_dict(classifier)
+
+    def prepare(self, item: bytes) -> Any:
+        return self.teacher.prepare(item)
+
+    def embed(self, items: Sequence[Any]) -> Any:
+        embedding = torch.as_tensor(self.teacher.embed(items), device=self.classifier.weight.device)  # (batch, dim)
+        with torch.inference_mode():
+            return self.classifier(embedding.float()).cpu()
+
+    def fingerprint(self) -> dict[str, Any]:
+        tuned = nn.ModuleList([self.teacher.module, self.classifier])  # not the file: its metadata come in any order
+        made = {"teacher": self.teacher.fingerprint(), "weights_sha256": weights_sha256(tuned)}
+        return {"class_path": class_path(self), **made}
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): each for name, each in state.items() if name.startswith(prefix)}
+
+
+def tunable(teacher: Teacher) -> Tunable:
+    """The same teacher.
+
+    Raises:
+        TeacherError: when it has no network that can be tuned.
+    """
+    if isinstance(teacher, Tunable):
+        return teacher
+    raise TeacherError(
+        f"{class_path(teacher)} has no network that can be tuned: expected a cache_tools.teacher.Tunable, such as those of "
+        "cache_tools.teachers.gnn, .convnet, .image and HfTextTeacher"
+    )
+
+
+def facts_of(teacher: Tunable) -> dict[str, str]:
+    """What a specialist's file says of the teacher that it was tuned from; it must be loaded, and untouched."""
+    return {"teacher": class_path(teacher), "teacher_sha256": weights_sha256(teacher.module)}
+
+
+def write(path: Path, network: Mapping[str, Tensor], classifier: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
+    """Write a specialist's file whole or not at all.
+
+    Args:
+        path: of the file.
+        network: state of the teacher's module.
+        classifier: ``weight`` (classes, dim) and ``bias`` (classes,).
+        facts: those of :func:`facts_of` and others, for people.
+    """
+    from safetensors.torch import save
+
+    named = {NETWORK + name: each for name, each in network.items()}
+    named |= {CLASSIFIER + name: each for name, each in classifier.items()}
+    plain = {name: each.detach().cpu().clone(memory_format=torch.contiguous_format) for name, each in named.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, save(plain, dict(facts)))
