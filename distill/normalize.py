@@ -52,14 +52,21 @@ class Standardise(Normaliser):
 
     Args:
         statistics: the teacher's, from the cache.
+        limit: deviations; what lies beyond is moved there, so that a rare count does not outweigh all else.
+
+    Raises:
+        ConfigError: when ``limit`` is not above 0.
     """
 
     kept: Tensor
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, statistics: Statistics):
+    def __init__(self, statistics: Statistics, limit: float | None = None):
         super().__init__()
+        if limit is not None and not limit > 0:
+            raise ConfigError(f"limit is {limit}, expected deviations above 0")
+        self.limit = limit
         mean, var = torch.from_numpy(statistics.mean), torch.from_numpy(statistics.var)
         kept = (var > 1e-10 * mean.square() + 1e-30).nonzero().squeeze(1)  # (dim,)
         self.dim = len(kept)
@@ -71,7 +78,8 @@ class Standardise(Normaliser):
 
     def forward(self, embedding: Tensor) -> Tensor:
         kept = embedding if self.dim == embedding.shape[-1] else embedding.index_select(-1, self.kept)
-        return (kept - self.shift).mul_(self.scale)  # in float32, as shift is
+        standard = (kept - self.shift).mul_(self.scale)  # in float32, as shift is
+        return standard if self.limit is None else standard.clamp_(-self.limit, self.limit)
 
 
 class Linear(Normaliser):

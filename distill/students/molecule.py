@@ -52,8 +52,8 @@ class GraphStudent(Student):
         pooling: of atoms into the molecule's embedding; ``mean+sum`` puts both side by side before the projection.
         virtual_node: a node that every atom of a molecule writes to and reads from between blocks.
         dropout: after each block.
-        jumping: project the pooled atoms after all blocks, side by side, instead of those after the last one (jumping
-            knowledge; Xu et al., ICML 2018).
+        jumping: project the pooled atoms before and after all blocks, side by side and normalised, instead of those after
+            the last one (jumping knowledge; Xu et al., ICML 2018).
     """
 
     input = "graph"
@@ -78,8 +78,10 @@ class GraphStudent(Student):
         self.norms = nn.ModuleList([_norm(norm, width) for _ in range(layers)])
         self.virtual = nn.ModuleList([_update(width, norm) for _ in range(layers - 1)] if virtual_node else [])
         self.dropout = nn.Dropout(dropout)
-        pooled = (2 * width if pooling == "mean+sum" else width) * (layers if jumping else 1)
-        self.project = nn.Identity() if pooled == self.dim else nn.Linear(pooled, self.dim)
+        pooled = (2 * width if pooling == "mean+sum" else width) * (1 + layers if jumping else 1)
+        self.project: nn.Module = nn.Identity() if pooled == self.dim else nn.Linear(pooled, self.dim)
+        if jumping:
+            self.project = nn.Sequential(_norm(norm, pooled), nn.Linear(pooled, self.dim))
 
     @property
     def widths(self) -> list[int]:
@@ -88,12 +90,12 @@ class GraphStudent(Student):
 
     def embeddings(self, rows: dict[str, Ragged]) -> list[Tensor]:
         graphs, x = self._start(rows)
-        pooled = [self._pool(each, graphs) for each in self._blocks(x, rows["bonds"].values, graphs)]
-        return [*pooled[:-1], self.project(torch.cat(pooled, 1) if self.jumping else pooled[-1])]
+        pooled = [self._pool(each, graphs) for each in [x, *self._blocks(x, rows["bonds"].values, graphs)]]
+        return [*pooled[1:-1], self.project(torch.cat(pooled, 1) if self.jumping else pooled[-1])]
 
     def encode(self, rows: dict[str, Ragged]) -> Tensor:
         graphs, x = self._start(rows)
-        blocks = self._blocks(x, rows["bonds"].values, graphs)
+        blocks = [x, *self._blocks(x, rows["bonds"].values, graphs)]
         pooled = [self._pool(each, graphs) for each in (blocks if self.jumping else blocks[-1:])]
         out: Tensor = self.project(torch.cat(pooled, 1))
         return out

@@ -24,7 +24,7 @@ from distill.methods.regression import AngleHead, MixHead
 from distill.methods.relations import CORNERS, ContrastHead, QueueHead, RelationHead
 from distill.methods.unic import TeacherDropping
 from distill.module import Distiller
-from distill.normalize import GlobalScalar, HadamardWhitening, PcaWhitening, PhiS, ZcaWhitening
+from distill.normalize import GlobalScalar, HadamardWhitening, PcaWhitening, PhiS, Standardise, ZcaWhitening
 from distill.objective import RelativeLossWeights, UncertaintyWeights, WeightedSum
 from distill.students.image import ImageStudent, SmallResNet
 from distill.students.mixed import MixedStudent
@@ -341,6 +341,15 @@ def test_whitened_rows_have_the_identity_as_covariance(data, cls):
     alive = normal.dim if cls is not PcaWhitening else int((values > 1e-6).sum())
     torch.testing.assert_close(covariance[:alive, :alive], torch.eye(alive).double(), atol=2e-2, rtol=0)
     torch.testing.assert_close(normal.var[:alive], torch.ones(alive), atol=2e-2, rtol=0)
+
+
+def test_a_limit_moves_what_lies_beyond_it(data):
+    known = data.statistics["counts"]
+    rows, plain = known.rows(10_000), Standardise(known)
+    assert plain(rows).abs().max() > 4
+    torch.testing.assert_close(Standardise(known, limit=4.0)(rows), plain(rows).clamp(-4, 4))
+    with pytest.raises(ConfigError, match="above 0"):
+        Standardise(known, limit=0.0)
 
 
 @pytest.mark.parametrize("cls", [GlobalScalar, PhiS])
