@@ -73,12 +73,21 @@ study-teachers: install ## what each of three teachers brings to the demo's stud
 	$(BIN)/distill-cache build --config configs/cache/mol.yaml --cache $(CACHE)
 	$(BIN)/distill study --config configs/studies/mol-teachers.yaml
 
-study-methods: study-methods-mol study-methods-text study-methods-vision ## every method on molecules, texts and images, resumable: WEIGHTS=../shared/weights
-	$(BIN)/distill compare --studies $(addprefix runs/methods-,mol text vision) --out docs/reports/methods
+# with a GPU the large version: all rows, larger students, more epochs
+SIZE ?= $(if $(shell command -v nvidia-smi),large,small)
+LARGE := $(filter large,$(SIZE))
+LARGE_mol := --corpus.limit null
+LARGE_text := --corpus.every 1
+LARGE_vision := --corpus.per_folder null
+LARGE_STUDY = --base '[configs/studies/$*-fit.yaml, configs/studies/$*-large.yaml]' --runs runs/methods-$*-large --out docs/reports/methods-$*-large
+
+study-methods: study-methods-mol study-methods-text study-methods-vision ## every method on molecules, texts and images, resumable: WEIGHTS=../shared/weights SIZE=small|large
+	$(BIN)/distill compare --studies $(foreach each,mol text vision,runs/methods-$(each)$(LARGE:%=-%)) --out docs/reports/methods$(LARGE:%=-%)
 
 study-methods-%: install ## one of these: -mol, -text, -vision
-	WEIGHTS=$(or $(WEIGHTS),../shared/weights)/$* $(BIN)/distill-cache build --config configs/studies/$*-cache.yaml --cache $(CACHE)
-	$(BIN)/distill study --config configs/studies/methods-$*.yaml
+	WEIGHTS=$(or $(WEIGHTS),../shared/weights)/$* $(BIN)/distill-cache build --config configs/studies/$*-cache.yaml --cache $(CACHE) \
+	  $(if $(LARGE),--name study-$*-large $(LARGE_$*))
+	$(BIN)/distill study --config configs/studies/methods-$*.yaml $(if $(LARGE),$(LARGE_STUDY))
 
 study-consolidation: install $(SPECIALISTS) ## students of tuned specialists, of a generalist, and of both, resumable: WEIGHTS=../shared/weights/vision
 	WEIGHTS=$(or $(WEIGHTS),../shared/weights/vision) $(BIN)/distill-cache build --config configs/studies/consolidation-cache.yaml --cache $(CACHE)

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def study(
-    base: Path,
+    base: list[Path] | Path,
     methods: dict[str, list[Path] | Path],
     out: Path,
     runs: Path = Path("runs/study"),
@@ -45,8 +45,8 @@ def study(
     """Fit and probe every method with every seed and subset of the teachers, then write the report.
 
     Args:
-        base: configuration that all methods share.
-        methods: name -> configuration of the method, or several in order, laid over ``base``.
+        base: configuration that all methods share, or several in order.
+        methods: name -> configuration of the method, or several, laid over ``base``.
         out: a folder for report.html, report.md and figures.
         runs: a folder per run goes here.
         seeds: each one is a run's seed and the seed of its probes' splits.
@@ -80,8 +80,8 @@ def study(
     by_system: dict[str, list[Results]] = {}
     for run in grid:
         by_system.setdefault(run.system, []).append(Results.load(run.folder))
-    files = ", ".join(f"{method} (`{'`, `'.join(map(str, listed(paths)))}`)" for method, paths in methods.items())
-    origin = f"Made by `distill study`: base `{base}`; methods {files}; seeds {seeds}"
+    files = ", ".join(f"{method} ({_named(paths)})" for method, paths in methods.items())
+    origin = f"Made by `distill study`: base {_named(base)}; methods {files}; seeds {seeds}"
     extra = fitted(grid)
     if subsets is not None:
         origin += f"; subsets {subsets} of the teachers {', '.join(teachers or [])}"
@@ -93,7 +93,7 @@ def study(
 
 
 def plan(
-    base: Path,
+    base: Sequence[Path] | Path,
     methods: Mapping[str, Sequence[Path] | Path],
     runs: Path,
     seeds: Iterable[int],
@@ -104,7 +104,7 @@ def plan(
     """Every run of a study; the first one of a seed also probes what depends on neither method nor subset.
 
     Args:
-        base: configuration that all methods share.
+        base: configuration that all methods share, or several.
         methods: name -> configuration of the method, or several.
         runs: folder of their folders.
         seeds: of the runs.
@@ -122,12 +122,16 @@ def plan(
                 names = None if subset is None else [name for name in teachers if name in subset]
                 label = _label(names, teachers) if names else ""
                 folder = runs / "-".join([method, *label.split(), str(seed)])
-                run = Run(method, label, folder, [base, *listed(paths)], seed, probed, names)
+                run = Run(method, label, folder, [*listed(base), *listed(paths)], seed, probed, names)
                 if sweep:
                     run.trials = trials.setdefault(method, [Trial(run, sweep, value) for value in sweep.values])
                 grid.append(run)
                 probed = ["student"]
     return grid
+
+
+def _named(paths: Sequence[Path] | Path) -> str:
+    return ", ".join(f"`{path}`" for path in listed(paths))
 
 
 def listed(paths: Sequence[Path] | Path) -> list[Path]:

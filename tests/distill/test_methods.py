@@ -458,6 +458,41 @@ def test_a_teacher_that_falls_behind_weighs_more():
         objective(torch.tensor([[-1.0], [1.0]]), valid, weights)
 
 
+OBJECTIVES = {
+    "sum": WeightedSum,
+    "pairs": lambda: TeacherDropping(drop=0.0),
+    "row": lambda: TeacherDropping(drop=0.0, divide_by="row"),
+    "uncertainty": UncertaintyWeights,
+    "relative": RelativeLossWeights,
+}
+
+
+def gradients(rank: int, ranks: int, folder: Path) -> None:
+    """Writes the gradient of this rank's losses under every objective; ranks have rows, and masks, of their own."""
+    if ranks > 1:
+        torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=ranks)
+    generator = torch.Generator().manual_seed(0)
+    losses, valid = torch.rand(3, 8, generator=generator), torch.rand(3, 8, generator=generator) > 0.4
+    mine = slice(0, 8) if ranks == 1 else slice(0, 3) if rank == 0 else slice(3, 8)
+    found = {}
+    for name, made in OBJECTIVES.items():
+        objective = made()
+        objective.attach(list("abc"))
+        for factor in (1.0, 0.5):  # the second step knows the first
+            each = (factor * losses[:, mine]).requires_grad_()
+            objective(each, valid[:, mine], torch.tensor([1.0, 2.0, 0.5])).backward()
+            found[f"{name} {factor}"] = each.grad / ranks  # as DDP averages
+    torch.save(found, folder / f"{ranks}-{rank}.pt")
+
+
+def test_two_ranks_minimise_what_one_does(tmp_path):
+    torch.multiprocessing.spawn(gradients, (2, tmp_path), nprocs=2)
+    gradients(0, 1, tmp_path)
+    one, *two = (torch.load(tmp_path / f"{each}.pt") for each in ("1-0", "2-0", "2-1"))
+    for name, expected in one.items():
+        torch.testing.assert_close(torch.cat([each[name] for each in two], 1), expected, msg=name)
+
+
 # ------------------------------------------------------------------------------------------------------------ whole
 
 
