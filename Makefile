@@ -11,7 +11,7 @@ SPECIALISTS := $(patsubst configs/%.yaml,runs/%.safetensors,$(wildcard configs/s
 export WEIGHTS
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo cache fit probe lint type test bench bench-peers study-methods study-quantised study-teachers study-consolidation clean
+.PHONY: study-ablations help install demo cache fit probe lint type test bench bench-peers study-methods study-quantised study-teachers study-consolidation clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -88,6 +88,10 @@ study-methods-%: install ## one of these: -mol, -text, -vision
 	WEIGHTS=$(or $(WEIGHTS),../shared/weights)/$* $(BIN)/distill-cache build --config configs/studies/$*-cache.yaml --cache $(CACHE) \
 	  $(if $(LARGE),--name study-$*-large $(LARGE_$*))
 	$(BIN)/distill study --config configs/studies/methods-$*.yaml $(if $(LARGE),$(LARGE_STUDY))
+
+study-ablations: install ## what else makes a student of molecules better, resumable: WEIGHTS=../shared/weights/mol
+	WEIGHTS=$(or $(WEIGHTS),../shared/weights/mol) $(BIN)/distill-cache build --config configs/studies/mol-cache.yaml --cache $(CACHE)
+	$(BIN)/distill study --config configs/studies/ablations-mol.yaml
 
 study-consolidation: install $(SPECIALISTS) ## students of tuned specialists, of a generalist, and of both, resumable: WEIGHTS=../shared/weights/vision
 	WEIGHTS=$(or $(WEIGHTS),../shared/weights/vision) $(BIN)/distill-cache build --config configs/studies/consolidation-cache.yaml --cache $(CACHE)
