@@ -90,8 +90,9 @@ class Distiller(LightningModule):
             student.dim / self._normaliser(name).dim if self._head(name).sums_dimensions else 1.0 for name in statistics
         ]
         self.register_buffer("weights", torch.tensor(weights), persistent=False)
-        # what the cache decides is the same in every process: DDP need not send it in every step, a bank is large
-        fixed = [name for name, _ in self.named_buffers() if name.partition(".")[0] in ("normalisers", "heads", "metrics")]
+        # what the cache decides, as banks of its rows, is the same in every process: DDP need not send it in every step
+        saved = self.state_dict().keys()
+        fixed = [name for name, _ in self.named_buffers() if name.startswith("normalisers.") or name not in saved]
         self._ddp_params_and_buffers_to_ignore = fixed
         self.student_lr, self.head_lr = student_lr, head_lr
         self.weight_decay, self.warmup, self.spike, self.compiled = weight_decay, warmup, spike, compile

@@ -119,7 +119,7 @@ class UncertaintyWeights(Objective):
 
     def forward(self, losses: Tensor, valid: Tensor, weights: Tensor) -> Tensor:
         s = self.log_variance.clamp(-self.bound, self.bound)
-        there = valid.any(1)  # of a teacher that has no row here s would fall for nothing
+        there = over_all_ranks(valid.sum(1)) > 0  # of a teacher that has no row s would fall for nothing
         return torch.where(there, (-s).exp() * weights * means(losses, valid) + s, 0.0).sum()
 
 

@@ -48,7 +48,9 @@ class Sweep:
     def __post_init__(self) -> None:
         part = 0 < self.epochs < 1 or (self.epochs >= 1 and self.epochs == int(self.epochs))
         if not (self.keys and self.values and part) or len(set(self.values)) < len(self.values):
-            raise ConfigError(f"sweep is {self}, expected one or more keys, values that differ, and epochs above 0")
+            raise ConfigError(
+                f"sweep is {self}, expected keys, values that differ, and epochs: a whole number, or a share below 1"
+            )
 
     def options(self, value: float) -> list[str]:
         """Words of the command line that set every key to ``value``."""

@@ -71,9 +71,6 @@ class StudentTHead(GaussianHead):
             raise ConfigError(f"degrees is {degrees}, expected a number above 2")
         self.raw_degrees = nn.Parameter(torch.full((teacher_dim,), math.log(math.expm1(degrees - 2))))
 
-    def loss(self, out: Tensor, target: Tensor) -> Tensor:
-        return self._nll(out, target)
-
     def _nll(self, out: Tensor, target: Tensor) -> Tensor:
         _, mean, scale, _ = (part.squeeze(1) for part in self._parts(out))
         with torch.autocast(out.device.type, enabled=False):
@@ -113,9 +110,6 @@ class LowRankGaussianHead(GaussianHead):
     ):
         super().__init__(student_dim, teacher_dim, "default", layers, width, bounded, floor, ladder=ladder)
         self.factor = nn.Parameter(0.1 * torch.randn(teacher_dim, min(rank, teacher_dim)))
-
-    def loss(self, out: Tensor, target: Tensor) -> Tensor:
-        return self._nll(out, target)
 
     def _nll(self, out: Tensor, target: Tensor) -> Tensor:
         _, mean, scale, _ = (part.squeeze(1) for part in self._parts(out))
