@@ -1,4 +1,4 @@
-"""Densities beside the paper's Gaussian: VID's, of heavy tails, and with a covariance of low rank."""
+"""Densities beside the paper's Gaussian: VID's, heavy tails, a covariance of low rank, other ways to the same Gaussian."""
 
 import math
 
@@ -122,3 +122,61 @@ class LowRankGaussianHead(GaussianHead):
             log_det = lower.diagonal().log().sum() - capped.sum(-1)  # of the covariance's root
             nll: Tensor = 0.5 * (squares + self.teacher_dim * LOG_2PI) + log_det
             return nll
+
+
+class NaturalGaussianHead(GaussianHead):
+    """The same density by its natural parameters, r^2 mu and r (Immer et al., NeurIPS 2023), the scale bounded.
+
+    Args:
+        student_dim: width of s.
+        teacher_dim: width of t.
+        layers: hidden layers.
+        width: of the hidden layers.
+        ladder: read the embeddings after every block of the student, by :class:`distill.heads.Ladder`.
+    """
+
+    def __init__(self, student_dim: int, teacher_dim: int, layers: int = 2, width: int = 512, ladder: bool = False):
+        super().__init__(student_dim, teacher_dim, "default", layers, width, bounded=True, ladder=ladder)
+
+    def _parts(self, out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        logit, natural, scale, factor = super()._parts(out)
+        return logit, natural * (-2 * scale).exp(), scale, factor
+
+
+class WarmGaussianHead(GaussianHead):
+    """The same density, its variance held at 1 for the first batches: the mean is learnt before the scale.
+
+    Args:
+        student_dim: width of s.
+        teacher_dim: width of t.
+        steps: batches with variance 1.
+        layers: hidden layers.
+        width: of the hidden layers.
+        bounded: bound the scale between 1/e and e.
+        ladder: read the embeddings after every block of the student, by :class:`distill.heads.Ladder`.
+    """
+
+    step: Tensor
+
+    def __init__(
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        steps: int = 300,
+        layers: int = 2,
+        width: int = 512,
+        bounded: bool = True,
+        ladder: bool = False,
+    ):
+        super().__init__(student_dim, teacher_dim, "default", layers, width, bounded, ladder=ladder)
+        self.steps = steps
+        self.register_buffer("step", torch.zeros((), dtype=torch.long))
+
+    def _parts(self, out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        logit, mean, scale, factor = super()._parts(out)
+        held = (self.step <= self.steps) & self.training  # no host waits for it
+        return logit, mean, torch.where(held, 0.0, scale), factor
+
+    def loss(self, out: Tensor, target: Tensor) -> Tensor:
+        self.step += self.training
+        return super().loss(out, target)

@@ -19,7 +19,13 @@ from distill.hadamard import hadamard
 from distill.heads import GaussianHead, Ladder, MseHead, Surroundings
 from distill.marginal import MarginalMixture
 from distill.methods.consolidation import KlHead
-from distill.methods.densities import LowRankGaussianHead, StudentTHead, VidHead
+from distill.methods.densities import (
+    LowRankGaussianHead,
+    NaturalGaussianHead,
+    StudentTHead,
+    VidHead,
+    WarmGaussianHead,
+)
 from distill.methods.regression import AngleHead, MixHead
 from distill.methods.relations import CORNERS, ContrastHead, QueueHead, RelationHead
 from distill.methods.unic import TeacherDropping
@@ -84,6 +90,29 @@ def test_low_rank_is_a_gaussian_with_that_covariance():
     torch.testing.assert_close(head(student, target).double(), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_natural_parameters_are_those_of_torch_distributions():
+    head, student, target = NaturalGaussianHead(8, 5), torch.randn(6, 8), torch.randn(6, 5)
+    natural, scale = parts(head, student)
+    deviation = (-scale.tanh()).exp()
+    expected = -D.Independent(D.Normal(natural * deviation**2, deviation), 1).log_prob(target.double())
+    torch.testing.assert_close(head(student, target).double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(head.predict(student).double(), natural * deviation**2, rtol=1e-5, atol=1e-5)
+
+
+def test_a_variance_is_held_for_so_many_batches_of_training():
+    head, student, target = WarmGaussianHead(8, 5, steps=2), torch.randn(6, 8), torch.randn(6, 5)
+    mean, scale = parts(head, student)
+    free = -D.Independent(D.Normal(mean, (-scale.tanh()).exp()), 1).log_prob(target)
+    held = -D.Independent(D.Normal(mean, 1.0), 1).log_prob(target)
+    torch.testing.assert_close(head.eval()(student, target).double(), free, rtol=1e-5, atol=1e-5)
+    head.train()
+    for expected in (held, held, free):
+        torch.testing.assert_close(head(student, target).double(), expected, rtol=1e-5, atol=1e-5)
+    again = WarmGaussianHead(8, 5, steps=2)
+    again.load_state_dict(head.state_dict())
+    torch.testing.assert_close(again(student, target).double(), free, rtol=1e-5, atol=1e-5, msg="goes on where it was")
+
+
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
 def test_beta_weighs_the_gradient_of_the_mean_by_the_variance(beta):
     head, student, target = GaussianHead(8, 5, beta=beta), torch.randn(6, 8), torch.randn(6, 5)
@@ -131,7 +160,7 @@ def test_nats_are_counted_from_the_mixture_when_it_is_asked_for(data, tmp_path):
     assert found[4] < found[1]
 
 
-@pytest.mark.parametrize("cls", [VidHead, StudentTHead, LowRankGaussianHead])
+@pytest.mark.parametrize("cls", [VidHead, StudentTHead, LowRankGaussianHead, NaturalGaussianHead, WarmGaussianHead])
 def test_a_density_is_float32_under_bfloat16_autocast(cls):
     head, student, target = cls(8, 500), torch.randn(6, 8), torch.randn(6, 500)
     with torch.autocast("cpu", torch.bfloat16):
