@@ -3,6 +3,8 @@
 The generalist's weight is a share of :class:`distill.objective.WeightedSum`.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -21,8 +23,6 @@ class KlHead(MseHead):
         teacher_dim: classes.
         temperature: T.
         layers: hidden layers; none is the paper's.
-        width: of the hidden layers.
-        ladder: read the embeddings after every block of the student, by :class:`distill.heads.Ladder`.
 
     Raises:
         ConfigError: when ``temperature`` is not above 0.
@@ -37,10 +37,9 @@ class KlHead(MseHead):
         teacher_dim: int,
         temperature: float = 2.0,
         layers: int = 0,
-        width: int = 512,
-        ladder: bool = False,
+        **kwargs: Any,
     ):
-        super().__init__(student_dim, teacher_dim, layers, width, ladder)
+        super().__init__(student_dim, teacher_dim, layers, **kwargs)
         if temperature <= 0:
             raise ConfigError(f"temperature is {temperature}, expected a number above 0")
         self.temperature = temperature

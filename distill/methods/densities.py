@@ -1,6 +1,7 @@
 """Densities beside the paper's Gaussian: VID's, heavy tails, a covariance of low rank, other ways to the same Gaussian."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,28 +39,23 @@ class VidHead(DensityHead):
     marginal_nll = staticmethod(GaussianHead.marginal_nll)
 
 
-class StudentTHead(GaussianHead):
-    """Student's t in every dimension: tails that a rare value does not frighten; degrees of freedom are learnt.
+class DiagonalHead(GaussianHead):
+    """The paper's head of one mode with a scale per dimension, for densities made of it.
 
     Args:
         student_dim: width of s.
         teacher_dim: width of t.
-        degrees: of freedom to begin with; never below 2, so that there is a variance.
         layers: hidden layers.
         width: of the hidden layers.
         bounded: bound the scale between 1/e and e.
         floor: the least scale.
         ladder: read the embeddings after every block of the student, by :class:`distill.heads.Ladder`.
-
-    Raises:
-        ConfigError: when ``degrees`` is not above 2.
     """
 
     def __init__(
         self,
         student_dim: int,
         teacher_dim: int,
-        degrees: float = 4.0,
         layers: int = 2,
         width: int = 512,
         bounded: bool = False,
@@ -67,6 +63,22 @@ class StudentTHead(GaussianHead):
         ladder: bool = False,
     ):
         super().__init__(student_dim, teacher_dim, "default", layers, width, bounded, floor, ladder=ladder)
+
+
+class StudentTHead(DiagonalHead):
+    """Student's t in every dimension: tails that a rare value does not frighten; degrees of freedom are learnt.
+
+    Args:
+        student_dim: width of s.
+        teacher_dim: width of t.
+        degrees: of freedom to begin with; never below 2, so that there is a variance.
+
+    Raises:
+        ConfigError: when ``degrees`` is not above 2.
+    """
+
+    def __init__(self, student_dim: int, teacher_dim: int, degrees: float = 4.0, **kwargs: Any):
+        super().__init__(student_dim, teacher_dim, **kwargs)
         if degrees <= 2:
             raise ConfigError(f"degrees is {degrees}, expected a number above 2")
         self.raw_degrees = nn.Parameter(torch.full((teacher_dim,), math.log(math.expm1(degrees - 2))))
@@ -81,7 +93,7 @@ class StudentTHead(GaussianHead):
             return -(constant + capped - half * torch.log1p(z.square() / degrees)).sum(-1)
 
 
-class LowRankGaussianHead(GaussianHead):
+class LowRankGaussianHead(DiagonalHead):
     """A Gaussian whose dimensions are correlated: covariance ``D (I + U U^T) D``, D diagonal, U (teacher_dim, rank).
 
     The scale D depends on the student, the correlation U does not: it costs no output of the head.
@@ -90,25 +102,10 @@ class LowRankGaussianHead(GaussianHead):
         student_dim: width of s.
         teacher_dim: width of t.
         rank: of U.
-        layers: hidden layers.
-        width: of the hidden layers.
-        bounded: bound the scale between 1/e and e.
-        floor: the least scale.
-        ladder: read the embeddings after every block of the student, by :class:`distill.heads.Ladder`.
     """
 
-    def __init__(
-        self,
-        student_dim: int,
-        teacher_dim: int,
-        rank: int = 16,
-        layers: int = 2,
-        width: int = 512,
-        bounded: bool = False,
-        floor: float = 1e-3,
-        ladder: bool = False,
-    ):
-        super().__init__(student_dim, teacher_dim, "default", layers, width, bounded, floor, ladder=ladder)
+    def __init__(self, student_dim: int, teacher_dim: int, rank: int = 16, **kwargs: Any):
+        super().__init__(student_dim, teacher_dim, **kwargs)
         self.factor = nn.Parameter(0.1 * torch.randn(teacher_dim, min(rank, teacher_dim)))
 
     def _nll(self, out: Tensor, target: Tensor) -> Tensor:
@@ -124,51 +121,27 @@ class LowRankGaussianHead(GaussianHead):
             return nll
 
 
-class NaturalGaussianHead(GaussianHead):
-    """The same density by its natural parameters, r^2 mu and r (Immer et al., NeurIPS 2023), the scale bounded.
-
-    Args:
-        student_dim: width of s.
-        teacher_dim: width of t.
-        layers: hidden layers.
-        width: of the hidden layers.
-        ladder: read the embeddings after every block of the student, by :class:`distill.heads.Ladder`.
-    """
-
-    def __init__(self, student_dim: int, teacher_dim: int, layers: int = 2, width: int = 512, ladder: bool = False):
-        super().__init__(student_dim, teacher_dim, "default", layers, width, bounded=True, ladder=ladder)
+class NaturalGaussianHead(DiagonalHead):
+    """The same density by its natural parameters, r^2 mu and r (Immer et al., NeurIPS 2023); to be bounded."""
 
     def _parts(self, out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         logit, natural, scale, factor = super()._parts(out)
         return logit, natural * (-2 * scale).exp(), scale, factor
 
 
-class WarmGaussianHead(GaussianHead):
+class WarmGaussianHead(DiagonalHead):
     """The same density, its variance held at 1 for the first batches: the mean is learnt before the scale.
 
     Args:
         student_dim: width of s.
         teacher_dim: width of t.
         steps: batches with variance 1.
-        layers: hidden layers.
-        width: of the hidden layers.
-        bounded: bound the scale between 1/e and e.
-        ladder: read the embeddings after every block of the student, by :class:`distill.heads.Ladder`.
     """
 
     step: Tensor
 
-    def __init__(
-        self,
-        student_dim: int,
-        teacher_dim: int,
-        steps: int = 300,
-        layers: int = 2,
-        width: int = 512,
-        bounded: bool = True,
-        ladder: bool = False,
-    ):
-        super().__init__(student_dim, teacher_dim, "default", layers, width, bounded, ladder=ladder)
+    def __init__(self, student_dim: int, teacher_dim: int, steps: int = 300, **kwargs: Any):
+        super().__init__(student_dim, teacher_dim, **kwargs)
         self.steps = steps
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
 

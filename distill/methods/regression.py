@@ -1,5 +1,7 @@
 """Regressions: mixes of cosine, smooth L1 and squared error, as of UNIC and AM-RADIO; the angle over its dispersion."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
@@ -21,9 +23,6 @@ class MixHead(MseHead):
         cosine: weight of one minus the cosine.
         smooth_l1: weight of the smooth L1 loss, beta 1.
         mse: weight of the squared error.
-        layers: hidden layers.
-        width: of the hidden layers.
-        ladder: read the embeddings after every block of the student, by :class:`distill.heads.Ladder`.
 
     Raises:
         ConfigError: when no weight is above 0.
@@ -38,11 +37,9 @@ class MixHead(MseHead):
         cosine: float = 0.5,
         smooth_l1: float = 0.5,
         mse: float = 0.0,
-        layers: int = 2,
-        width: int = 512,
-        ladder: bool = False,
+        **kwargs: Any,
     ):
-        super().__init__(student_dim, teacher_dim, layers, width, ladder)
+        super().__init__(student_dim, teacher_dim, **kwargs)
         if min(cosine, smooth_l1, mse) < 0 or not cosine + smooth_l1 + mse:
             raise ConfigError(
                 f"a MixHead of cosine {cosine}, smooth_l1 {smooth_l1}, mse {mse}: expected one above 0, none below"
@@ -74,8 +71,8 @@ class AngleHead(MseHead):
     scale_free = True
     dispersion: Tensor
 
-    def __init__(self, student_dim: int, teacher_dim: int, layers: int = 2, width: int = 512, ladder: bool = False):
-        super().__init__(student_dim, teacher_dim, layers, width, ladder)
+    def __init__(self, student_dim: int, teacher_dim: int, **kwargs: Any):
+        super().__init__(student_dim, teacher_dim, **kwargs)
         self.register_buffer("dispersion", torch.ones(()))
 
     def attach(self, surroundings: Surroundings) -> None:

@@ -1,6 +1,7 @@
 """Losses of a row beside others: similarities to a queue, contrast with the cache, distances and angles in a batch."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,6 @@ class QueueHead(MseHead):
         teacher_dim: width of t.
         queue: rows in it.
         temperature: of the softmax.
-        layers: hidden layers.
-        width: of the hidden layers.
     """
 
     sums_dimensions = False
@@ -36,10 +35,9 @@ class QueueHead(MseHead):
         teacher_dim: int,
         queue: int = 2048,
         temperature: float = 0.07,
-        layers: int = 2,
-        width: int = 512,
+        **kwargs: Any,
     ):
-        super().__init__(student_dim, teacher_dim, layers, width)
+        super().__init__(student_dim, teacher_dim, **kwargs)
         self.queue, self.temperature = queue, temperature
         self.register_buffer("bank", torch.empty(0, teacher_dim), persistent=False)
 
@@ -66,9 +64,6 @@ class ContrastHead(QueueHead):
         teacher_dim: width of t.
         queue: rows of the cache to draw from.
         negatives: drawn for a batch.
-        temperature: of the score.
-        layers: hidden layers.
-        width: of the hidden layers.
     """
 
     def __init__(
@@ -77,11 +72,9 @@ class ContrastHead(QueueHead):
         teacher_dim: int,
         queue: int = 16_384,
         negatives: int = 512,
-        temperature: float = 0.07,
-        layers: int = 2,
-        width: int = 512,
+        **kwargs: Any,
     ):
-        super().__init__(student_dim, teacher_dim, queue, temperature, layers, width)
+        super().__init__(student_dim, teacher_dim, queue, **kwargs)
         self.negatives = negatives
         self.partition = nn.Parameter(torch.tensor(math.log(negatives)))
 

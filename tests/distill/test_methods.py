@@ -91,7 +91,7 @@ def test_low_rank_is_a_gaussian_with_that_covariance():
 
 
 def test_natural_parameters_are_those_of_torch_distributions():
-    head, student, target = NaturalGaussianHead(8, 5), torch.randn(6, 8), torch.randn(6, 5)
+    head, student, target = NaturalGaussianHead(8, 5, bounded=True), torch.randn(6, 8), torch.randn(6, 5)
     natural, scale = parts(head, student)
     deviation = (-scale.tanh()).exp()
     expected = -D.Independent(D.Normal(natural * deviation**2, deviation), 1).log_prob(target.double())
@@ -100,7 +100,7 @@ def test_natural_parameters_are_those_of_torch_distributions():
 
 
 def test_a_variance_is_held_for_so_many_batches_of_training():
-    head, student, target = WarmGaussianHead(8, 5, steps=2), torch.randn(6, 8), torch.randn(6, 5)
+    head, student, target = WarmGaussianHead(8, 5, steps=2, bounded=True), torch.randn(6, 8), torch.randn(6, 5)
     mean, scale = parts(head, student)
     free = -D.Independent(D.Normal(mean, (-scale.tanh()).exp()), 1).log_prob(target)
     held = -D.Independent(D.Normal(mean, 1.0), 1).log_prob(target)
@@ -108,7 +108,7 @@ def test_a_variance_is_held_for_so_many_batches_of_training():
     head.train()
     for expected in (held, held, free):
         torch.testing.assert_close(head(student, target).double(), expected, rtol=1e-5, atol=1e-5)
-    again = WarmGaussianHead(8, 5, steps=2)
+    again = WarmGaussianHead(8, 5, steps=2, bounded=True)
     again.load_state_dict(head.state_dict())
     torch.testing.assert_close(again(student, target).double(), free, rtol=1e-5, atol=1e-5, msg="goes on where it was")
 
@@ -518,7 +518,7 @@ def gradients(rank: int, ranks: int, folder: Path) -> None:
 
 
 def test_two_ranks_minimise_what_one_does(tmp_path):
-    torch.multiprocessing.spawn(gradients, (2, tmp_path), nprocs=2)
+    torch.multiprocessing.start_processes(gradients, (2, tmp_path), nprocs=2, start_method="fork")
     gradients(0, 1, tmp_path)
     one, *two = (torch.load(tmp_path / f"{each}.pt") for each in ("1-0", "2-0", "2-1"))
     for name, expected in one.items():
