@@ -115,25 +115,27 @@ class RelationHead(Head):
 
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
         with torch.autocast(student.device.type, enabled=False):
-            student, target = student.float(), target.float()
-            pairs = F.huber_loss(_distances(student), _distances(target), reduction="none").mean(-1)
-            corners = F.huber_loss(_angles(student), _angles(target), reduction="none").mean((-1, -2))
-            return self.distance * pairs + self.angle * corners
+            (mine, angles), (theirs, wanted) = _relations(student), _relations(target)
+            pairs = F.huber_loss(mine, theirs, reduction="none").mean(-1)
+            corners = F.huber_loss(angles, wanted, reduction="none").mean((-1, -2))
+            return (self.distance * pairs + self.angle * corners).float()
 
 
-def _distances(x: Tensor) -> Tensor:
-    """Between all rows over their mean, (batch, batch)."""
-    squares = (x.unsqueeze(1) - x).square().sum(-1) if len(x) <= CORNERS else _squares(x)
-    found = (squares + 1e-12).sqrt() * ~torch.eye(len(x), dtype=torch.bool, device=x.device)
-    return found / found.sum().clamp_min(1e-12) * (len(x) * (len(x) - 1))
+def _relations(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of rows (batch, dim): distances between all over their mean, (batch, batch), and cosines of the angles at every row
+    between the first ones, (batch, corners, corners).
 
-
-def _squares(x: Tensor) -> Tensor:
-    norms = x.square().sum(-1)
-    return (norms.unsqueeze(1) + norms - 2 * x @ x.T).clamp_min(0)
-
-
-def _angles(x: Tensor) -> Tensor:
-    """Cosines of the angles at every row between the first ones, (batch, corners, corners)."""
-    directions = F.normalize(x[:CORNERS] - x.unsqueeze(1), dim=-1)  # (batch, corners, dim)
-    return directions @ directions.mT
+    All from the products of the rows, in float64, since differences of near ones cancel.
+    """
+    x = x.double()
+    x = x - x.mean(0)
+    dot = x @ x.T  # (batch, batch)
+    own = dot.diagonal()
+    squares = own.unsqueeze(1) + own - 2 * dot
+    apart = squares > 1e-12 * own.mean()  # not a row and itself, or its double: no direction, and no gradient
+    length = torch.where(apart, squares, 1.0).sqrt() * apart
+    number = len(x) * (len(x) - 1)
+    at, toward = slice(None), slice(CORNERS)
+    inner = dot[toward, toward] - dot[at, toward].unsqueeze(1) - dot[at, toward].unsqueeze(2) + own.view(-1, 1, 1)
+    scale = torch.where(apart, 1 / torch.where(apart, length, 1.0), 0.0)[at, toward]
+    return length * number / length.sum().clamp_min(1e-12), inner * scale.unsqueeze(1) * scale.unsqueeze(2)
