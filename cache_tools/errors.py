@@ -1,5 +1,7 @@
 """The errors that users see: what was expected, what was found, where, and what to do."""
 
+import math
+
 
 class QuorumError(Exception):
     """Base of every error that this project raises on purpose; the command lines print it without a traceback."""
@@ -23,6 +25,17 @@ class ConfigError(QuorumError):
 
 class TrainingError(QuorumError):
     """A run cannot go on: a teacher's loss is not finite, or rose beyond reason."""
+
+
+def above_zero(owner: str, **values: float) -> None:
+    """Check settings of ``owner``.
+
+    Raises:
+        ConfigError: for one that is not a number above 0.
+    """
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ConfigError(f"{name} of {owner} is {value}, expected a number above 0")
 
 
 class BadItem(Exception):

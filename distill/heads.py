@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from cache_tools.errors import ConfigError
+from cache_tools.errors import ConfigError, above_zero
 from distill.exact import Float32
 
 LOG_2PI = math.log(2 * math.pi)
@@ -22,6 +22,8 @@ LOG_2PI = math.log(2 * math.pi)
 
 def mlp(inputs: int, width: int, layers: int, outputs: int) -> nn.Sequential:
     """``layers`` x [LayerNorm, Linear, ReLU], then Linear to ``outputs``."""
+    if layers < 0 or width < 1:
+        raise ConfigError(f"a head of {layers} hidden layers, {width} wide: expected 0 or more, and 1 or more")
     stack: list[nn.Module] = []
     for _ in range(layers):
         stack += [nn.LayerNorm(inputs), nn.Linear(inputs, width), nn.ReLU()]
@@ -73,7 +75,7 @@ class Head(Float32, ABC):
         sums_dimensions: the loss is a sum over the teacher's dimensions; the paper then weights it by
             student_dim / teacher_dim.
         raw_targets: the head wants the teacher's embedding as it is, not normalised.
-        scale_free: :meth:`predict` gives a direction only, so R2 means nothing.
+        scale_free: :meth:`predict` gives the target up to its scale or a shift, so R2 means nothing.
         pairs_rows: the loss of a row depends on the batch's other rows; it then sees no rows but valid ones.
 
     Attributes:
@@ -83,7 +85,7 @@ class Head(Float32, ABC):
 
     sums_dimensions: ClassVar[bool] = True
     raw_targets: ClassVar[bool] = False
-    scale_free: ClassVar[bool] = False
+    scale_free: bool = False
     pairs_rows: ClassVar[bool] = False
     ladder: bool = False
 
@@ -182,7 +184,8 @@ class GaussianHead(DensityHead):
         ladder: read the embeddings after every block of the student, by :class:`Ladder`, instead of ``layers``.
 
     Raises:
-        ConfigError: for a floor that is not above 0, or ``beta`` beside several modes or a triangular factor.
+        ConfigError: for a floor or modes that are not above 0, and for ``beta`` outside of 0 and 1, or beside several modes
+            or a triangular factor.
 
     Example:
         >>> head = GaussianHead(student_dim=4, teacher_dim=3)
@@ -211,8 +214,9 @@ class GaussianHead(DensityHead):
         preset_layers, preset_width, preset_bounded = PRESETS[preset]
         self.teacher_dim, self.modes, self.triangular = teacher_dim, modes, triangular
         self.bounded = preset_bounded if bounded is None else bounded
-        if floor <= 0:
-            raise ConfigError(f"the floor of a GaussianHead is {floor}, expected the least sigma, above 0")
+        above_zero(f"a {type(self).__name__}", floor=floor, modes=modes)
+        if not 0 <= beta <= 1:
+            raise ConfigError(f"beta of a GaussianHead is {beta}, expected a power between 0 and 1")
         self.largest = -math.log(floor)  # of a
         outputs = 1 + 2 * teacher_dim + (teacher_dim**2 if triangular else 0)
         depth = preset_layers if layers is None else layers

@@ -10,6 +10,8 @@ from cache_tools.statistics import Statistics
 from distill.exact import Float32
 from distill.hadamard import orthogonal
 
+MOST = 32_768  # rows that a covariance is computed of
+
 
 class Normaliser(Float32, ABC):
     """From a teacher's raw embedding (batch, teacher_dim) to the target of a head (batch, dim).
@@ -75,6 +77,10 @@ class Standardise(Normaliser):
         self.register_buffer("scale", var[kept].rsqrt().float())
         self.register_buffer("mean", torch.zeros(self.dim))
         self.register_buffer("var", torch.ones(self.dim))
+        rows = getattr(statistics, "rows", None)
+        if limit is not None and rows is not None:  # what nats and R2 start from
+            self.var, self.mean = torch.var_mean(self(rows(MOST)), 0, correction=0)
+            self.var.clamp_min_(1e-12)
 
     def forward(self, embedding: Tensor) -> Tensor:
         kept = embedding if self.dim == embedding.shape[-1] else embedding.index_select(-1, self.kept)
@@ -95,7 +101,6 @@ class Linear(Normaliser):
         ConfigError: when ``statistics`` have no rows, or ``shrinkage`` is not between 0 and 1.
     """
 
-    most = 32_768  # rows that the covariance is computed of
     kept: Tensor
     shift: Tensor
     matrix: Tensor
@@ -111,10 +116,11 @@ class Linear(Normaliser):
         self.dim = plain.dim
         self.register_buffer("kept", plain.kept)
         self.register_buffer("shift", plain.shift)
-        centred = rows(self.most).index_select(-1, plain.kept).double() - plain.shift.double()
+        centred = rows(MOST).index_select(-1, plain.kept).double() - plain.shift.double()
         values, vectors = torch.linalg.eigh(centred.T @ centred / max(1, len(centred)))  # (dim,), (dim, dim)
         values = values.clamp_min(0)
-        matrix = self.made((1 - shrinkage) * values + shrinkage * values.mean(), vectors) if self.dim else vectors
+        shrunk = ((1 - shrinkage) * values + shrinkage * values.mean()).clamp_min(1e-12 * values.sum())
+        matrix = self.made(shrunk, vectors) if self.dim else vectors
         self.register_buffer("matrix", matrix.float())
         self.register_buffer("mean", torch.zeros(self.dim))
         self.register_buffer("var", ((matrix @ vectors).square() * values).sum(1).float().clamp_min(1e-12))

@@ -1,5 +1,6 @@
 """Objectives: from the losses of all teachers to the one scalar that is minimised."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal
@@ -7,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from cache_tools.errors import ConfigError
+from cache_tools.errors import ConfigError, above_zero
 from distill.exact import Float32
 
 
@@ -59,11 +60,12 @@ class WeightedSum(Objective):
 
     Args:
         shares: teacher -> a factor of its weight; 1 for those that are not named.
-        balance: ``teachers``: each of them counts alike, however wide it is. ``dimensions``: each of their dimensions does.
+        balance: ``teachers``: each of them counts alike, however wide it is. ``dimensions``: each dimension that a loss
+            is summed over does.
         reduction: ``sum`` over teachers, or their ``mean``, weighted by ``shares``.
 
     Raises:
-        ConfigError: when ``shares`` names a teacher that is not there, or a share below 0.
+        ConfigError: when ``shares`` names a teacher that is not there, has a share below 0, or all of them 0.
 
     Example:
         >>> losses, valid = torch.tensor([[1.0, 3.0], [4.0, 9.0]]), torch.tensor([[True, True], [True, False]])
@@ -81,14 +83,16 @@ class WeightedSum(Objective):
     ):
         super().__init__()
         self.shares, self.balance, self.reduction = shares or {}, balance, reduction
-        if low := [name for name, share in self.shares.items() if not share >= 0]:
-            raise ConfigError(f"the share of teacher {low[0]} is {self.shares[low[0]]}, expected 0 or more")
+        if bad := [name for name, share in self.shares.items() if not 0 <= share < math.inf]:
+            raise ConfigError(f"the share of teacher {bad[0]} is {self.shares[bad[0]]}, expected a number, 0 or more")
         self.register_buffer("factors", torch.ones(1), persistent=False)
 
     def attach(self, teachers: Sequence[str]) -> None:
         if unknown := sorted(set(self.shares) - set(teachers)):
             raise ConfigError(f"objective.shares names {unknown[0]}; the teachers are: {', '.join(teachers)}")
         self.factors = torch.tensor([float(self.shares.get(name, 1.0)) for name in teachers])
+        if not self.factors.any():
+            raise ConfigError("objective.shares are 0 for every teacher: nothing would be learnt")
 
     def weighted(self, weights: Tensor) -> Tensor:
         """The weight of every teacher, (teachers,)."""
@@ -101,67 +105,97 @@ class WeightedSum(Objective):
         return (self.weighted(weights) * means(losses, valid)).sum()
 
 
-class UncertaintyWeights(Objective):
-    """Weights that are learnt: ``sum_k exp(-s_k) L_k + s_k`` (Kendall et al., CVPR 2018).
+class Relative(Objective):
+    """An objective that knows the loss that each teacher began with. In validation it is the paper's sum.
+
+    Attributes:
+        first: weight times mean loss of the first batch with rows of a teacher, (teachers,).
+    """
+
+    first: Tensor
+
+    def attach(self, teachers: Sequence[str]) -> None:
+        self.register_buffer("first", torch.full((len(teachers),), torch.nan))
+
+    def forward(self, losses: Tensor, valid: Tensor, weights: Tensor) -> Tensor:
+        each = weights * means(losses, valid)
+        if not self.training:
+            return each.sum()
+        count = over_all_ranks(valid.sum(1))
+        now = weights * over_all_ranks(torch.where(valid, losses, 0.0).sum(1)) / count.clamp_min(1)
+        now = torch.where(count > 0, now, torch.nan)
+        self.first = torch.where(self.first.isnan(), now.abs().clamp_min(1e-12), self.first)
+        return self.weighed(each, now)
+
+    @abstractmethod
+    def weighed(self, each: Tensor, now: Tensor) -> Tensor:
+        """One scalar.
+
+        Args:
+            each: weight times mean loss of every teacher, (teachers,), to differentiate.
+            now: the same over all ranks, without a gradient; nan for a teacher that has no row.
+        """
+
+
+class UncertaintyWeights(Relative):
+    """Weights that are learnt: ``sum_k exp(-s_k) L_k + s_k`` (Kendall et al., CVPR 2018), a loss being 1 at first.
 
     Args:
         bound: of s, on both sides: none of the teachers is lost, and none takes all.
+
+    Raises:
+        ConfigError: when ``bound`` is not above 0.
     """
 
-    log_variance: nn.Parameter
+    pace = 10.0  # of s, beside other parameters: as an exponent it has further to go
+    raw: nn.Parameter
 
     def __init__(self, bound: float = 3.0):
         super().__init__()
+        above_zero("UncertaintyWeights", bound=bound)
         self.bound = bound
 
     def attach(self, teachers: Sequence[str]) -> None:
-        self.log_variance = nn.Parameter(torch.zeros(len(teachers)))
+        super().attach(teachers)
+        self.raw = nn.Parameter(torch.zeros(len(teachers)))
 
-    def forward(self, losses: Tensor, valid: Tensor, weights: Tensor) -> Tensor:
-        s = self.log_variance.clamp(-self.bound, self.bound)
-        there = over_all_ranks(valid.sum(1)) > 0  # of a teacher that has no row s would fall for nothing
-        return torch.where(there, (-s).exp() * weights * means(losses, valid) + s, 0.0).sum()
+    def weighed(self, each: Tensor, now: Tensor) -> Tensor:
+        s = (self.pace * self.raw).clamp(-self.bound, self.bound)
+        terms = (-s).exp() * each / self.first.nan_to_num(1.0) + s
+        return torch.where(now.isnan(), 0.0, terms).sum()  # of a teacher that has no row s would fall for nothing
 
 
-class RelativeLossWeights(Objective):
+class RelativeLossWeights(Relative):
     """The slower a teacher's loss falls, the more it weighs: its share is a softmax of loss / first loss.
 
     Losses are running means over all ranks. For losses that are never negative: squared errors, cosines.
 
     Args:
         temperature: of the softmax.
-        memory: of the running means, in steps.
+        memory: of the running means, in steps, 1 or more.
 
     Raises:
-        ConfigError: on a negative loss, as a density's can be.
+        ConfigError: when ``temperature`` is not above 0, ``memory`` below 1; on a negative loss, as a density's can be.
     """
 
-    first: Tensor
     running: Tensor
 
     def __init__(self, temperature: float = 0.5, memory: float = 50.0):
         super().__init__()
+        above_zero("RelativeLossWeights", temperature=temperature)
+        if not memory >= 1:
+            raise ConfigError(f"memory of RelativeLossWeights is {memory}, expected steps, 1 or more")
         self.temperature, self.keep = temperature, 1 - 1 / memory
 
     def attach(self, teachers: Sequence[str]) -> None:
-        self.register_buffer("first", torch.full((len(teachers),), torch.nan))
+        super().attach(teachers)
         self.register_buffer("running", torch.full((len(teachers),), torch.nan))
 
-    def forward(self, losses: Tensor, valid: Tensor, weights: Tensor) -> Tensor:
-        each = weights * means(losses, valid)
-        if self.training:
-            self._remember(losses.detach(), valid, weights)
+    def weighed(self, each: Tensor, now: Tensor) -> Tensor:
+        if (now < 0).any():
+            raise ConfigError("RelativeLossWeights divides losses, and one is negative: take heads whose losses never are")
+        known = torch.where(self.running.isnan(), now, self.keep * self.running + (1 - self.keep) * now)
+        self.running = torch.where(now.isnan(), self.running, known)
         relative = (self.running / self.first).nan_to_num(1.0)
         share = (relative / self.temperature).softmax(0) * len(relative)
         return (share * each).sum()
-
-    @torch.no_grad()
-    def _remember(self, losses: Tensor, valid: Tensor, weights: Tensor) -> None:
-        count = over_all_ranks(valid.sum(1))
-        now = weights * over_all_ranks(torch.where(valid, losses, 0.0).sum(1)) / count.clamp_min(1)
-        if (now < 0).any():
-            raise ConfigError("RelativeLossWeights divides losses, and one is negative: take heads whose losses never are")
-        now = torch.where(count > 0, now, torch.nan)
-        self.first = torch.where(self.first.isnan(), now.clamp_min(1e-12), self.first)
-        known = torch.where(self.running.isnan(), now, self.keep * self.running + (1 - self.keep) * now)
-        self.running = torch.where(now.isnan(), self.running, known)

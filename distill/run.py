@@ -46,7 +46,7 @@ class Sweep:
     epochs: float = 1
 
     def __post_init__(self) -> None:
-        part = 0 < self.epochs < 1 or (self.epochs >= 1 and self.epochs == int(self.epochs))
+        part = 0 < self.epochs < 1 or (self.epochs >= 1 and float(self.epochs).is_integer())
         if not (self.keys and self.values and part) or len(set(self.values)) < len(self.values):
             raise ConfigError(
                 f"sweep is {self}, expected keys, values that differ, and epochs: a whole number, or a share below 1"

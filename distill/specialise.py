@@ -209,7 +209,8 @@ class Fit:
         weights = [*module.requires_grad_(True).parameters(), self.weight, self.bias]
         steps = epochs * len(self._batches(train))
         optimiser = torch.optim.AdamW(weights, lr)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, max(steps, 1), pct_start=RISE)
+        rise = min(max(RISE, 2 / max(steps, 1)), 0.9)  # of less than two steps it divides by zero
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, max(steps, 1), pct_start=rise)
         best, at, kept = self._judge(valid), 0, self._copy()
         for epoch in range(1, epochs + 1):
             _train(module)

@@ -6,6 +6,7 @@ A killed study goes on where it was; its runs are made here, or as the array of 
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -68,6 +69,18 @@ def study(
     if (teachers is None) != (subsets is None):
         raise ConfigError("teachers and subsets go together: name both in the study's configuration, or neither")
     seeds = [0, 1, 2] if seeds is None else seeds
+    if not (methods and seeds) or jobs < 1:
+        raise ConfigError(
+            f"a study of {len(methods)} methods, {len(seeds)} seeds, {jobs} jobs: expected one or more of each"
+        )
+    if odd := [name for name in methods if not re.fullmatch(r"[\w.+-]*\w", name)]:
+        raise ConfigError(
+            f"a method is called {odd[0]!r}: its name becomes a folder's, so letters, digits and . + - _ only"
+        )
+    if gone := [path for paths in (base, *methods.values()) for path in listed(paths) if not path.is_file()]:
+        raise ConfigError(
+            f"no file {gone[0]}: the study's base and methods name configuration files, from the current folder"
+        )
     grid = plan(base, methods, runs, seeds, teachers or [], subsets, sweep)
     if slurm:
         return queue(settings, runs, len(grid))

@@ -26,6 +26,34 @@ def test_a_students_configuration_is_complete(config, capsys, monkeypatch):
     assert yaml.safe_load(capsys.readouterr().out)["model"]["student"]["class_path"]
 
 
+def printed(capsys, *configs: Path) -> dict:
+    words = [word for path in configs for word in ("--config", str(path))]
+    with pytest.raises(SystemExit):
+        distill_cli.main(["fit", *words, "--print_config"])
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", ["nll", "low-rank", "unic"])
+def test_a_method_laid_over_a_configuration_is_that_method(name, capsys, monkeypatch, tmp_path):
+    """Whatever heads that one has: the demo's are small, bounded, and of another kind for bits."""
+    monkeypatch.chdir(ROOT)
+    student = {"class_path": "distill.students.molecule.GraphStudent"}
+    (tmp_path / "bare.yaml").write_text(yaml.safe_dump({"data": {"corpus": "cache/mol"}, "model": {"student": student}}))
+    method = ROOT / "configs" / "methods" / f"{name}.yaml"
+    alone, over = (printed(capsys, base, method)["model"] for base in (tmp_path / "bare.yaml", Path("configs/demo.yaml")))
+    for key in ("head", "heads", "objective", "normaliser"):
+        assert over[key] == alone[key], key
+
+
+def test_every_method_clears_the_heads_of_a_base_and_says_what_a_gaussian_is_to_be():
+    for path in sorted((ROOT / "configs" / "methods").glob("*.yaml")):
+        model = yaml.safe_load(path.read_text())["model"]
+        kind, given = model["head"]["class_path"], model["head"].get("init_args", {})
+        assert path.stem == "consolidation" or model["heads"] is None, path
+        assert not kind.endswith("GaussianHead") or "bounded" in given, path
+        assert not kind.endswith("heads.GaussianHead") or "preset" in given, path
+
+
 @pytest.mark.parametrize("config", CACHES, ids=lambda path: path.stem)
 def test_a_cache_configuration_is_complete(config, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["distill-cache", "build", "--config", str(config), "--print_config"])

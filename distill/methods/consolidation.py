@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from cache_tools.errors import ConfigError
+from cache_tools.errors import above_zero
 from distill.heads import MseHead
 
 
@@ -30,6 +30,7 @@ class KlHead(MseHead):
 
     sums_dimensions = False
     raw_targets = True
+    scale_free = True  # one more on every logit is the same classes
 
     def __init__(
         self,
@@ -40,8 +41,7 @@ class KlHead(MseHead):
         **kwargs: Any,
     ):
         super().__init__(student_dim, teacher_dim, layers, **kwargs)
-        if temperature <= 0:
-            raise ConfigError(f"temperature is {temperature}, expected a number above 0")
+        above_zero("a KlHead", temperature=temperature)
         self.temperature = temperature
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:

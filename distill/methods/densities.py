@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from cache_tools.errors import ConfigError
+from cache_tools.errors import ConfigError, above_zero
 from distill.heads import LOG_2PI, DensityHead, GaussianHead, mlp
 
 
@@ -81,7 +81,7 @@ class StudentTHead(DiagonalHead):
         super().__init__(student_dim, teacher_dim, **kwargs)
         if degrees <= 2:
             raise ConfigError(f"degrees is {degrees}, expected a number above 2")
-        self.raw_degrees = nn.Parameter(torch.full((teacher_dim,), math.log(math.expm1(degrees - 2))))
+        self.raw_degrees = nn.Parameter(torch.full((teacher_dim,), degrees - 2 + math.log(-math.expm1(2 - degrees))))
 
     def _nll(self, out: Tensor, target: Tensor) -> Tensor:
         _, mean, scale, _ = (part.squeeze(1) for part in self._parts(out))
@@ -106,6 +106,7 @@ class LowRankGaussianHead(DiagonalHead):
 
     def __init__(self, student_dim: int, teacher_dim: int, rank: int = 16, **kwargs: Any):
         super().__init__(student_dim, teacher_dim, **kwargs)
+        above_zero("a LowRankGaussianHead", rank=rank)
         self.factor = nn.Parameter(0.1 * torch.randn(teacher_dim, min(rank, teacher_dim)))
 
     def _nll(self, out: Tensor, target: Tensor) -> Tensor:
@@ -130,7 +131,7 @@ class NaturalGaussianHead(DiagonalHead):
 
 
 class WarmGaussianHead(DiagonalHead):
-    """The same density, its variance held at 1 for the first batches: the mean is learnt before the scale.
+    """The same density, its variance held at 1 for the first batches to train on: the mean is learnt before the scale.
 
     Args:
         student_dim: width of s.
@@ -140,15 +141,15 @@ class WarmGaussianHead(DiagonalHead):
 
     step: Tensor
 
-    def __init__(self, student_dim: int, teacher_dim: int, steps: int = 300, **kwargs: Any):
+    def __init__(self, student_dim: int, teacher_dim: int, steps: int = 100, **kwargs: Any):
         super().__init__(student_dim, teacher_dim, **kwargs)
+        above_zero("a WarmGaussianHead", steps=steps)
         self.steps = steps
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
 
     def _parts(self, out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         logit, mean, scale, factor = super()._parts(out)
-        held = (self.step <= self.steps) & self.training  # no host waits for it
-        return logit, mean, torch.where(held, 0.0, scale), factor
+        return logit, mean, torch.where(self.step <= self.steps, 0.0, scale), factor  # no host waits for it
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
         self.step += self.training

@@ -45,6 +45,7 @@ class MixHead(MseHead):
                 f"a MixHead of cosine {cosine}, smooth_l1 {smooth_l1}, mse {mse}: expected one above 0, none below"
             )
         self.cosine, self.smooth_l1, self.mse = cosine, smooth_l1, mse
+        self.scale_free = not smooth_l1 + mse
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
         out, target = out.float(), target.float()
@@ -62,7 +63,8 @@ class AngleHead(MseHead):
     """``angle(prediction, target)^2 / dispersion``, the summary loss of C-RADIOv4.
 
     The dispersion is the mean squared angle of the teacher's embeddings to their mean direction, read off the cache: a
-    teacher whose embeddings fill a narrow cone counts as much as one that fills the sphere.
+    teacher whose embeddings fill a narrow cone counts as much as one that fills the sphere. Standardised targets
+    all fill it: the dispersion tells teachers apart under ``distill.normalize.Raw``.
 
     Args: those of :class:`distill.heads.MseHead`.
     """

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from cache_tools.errors import ConfigError, above_zero
 from distill.heads import Head, MseHead, Surroundings
 
 CORNERS = 64  # rows between which angles are measured; all rows would cost the cube of the batch
@@ -38,6 +39,7 @@ class QueueHead(MseHead):
         **kwargs: Any,
     ):
         super().__init__(student_dim, teacher_dim, **kwargs)
+        above_zero(f"a {type(self).__name__}", queue=queue, temperature=temperature)
         self.queue, self.temperature = queue, temperature
         self.register_buffer("bank", torch.empty(0, teacher_dim), persistent=False)
 
@@ -75,6 +77,7 @@ class ContrastHead(QueueHead):
         **kwargs: Any,
     ):
         super().__init__(student_dim, teacher_dim, queue, **kwargs)
+        above_zero("a ContrastHead", negatives=negatives)
         self.negatives = negatives
         self.partition = nn.Parameter(torch.tensor(math.log(negatives)))
 
@@ -84,7 +87,7 @@ class ContrastHead(QueueHead):
             drawn = (
                 torch.randint(len(self.bank), (self.negatives,), device=out.device)
                 if self.training
-                else slice(self.negatives)
+                else torch.linspace(0, len(self.bank) - 1, self.negatives, device=out.device).long()
             )
             others = self.bank[drawn]  # (negatives, teacher_dim)
             own = (theirs @ others.T > 1 - 1e-6).float()  # the row itself, or its double, is no negative
@@ -111,6 +114,8 @@ class RelationHead(Head):
 
     def __init__(self, student_dim: int, teacher_dim: int, distance: float = 1.0, angle: float = 2.0):
         super().__init__()
+        if min(distance, angle) < 0 or not distance + angle:
+            raise ConfigError(f"a RelationHead of distance {distance}, angle {angle}: expected one above 0, none below")
         self.distance, self.angle = distance, angle
 
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
@@ -132,7 +137,7 @@ def _relations(x: Tensor) -> tuple[Tensor, Tensor]:
     dot = x @ x.T  # (batch, batch)
     own = dot.diagonal()
     squares = own.unsqueeze(1) + own - 2 * dot
-    apart = squares > 1e-12 * own.mean()  # not a row and itself, or its double: no direction, and no gradient
+    apart = squares > 1e-6 * own.mean()  # a row and itself, or its double, have no direction, and no gradient
     length = torch.where(apart, squares, 1.0).sqrt() * apart
     number = len(x) * (len(x) - 1)
     at, toward = slice(None), slice(CORNERS)

@@ -104,10 +104,9 @@ def test_a_variance_is_held_for_so_many_batches_of_training():
     mean, scale = parts(head, student)
     free = -D.Independent(D.Normal(mean, (-scale.tanh()).exp()), 1).log_prob(target)
     held = -D.Independent(D.Normal(mean, 1.0), 1).log_prob(target)
-    torch.testing.assert_close(head.eval()(student, target).double(), free, rtol=1e-5, atol=1e-5)
-    head.train()
     for expected in (held, held, free):
-        torch.testing.assert_close(head(student, target).double(), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(head.train()(student, target).double(), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(head.eval()(student, target).double(), expected, rtol=1e-5, atol=1e-5)
     again = WarmGaussianHead(8, 5, steps=2, bounded=True)
     again.load_state_dict(head.state_dict())
     torch.testing.assert_close(again(student, target).double(), free, rtol=1e-5, atol=1e-5, msg="goes on where it was")
@@ -381,7 +380,10 @@ def test_a_limit_moves_what_lies_beyond_it(data):
     known = data.statistics["counts"]
     rows, plain = known.rows(10_000), Standardise(known)
     assert plain(rows).abs().max() > 4
-    torch.testing.assert_close(Standardise(known, limit=4.0)(rows), plain(rows).clamp(-4, 4))
+    limited, moved = Standardise(known, limit=4.0), plain(rows).clamp(-4, 4)
+    torch.testing.assert_close(limited(rows), moved)
+    torch.testing.assert_close(limited.var, moved.var(0, correction=0))
+    torch.testing.assert_close(limited.mean, moved.mean(0))
     with pytest.raises(ConfigError, match="above 0"):
         Standardise(known, limit=0.0)
 
@@ -465,18 +467,69 @@ def test_shares_balance_and_reduction():
     assert total(shares={"b": 3}) == pytest.approx(4 * 1 + 3 * 4 / 3 * 2)
     assert total(balance="dimensions") == pytest.approx((1 + 2) * 64 / 32)
     assert total(reduction="mean", shares={"b": 3}) == pytest.approx((4 * 1 + 3 * 4 / 3 * 2) / 4)
-    with pytest.raises(ConfigError, match="names c"):
-        total(shares={"c": 1.0})
+    for shares, message in (
+        ({"c": 1.0}, "names c"),
+        ({"a": math.inf}, "a is inf"),
+        ({"a": 0, "b": 0}, "0 for every teacher"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            total(shares=shares)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: QueueHead(8, 5, temperature=0), "temperature of a QueueHead is 0, expected a number above 0"),
+        (lambda: QueueHead(8, 5, queue=-5), "queue"),
+        (lambda: ContrastHead(8, 5, negatives=0), "negatives"),
+        (lambda: LowRankGaussianHead(8, 5, rank=0), "rank"),
+        (lambda: WarmGaussianHead(8, 5, steps=-3), "steps"),
+        (lambda: GaussianHead(8, 5, modes=0), "modes"),
+        (lambda: GaussianHead(8, 5, beta=9), "beta of a GaussianHead is 9, expected a power between 0 and 1"),
+        (lambda: GaussianHead(8, 5, layers=-2), "-2 hidden layers"),
+        (lambda: MseHead(8, 5, width=0), "0 wide"),
+        (lambda: RelationHead(8, 5, distance=-1), "distance -1"),
+        (lambda: KlHead(8, 5, temperature=math.nan), "temperature of a KlHead is nan"),
+        (lambda: UncertaintyWeights(bound=-1), "bound"),
+        (lambda: RelativeLossWeights(temperature=0), "temperature"),
+        (lambda: RelativeLossWeights(memory=0.5), "memory"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(made, message):
+    with pytest.raises(ConfigError, match=message):
+        made()
+
+
+def test_many_degrees_of_freedom_are_a_gaussian():
+    head, student, target = StudentTHead(8, 5, degrees=1e3), torch.randn(6, 8), torch.randn(6, 5)
+    gaussian = GaussianHead._nll(head, head.mlp(student), target)
+    torch.testing.assert_close(head(student, target), gaussian, rtol=1e-2, atol=1e-2)
 
 
 def test_uncertainty_weights_are_learnt_and_bounded(data, tmp_path):
     objective = UncertaintyWeights(bound=1.0)
     distiller = Distiller(data.statistics, GraphStudent(layers=1, width=8), MseHead, objective=objective, head_lr=0.1)
     quiet(tmp_path, max_epochs=1).fit(distiller, data)
-    assert (objective.log_variance.abs() > 0).all()
-    objective.log_variance.data.fill_(-50)
-    losses, valid = torch.ones(3, 2), torch.ones(3, 2, dtype=torch.bool)
-    assert objective(losses, valid, torch.ones(3)).item() == pytest.approx(3 * (math.e - 1), rel=1e-5)
+    assert (objective.raw.abs() > 0).all()
+    assert objective.first.isfinite().all()
+    again = UncertaintyWeights(bound=1.0)
+    again.attach(list("abc"))
+    again.raw.data.fill_(-50)
+    losses, valid = torch.full((3, 2), 7.0), torch.ones(3, 2, dtype=torch.bool)
+    assert again(losses, valid, torch.ones(3)).item() == pytest.approx(3 * (math.e - 1), rel=1e-5)
+    assert again.eval()(losses, valid, torch.ones(3)).item() == pytest.approx(21), "what epochs are compared by"
+
+
+def test_a_learnt_weight_becomes_one_over_what_is_left_of_a_loss():
+    objective, valid, weights = UncertaintyWeights(), torch.ones(2, 1, dtype=torch.bool), torch.tensor([1.0, 64.0])
+    objective.attach(["a", "b"])
+    optimiser = torch.optim.Adam(objective.parameters(), 1e-3)
+    objective(torch.tensor([[8.0], [8.0]]), valid, weights)
+    for _ in range(900):
+        optimiser.zero_grad()
+        objective(torch.tensor([[4.0], [0.8]]), valid, weights).backward()
+        optimiser.step()
+    torch.testing.assert_close((objective.pace * objective.raw).exp(), torch.tensor([0.5, 0.1]), rtol=0.01, atol=0)
 
 
 def test_a_teacher_that_falls_behind_weighs_more():

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import re
 import shutil
@@ -296,6 +297,21 @@ def test_a_run_that_fails_stops_no_other_and_names_its_log(stub):
     assert stub.attribution()["subsets"] == 7
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"seeds": []}, "0 seeds"),
+        ({"jobs": 0}, "0 jobs"),
+        ({"methods": {"a/b": Path("nll.yaml")}}, "'a/b'"),
+        ({"methods": {"nll": Path("gone.yaml")}}, "no file gone.yaml"),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused_before_anything_runs(stub, given, message):
+    with pytest.raises(ConfigError, match=message):
+        stub.study(**given)
+    assert not (stub.folder / "runs").exists()
+
+
 def test_a_folder_of_other_teachers_is_refused(stub):
     stub.study(seeds=[0], subsets="leave-one-out")
     with pytest.raises(QuorumError, match="nll-all-0 has a run with the teachers a, b, c, the study asks for a, b"):
@@ -440,7 +456,9 @@ def test_runs_of_another_learning_rate_are_not_reported_as_this_ones(stub):
         stub.sweep(1e-3, seeds=[4])
 
 
-@pytest.mark.parametrize("given", [{"keys": []}, {"values": []}, {"epochs": 0}, {"epochs": 1.5}, {"values": [1e-3, 1e-3]}])
+@pytest.mark.parametrize(
+    "given", [{"keys": []}, {"values": []}, {"epochs": 0}, {"epochs": 1.5}, {"epochs": math.inf}, {"values": [1e-3, 1e-3]}]
+)
 def test_a_sweep_of_nothing_is_refused(given):
     with pytest.raises(ConfigError, match="expected keys, values that differ, and epochs"):
         Sweep(**{"keys": ["model.student_lr"], "values": [1e-3]} | given)
