@@ -17,6 +17,7 @@ import yaml
 
 from cache_tools.cli import main as cache_command
 from distill.cli import main as distill
+from distill.study import main as study
 
 ROOT = Path(__file__).parents[1]
 
@@ -81,6 +82,7 @@ class Place:
 def as_command(monkeypatch):
     """What a process of its own would find."""
     monkeypatch.syspath_prepend(ROOT / "tests")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
     monkeypatch.setenv("COLUMNS", "200")
 
 
@@ -150,12 +152,12 @@ def test_a_place_that_cannot_be_is_refused(place, options, message):
     assert "Traceback" not in done.stderr
 
 
-def test_several_corpora_and_blocks_from_yaml(place):
+def test_several_corpora_and_blocks_from_yaml(place, as_command):
     ok(place.cache("build", "--config", "cache.yaml", "--name", "second", "--corpus.limit", "120"))
     mix = {"corpora": [{"path": "cache/mini", "weight": 2}, {"path": "cache/second", "teachers": ["maccs"]}]}
     mix |= {"block_rows": 16, "window_blocks": 2, "held_out": 20}
     (place.folder / "mix.yaml").write_text(yaml.safe_dump({"run": "mixed/run", "data": mix}))
-    ok(place.distill("fit", "--config", "fit.yaml", "--config", "mix.yaml", "--trainer.max_epochs", "1"))
+    ok(place.inside(distill, "fit", "--config", "fit.yaml", "--config", "mix.yaml", "--trainer.max_epochs", "1"))
     assert "nll/letters" in (place.folder / "mixed" / "run" / "metrics.csv").read_text().splitlines()[0]
 
 
@@ -169,25 +171,29 @@ def test_a_fit_leaves_checkpoints_logs_and_its_configuration(place):
         assert name in header.split(",")
 
 
-def test_a_tested_run_can_be_trained_on_from_its_last_checkpoint(place):
+def test_a_tested_run_can_be_trained_on_from_its_last_checkpoint(place, as_command):
     """`distill test` once wrote its own configuration over the run's."""
     run = place.folder / "runs" / "mini"
     before = (run / "config.yaml").read_text()
-    ok(place.distill("fit", "--config", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints" / "last.ckpt")))
+    ok(
+        place.inside(
+            distill, "fit", "--config", str(run / "config.yaml"), "--ckpt_path", str(run / "checkpoints" / "last.ckpt")
+        )
+    )
     after = yaml.safe_load((run / "config.yaml").read_text())
     assert yaml.safe_load(before)["model"] == after["model"]
     assert after["ckpt_path"] is None, "a new run of this configuration begins anew"
     assert "train/loss" in (run / "metrics-1.csv").read_text(), "the metrics of before it went on"
 
 
-def test_a_run_that_is_refused_to_go_on_changes_nothing(place):
+def test_a_run_that_is_refused_to_go_on_changes_nothing(place, as_command):
     run = place.folder / "runs" / "mini"
     last, before = str(run / "checkpoints" / "last.ckpt"), (run / "config.yaml").read_text()
     for options, message in (
         (["--data.batch_size", "16"], "the checkpoint's batches come from"),
         (["--model.student.init_args.width", "8"], "the checkpoint's student and heads are not those"),
     ):
-        done = place.distill("fit", "--config", str(run / "config.yaml"), "--ckpt_path", last, *options)
+        done = place.inside(distill, "fit", "--config", str(run / "config.yaml"), "--ckpt_path", last, *options)
         assert done.returncode == 1
         assert message in done.stderr
         assert "Traceback" not in done.stderr
@@ -261,21 +267,21 @@ def test_two_ranks_fit_and_test(place):
     assert shown.count("written:") == 1
 
 
-def test_test_takes_the_run_of_its_configuration_and_no_other(place):
+def test_test_takes_the_run_of_its_configuration_and_no_other(place, as_command):
     (place.folder / "short.yaml").write_text("trainer: {log_every_n_steps: 2}\n")
-    ok(place.distill("fit", "--config", "fit.yaml", "--trainer.max_epochs", "1", "--run", "runs/minimal"))
+    ok(place.inside(distill, "fit", "--config", "fit.yaml", "--trainer.max_epochs", "1", "--run", "runs/minimal"))
     (place.folder / "later.yaml").write_text(
         CACHE.replace("  maccs:", "  later: {class_path: cache_tools.teachers.molecule.Maccs}\n  maccs:")
     )
     ok(place.cache("build", "--config", "later.yaml"))  # a column that the run's fit did not know
-    done = place.distill("test", "--config", "fit.yaml", "--config", "short.yaml", "--probe.seeds", "[0]")
+    done = place.inside(distill, "test", "--config", "fit.yaml", "--config", "short.yaml", "--probe.seeds", "[0]")
     shutil.rmtree(place.folder / "cache" / "mini" / "teachers" / "later")
     assert "runs/mini/checkpoints/best.ckpt" in ok(done)
 
 
-def test_a_new_fit_never_overwrites_a_run(place):
+def test_a_new_fit_never_overwrites_a_run(place, as_command):
     before = (place.folder / "runs" / "mini" / "checkpoints" / "last.ckpt").read_bytes()
-    ok(place.distill("fit", "--config", "fit.yaml", "--trainer.max_epochs", "1"))
+    ok(place.inside(distill, "fit", "--config", "fit.yaml", "--trainer.max_epochs", "1"))
     assert (place.folder / "runs" / "mini-2" / "checkpoints" / "best.ckpt").is_file()
     assert (place.folder / "runs" / "mini" / "checkpoints" / "last.ckpt").read_bytes() == before
 
@@ -331,7 +337,7 @@ def test_bad_input_to_test_gets_a_few_lines_that_say_what_to_do(place, as_comman
     (place.folder / "bad.csv").write_text("smi,activity\nCCO,1\n")
     text = FIT.replace("activity.csv", "bad.csv")
     (place.folder / "bad.yaml").write_text(text)
-    done = place.distill("test", "--config", "bad.yaml")
+    done = place.inside(distill, "test", "--config", "bad.yaml")
     assert "bad.csv: no column smiles; its columns are: smi, activity" in done.stderr
     assert len(done.stderr.splitlines()) <= 9, done.stderr
     done = place.inside(distill, "test", "--ckpt_path", "runs/none/checkpoints/best.ckpt")
@@ -370,20 +376,20 @@ def test_pretrained_teachers_say_where_their_weights_should_be(place):
     assert done.returncode == 1
 
 
-def test_a_study_compares_methods_and_goes_on_where_it_was(place):
+def test_a_study_compares_methods_and_goes_on_where_it_was(place, as_command):
     folder = place.folder
     for method, head in {"nll": "GaussianHead", "mse": "MseHead"}.items():
         (folder / f"{method}.yaml").write_text(f"model: {{head: {{class_path: distill.heads.{head}}}, heads: null}}\n")
-    study = {"base": "fit.yaml", "methods": {"nll": "nll.yaml", "mse": "mse.yaml"}, "seeds": [0], "jobs": 2}
-    (folder / "study.yaml").write_text(yaml.safe_dump({**study, "runs": "runs/study", "out": "docs/both"}))
-    ok(place.distill("study", "--config", "study.yaml"))
+    given = {"base": "fit.yaml", "methods": {"nll": "nll.yaml", "mse": "mse.yaml"}, "seeds": [0], "jobs": 2}
+    (folder / "study.yaml").write_text(yaml.safe_dump({**given, "runs": "runs/study", "out": "docs/both"}))
+    ok(place.inside(study, "--config", "study.yaml"))
     report = (folder / "docs" / "both" / "report.md").read_text()
     for words in ("nll", "mse", "untrained", "concatenated", "pca"):
         assert len(re.findall(rf"^\| {words} \| -?\d+\.\d{{3}} \|", report, re.M)) == 2, "one table per split"
     assert report.count("nll - mse") + report.count("mse - nll") == 2
     (folder / "runs" / "study" / "mse-0" / "probes" / "results.json").unlink()
     before = {path: path.stat().st_mtime_ns for path in (folder / "runs" / "study").rglob("best.ckpt")}
-    ok(place.distill("study", "--config", "study.yaml"))
+    ok(place.inside(study, "--config", "study.yaml"))
     assert {path: path.stat().st_mtime_ns for path in before} == before, "a finished fit was fitted again"
     again = (folder / "docs" / "both" / "report.md").read_text()
     assert again.splitlines()[:8] == report.splitlines()[:8]

@@ -83,7 +83,7 @@ def test_global_batches_do_not_depend_on_ranks(whole):
     assert rows(whole[1]) == rows(whole[2])
 
 
-@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 2), (2, 0), (2, 2)])
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 2)])
 def test_a_killed_run_goes_on_to_the_last_digit(runs, whole, ranks, workers):
     killed = runs(f"killed-{ranks}-{workers}", ranks, workers=workers, kill_at=KILLED)
     resumed = runs.resumed(killed, ranks, workers=workers)
@@ -91,7 +91,7 @@ def test_a_killed_run_goes_on_to_the_last_digit(runs, whole, ranks, workers):
     assert min(after) == KILLED, "it goes on behind the checkpoint, not at the epoch's beginning"
     assert after == {step: expected[step] for step in after}, "same rows, same loss, dropout included"
     assert ends(resumed) == ends(whole[ranks])
-    if (ranks, workers) == (2, 0):
+    if ranks == 2:
         alone = runs.resumed(killed, 1)
         assert rows(alone) == {step: each for step, each in rows(whole[1]).items() if step >= KILLED}
 
