@@ -92,6 +92,7 @@ study-methods-%: install ## one of these: -mol, -text, -vision
 study-ablations: install ## what else makes a student of molecules better, resumable: WEIGHTS=../shared/weights/mol
 	WEIGHTS=$(or $(WEIGHTS),../shared/weights/mol) $(BIN)/distill-cache build --config configs/studies/mol-cache.yaml --cache $(CACHE)
 	$(BIN)/distill study --config configs/studies/ablations-mol.yaml
+	$(BIN)/distill study --config configs/studies/steps-mol.yaml
 
 study-consolidation: install $(SPECIALISTS) ## students of tuned specialists, of a generalist, and of both, resumable: WEIGHTS=../shared/weights/vision
 	WEIGHTS=$(or $(WEIGHTS),../shared/weights/vision) $(BIN)/distill-cache build --config configs/studies/consolidation-cache.yaml --cache $(CACHE)

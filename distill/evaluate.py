@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from zlib import crc32
 
 import numpy as np
@@ -22,7 +22,7 @@ from distill.prepared import Embedded, Prepared, Reduction, Students, prepare
 from distill.probes import PROBES, Probe
 from distill.suites import suite
 from distill.systems import SYSTEMS, Cost, Kind, System, on_a_plane
-from distill.tasks import Array, Key, Task
+from distill.tasks import Array, Task
 
 log = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class Evaluation:
             for name, task in self.tasks.items()
             for split in self.splits
             if task.offers(split)
-            for seed, parts in self._parts(task, split, embedded[name].keys)
+            for seed, parts in self._parts(task, split, embedded[name])
         ]
         threads = torch.get_num_threads()
         try:
@@ -188,9 +188,14 @@ class Evaluation:
             plane = on_a_plane(embedded[name].labels, chosen)
             np.savez_compressed(keep / MAP, task=name, kind=self.tasks[name].kind, **plane)  # type: ignore[arg-type]
 
-    def _parts(self, task: Task, split: str, keys: Sequence[Key]) -> list[tuple[int, Parts]]:
+    def _parts(self, task: Task, split: str, embedded: Embedded) -> list[tuple[int, Parts]]:
         """Rows for training, validation and test of every seed, but of those that only repeat another."""
-        found = {seed: task.split(split, seed, keys) for seed in self.seeds}
+        number = np.full(len(embedded.split), -1)  # of what a system cannot read
+        number[embedded.places] = np.arange(len(embedded.places))
+        made = {seed: task.split(split, seed, embedded.split) for seed in self.seeds}
+        found = {
+            seed: cast(Parts, tuple(number[part][number[part] >= 0] for part in parts)) for seed, parts in made.items()
+        }
         if self.unseen:  # the test rows stay unseen: validation rows are in their place
             found = {seed: _without_test(*parts, seed) for seed, parts in found.items()}
         return list(
@@ -200,7 +205,7 @@ class Evaluation:
     def _probe(
         self, name: str, split: str, seed: int, parts: Parts, embedded: Embedded, keep: Path | None
     ) -> Iterator[Record]:
-        task, (keys, labels, systems) = self.tasks[name], embedded
+        task, (keys, labels, systems, *_) = self.tasks[name], embedded
         probes = task.probes or [PROBES[task.kind]()]
         known = self.prepared[name].seen
         seen = np.array([not known.isdisjoint([key] if isinstance(key, str) else key) for key in keys])[parts[2]]

@@ -42,6 +42,8 @@ class Embedded(NamedTuple):
     keys: list[Key]
     labels: Array  # (rows, labels)
     systems: dict[str, tuple[Kind, Array]]  # (rows, dim), of pairs (rows, 2, dim)
+    split: list[Key]  # what splits are made of: all that a student can read, whoever else is probed
+    places: Array  # of those keys in it
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,11 @@ class Prepared:
         teachers = {each: self.column(each) for each in self.teachers}
         others = {each: self.column(column) for each, column in self.others.items()}
         read = inputs, *teachers.values(), *others.values()
-        usable = torch.stack([each.valid(torch.arange(len(inputs))) for each in read]).all(0)
+        valid = torch.stack([each.valid(torch.arange(len(inputs))) for each in read])
         keys, labels = self.task.load()
         position = {item: row for row, item in enumerate(distinct(keys))}
         rows = torch.tensor([position[key] if isinstance(key, str) else [position[each] for each in key] for key in keys])
-        kept = usable[rows] if rows.ndim == 1 else usable[rows].all(1)
+        readable, kept = (each[rows].reshape(len(keys), -1).all(1) for each in (valid[0], valid.all(0)))
         if not kept.any():
             raise CacheError(f"task {self.folder}: not one row can be embedded, see skipped.csv there")
         wanted, rows = torch.unique(rows[kept], return_inverse=True)  # an item that stands in many pairs is embedded once
@@ -109,7 +111,8 @@ class Prepared:
         if broken := [each for each, (_, x) in out.items() if not np.isfinite(x).all()]:
             raise ConfigError(f"{self.folder}: the embedding of {broken[0]} has a NaN or an infinity, it cannot be probed")
         chosen = {each: (kind, x[rows.numpy()]) for each, (kind, x) in out.items()}
-        return Embedded([key for key, keep in zip(keys, kept.tolist(), strict=True) if keep], labels[kept.numpy()], chosen)
+        mine, split = ([keys[row] for row in each.nonzero().squeeze(1).tolist()] for each in (kept, readable))
+        return Embedded(mine, labels[kept.numpy()], chosen, split, np.flatnonzero(kept[readable].numpy()))
 
     def costs(self, systems: Sequence[System], students: Students, device: str) -> dict[str, Cost]:
         """What every system needs, its speed taken on this task's items."""

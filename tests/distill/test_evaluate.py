@@ -15,6 +15,7 @@ from distill.evaluate import Evaluation
 from distill.export import export, rebuild_run
 from distill.exported import load_student
 from distill.probing import ProbeDuring
+from distill.students.molecule import GraphStudent
 from distill.students.text import TextStudent
 from distill.systems import before
 from distill.tasks import MoleculeTask
@@ -47,6 +48,41 @@ def test_an_imported_teacher_joins_the_probes_when_it_has_the_tasks_items(tmp_pa
     assert evaluation.prepared["y"].teachers == ["maccs", "elsewhere"]
     column = open_column(Path(command[1]) / "teachers" / "elsewhere")
     assert column.valid(torch.arange(4)).tolist() == [True, True, True, False]
+
+
+def test_a_split_is_the_same_whoever_else_is_probed(tmp_path: Path):
+    """One molecule that a teacher cannot read is left out, and moves no other one."""
+    from cache_tools.build import build
+    from cache_tools.columns import MoleculeGraph
+    from cache_tools.corpus import Items
+    from cache_tools.teachers.molecule import Maccs
+
+    molecules = ["C" * n + "O" for n in range(1, 41)]
+    corpus = build(tmp_path, "c", Items(molecules, "molecule"), {"maccs": Maccs()}, {"graph": MoleculeGraph()})
+    (tmp_path / "task.csv").write_text("\n".join(["smiles,y", *(f"{each},{len(each)}" for each in molecules)]) + "\n")
+    tasks, student = {"y": MoleculeTask(tmp_path / "task.csv", "regression")}, GraphStudent(layers=1, width=8)
+    found: dict[str, list[list[str]]] = {}
+    for systems in (["student"], ["student", "teachers"]):
+        evaluation = Evaluation(tasks, seeds=[0, 1], systems=systems)
+        evaluation.prepare([open_part(corpus, None)], Settings(workers=1))
+        keep = tmp_path / "-".join(systems)
+        keep.mkdir()
+        evaluation.run({"student": student}, "cpu", quiet=True, keep=keep)
+        for path in sorted((keep / "predictions").glob("*.npz")):
+            kept = np.load(path)
+            items = json.loads(kept["items"].tobytes())
+            found.setdefault(path.name, []).append(
+                [items[row] for part in ("train", "valid", "test") for row in kept[part]]
+            )
+        if "teachers" not in systems:
+            np.save(tmp_path / "e.npy", np.random.default_rng(0).normal(size=(39, 3)).astype(np.float32))
+            (tmp_path / "e.ids.txt").write_text("\n".join(molecules[:7] + molecules[8:]) + "\n")
+            for place in (corpus, evaluation.prepared["y"].folder):
+                import_(place, "elsewhere", tmp_path / "e.npy", key="item")
+    assert len(found) == 2
+    for alone, beside in found.values():
+        assert len(alone) == 40
+        assert beside == [each for each in alone if each != molecules[7]]
 
 
 def test_test_rows_that_stand_in_the_corpus_are_counted_and_left_out_when_asked(tmp_path: Path):
