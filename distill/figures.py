@@ -82,7 +82,7 @@ def critical_difference(scores: Scores) -> Figure:
             )
         axis.plot([1, 1 + scores.critical_difference()], [0.42, 0.42], color="#222222", lw=1.2, marker="|", clip_on=False)
         axis.text(1, 0.5, f"critical difference {scores.critical_difference():.1f}", va="bottom")
-        axis.set(xlim=(0.5, count + 0.5), ylim=(-0.7 - step * half, 0.9), yticks=[], xticks=range(1, count + 1))
+        axis.set(xlim=(0.5, count + 0.5), ylim=(-0.7 - step * half, 0.9), yticks=[], xticks=range(1, count + 1, 1 + count // 20))
         axis.spines["bottom"].set_position(("data", 0))
         axis.spines["left"].set_visible(False)
         axis.tick_params(axis="x", direction="in", pad=-14)

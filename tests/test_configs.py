@@ -41,7 +41,7 @@ def test_a_method_laid_over_a_configuration_is_that_method(name, capsys, monkeyp
     (tmp_path / "bare.yaml").write_text(yaml.safe_dump({"data": {"corpus": "cache/mol"}, "model": {"student": student}}))
     method = ROOT / "configs" / "methods" / f"{name}.yaml"
     alone, over = (printed(capsys, base, method)["model"] for base in (tmp_path / "bare.yaml", Path("configs/demo.yaml")))
-    for key in ("head", "heads", "objective", "normaliser"):
+    for key in ("head", "heads", "objective"):
         assert over[key] == alone[key], key
 
 
