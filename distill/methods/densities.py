@@ -58,11 +58,11 @@ class DiagonalHead(GaussianHead):
         teacher_dim: int,
         layers: int = 2,
         width: int = 512,
-        bounded: bool = False,
+        bounded: bool = True,
         floor: float = 1e-3,
         ladder: bool = False,
     ):
-        super().__init__(student_dim, teacher_dim, "default", layers, width, bounded, floor, ladder=ladder)
+        super().__init__(student_dim, teacher_dim, "bounded", layers, width, bounded, floor, ladder=ladder)
 
 
 class StudentTHead(DiagonalHead):
@@ -123,7 +123,7 @@ class LowRankGaussianHead(DiagonalHead):
 
 
 class NaturalGaussianHead(DiagonalHead):
-    """The same density by its natural parameters, r^2 mu and r (Immer et al., NeurIPS 2023); to be bounded."""
+    """The same density by its natural parameters, r^2 mu and r (Immer et al., NeurIPS 2023)."""
 
     def _parts(self, out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         logit, natural, scale, factor = super()._parts(out)

@@ -148,7 +148,7 @@ def learn(head: GaussianHead, target: torch.Tensor, steps: int) -> list[float]:
 def test_a_density_cannot_collapse(triangular):
     """Repeated rows and a constant dimension: without a floor sigma falls until the loss is not finite."""
     torch.manual_seed(0)
-    head = GaussianHead(4, 3, layers=0, floor=0.1, triangular=triangular)
+    head = GaussianHead(4, 3, layers=0, bounded=False, floor=0.1, triangular=triangular)
     target = torch.tensor([[1.0, -2.0, 0.0]]).repeat(32, 1)
     least = 3 * (0.5 * math.log(2 * math.pi) + math.log(0.1))
     losses = learn(head, target, 400)

@@ -72,7 +72,7 @@ def test_vid_is_a_gaussian_of_one_variance_per_dimension():
 
 
 def test_student_t_is_the_density_of_torch_distributions():
-    head, student, target = StudentTHead(8, 5, degrees=3.5), torch.randn(6, 8), torch.randn(6, 5)
+    head, student, target = StudentTHead(8, 5, degrees=3.5, bounded=False), torch.randn(6, 8), torch.randn(6, 5)
     mean, scale = parts(head, student)
     expected = -D.Independent(D.StudentT(torch.tensor(3.5), mean, (-scale).exp()), 1).log_prob(target.double())
     torch.testing.assert_close(head(student, target).double(), expected, rtol=1e-5, atol=1e-5)
@@ -81,7 +81,7 @@ def test_student_t_is_the_density_of_torch_distributions():
 
 
 def test_low_rank_is_a_gaussian_with_that_covariance():
-    head, student, target = LowRankGaussianHead(8, 5, rank=2), torch.randn(6, 8), torch.randn(6, 5)
+    head, student, target = LowRankGaussianHead(8, 5, rank=2, bounded=False), torch.randn(6, 8), torch.randn(6, 5)
     torch.nn.init.normal_(head.factor)
     mean, scale = parts(head, student)
     diagonal, factor = torch.diag_embed((-scale).exp()), head.factor.double()
@@ -91,7 +91,7 @@ def test_low_rank_is_a_gaussian_with_that_covariance():
 
 
 def test_natural_parameters_are_those_of_torch_distributions():
-    head, student, target = NaturalGaussianHead(8, 5, bounded=True), torch.randn(6, 8), torch.randn(6, 5)
+    head, student, target = NaturalGaussianHead(8, 5), torch.randn(6, 8), torch.randn(6, 5)
     natural, scale = parts(head, student)
     deviation = (-scale.tanh()).exp()
     expected = -D.Independent(D.Normal(natural * deviation**2, deviation), 1).log_prob(target.double())
@@ -100,26 +100,26 @@ def test_natural_parameters_are_those_of_torch_distributions():
 
 
 def test_a_variance_is_held_for_so_many_batches_of_training():
-    head, student, target = WarmGaussianHead(8, 5, steps=2, bounded=True), torch.randn(6, 8), torch.randn(6, 5)
+    head, student, target = WarmGaussianHead(8, 5, steps=2), torch.randn(6, 8), torch.randn(6, 5)
     mean, scale = parts(head, student)
     free = -D.Independent(D.Normal(mean, (-scale.tanh()).exp()), 1).log_prob(target)
     held = -D.Independent(D.Normal(mean, 1.0), 1).log_prob(target)
     for expected in (held, held, free):
         torch.testing.assert_close(head.train()(student, target).double(), expected, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(head.eval()(student, target).double(), expected, rtol=1e-5, atol=1e-5)
-    again = WarmGaussianHead(8, 5, steps=2, bounded=True)
+    again = WarmGaussianHead(8, 5, steps=2)
     again.load_state_dict(head.state_dict())
     torch.testing.assert_close(again(student, target).double(), free, rtol=1e-5, atol=1e-5, msg="goes on where it was")
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
 def test_beta_weighs_the_gradient_of_the_mean_by_the_variance(beta):
-    head, student, target = GaussianHead(8, 5, beta=beta), torch.randn(6, 8), torch.randn(6, 5)
+    head, student, target = GaussianHead(8, 5, preset="default", beta=beta), torch.randn(6, 8), torch.randn(6, 5)
     out = head.mlp(student).detach().requires_grad_()
     head.loss(out, target).sum().backward()
     mean, variance = out[:, 1:6], (-2 * out[:, 6:]).exp()
     torch.testing.assert_close(out.grad[:, 1:6], ((mean - target) / variance * variance**beta).detach())
-    plain = GaussianHead(8, 5)
+    plain = GaussianHead(8, 5, preset="default")
     plain.load_state_dict(head.state_dict())
     torch.testing.assert_close(head.nll(student, target), plain(student, target), msg="information is counted without beta")
     torch.testing.assert_close(head.eval()(student, target), plain(student, target))
