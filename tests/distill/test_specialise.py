@@ -357,6 +357,13 @@ def test_what_cannot_be_tuned_is_refused_in_words(
     assert not list(tmp_path.glob("*.safetensors"))
 
 
+def test_few_rows_are_ten_steps_that_rise_and_fall(teachers, smiles, tmp_path):
+    """One batch an epoch, ten epochs: of a rise of one step the schedule divides by zero."""
+    task = few(tmp_path, [f"{each},{int('N' in each)}" for each in smiles[:30]])
+    specialise(again(teachers["gcn"]), task, tmp_path / "few.safetensors", "random", epochs=10, device="cpu")
+    assert (tmp_path / "few.safetensors").is_file()
+
+
 def lone(folder: Path, images: Path) -> ImageTask:
     """A class of test images alone."""
     for part, name in (("train", "dots"), ("train", "down"), ("test", "across"), ("test", "dots")):
