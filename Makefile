@@ -79,7 +79,6 @@ LARGE := $(filter large,$(SIZE))
 LARGE_mol := --corpus.limit null
 LARGE_text := --corpus.every 1
 LARGE_vision := --corpus.per_folder null
-LARGE_STUDY = --base '[configs/studies/$*-fit.yaml, configs/studies/$*-large.yaml]' --runs runs/methods-$*-large --out docs/reports/methods-$*-large
 
 study-methods: study-methods-mol study-methods-text study-methods-vision ## every method on molecules, texts and images, resumable: WEIGHTS=../shared/weights SIZE=small|large
 	$(BIN)/distill compare --studies $(foreach each,mol text vision,runs/methods-$(each)$(LARGE:%=-%)) --out docs/reports/methods$(LARGE:%=-%)
@@ -87,7 +86,8 @@ study-methods: study-methods-mol study-methods-text study-methods-vision ## ever
 study-methods-%: install ## one of these: -mol, -text, -vision
 	WEIGHTS=$(or $(WEIGHTS),../shared/weights)/$* $(BIN)/distill-cache build --config configs/studies/$*-cache.yaml --cache $(CACHE) \
 	  $(if $(LARGE),--name study-$*-large $(LARGE_$*))
-	$(BIN)/distill study --config configs/studies/methods-$*.yaml $(if $(LARGE),$(LARGE_STUDY))
+	$(BIN)/distill study --config configs/studies/methods.yaml --base '[configs/studies/$*-fit.yaml$(LARGE:%=, configs/studies/$*-%.yaml)]' \
+	  --runs runs/methods-$*$(LARGE:%=-%) --out docs/reports/methods-$*$(LARGE:%=-%)
 
 study-ablations: install ## what else makes a student of molecules better, resumable: WEIGHTS=../shared/weights/mol
 	WEIGHTS=$(or $(WEIGHTS),../shared/weights/mol) $(BIN)/distill-cache build --config configs/studies/mol-cache.yaml --cache $(CACHE)

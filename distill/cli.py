@@ -45,7 +45,7 @@ HELP = """usage: distill COMMAND [--KEY VALUE ...]
   compare     probes of several runs in one report: RUN RUN ...; of several studies: --studies FOLDER FOLDER ...
   export      the newest run, or --ckpt_path FILE, as a folder that needs nothing else: --out FOLDER
   predict     a student's embeddings as a column of a cache: --corpus cache/mol
-  study       several methods, seeds and sets of teachers: --config configs/studies/methods-mol.yaml
+  study       several methods, seeds and sets of teachers: --config configs/studies/methods.yaml
   mteb        an exported student of texts on tasks of MTEB: --student FOLDER
   specialise  tune a teacher on a labelled task, for its logits: --config configs/specialists/tiny20.yaml --out FILE
 
