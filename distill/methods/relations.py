@@ -139,8 +139,8 @@ def _relations(x: Tensor) -> tuple[Tensor, Tensor]:
     squares = own.unsqueeze(1) + own - 2 * dot
     apart = squares > 1e-6 * own.mean()  # a row and itself, or its double, have no direction, and no gradient
     length = torch.where(apart, squares, 1.0).sqrt() * apart
-    number = len(x) * (len(x) - 1)
-    at, toward = slice(None), slice(CORNERS)
-    inner = dot[toward, toward] - dot[at, toward].unsqueeze(1) - dot[at, toward].unsqueeze(2) + own.view(-1, 1, 1)
-    scale = torch.where(apart, 1 / torch.where(apart, length, 1.0), 0.0)[at, toward]
-    return length * number / length.sum().clamp_min(1e-12), inner * scale.unsqueeze(1) * scale.unsqueeze(2)
+    near = dot[:, :CORNERS]
+    inner = near[:CORNERS] - near.unsqueeze(1) - near.unsqueeze(2) + own.view(-1, 1, 1)
+    scale = (apart / torch.where(apart, length, 1.0))[:, :CORNERS]
+    mean = length.sum() / (len(x) * max(1, len(x) - 1))
+    return length / mean.clamp_min(1e-12), inner * scale.unsqueeze(1) * scale.unsqueeze(2)
