@@ -81,7 +81,7 @@ LARGE_text := --corpus.every 1
 LARGE_vision := --corpus.per_folder null
 
 study-methods: study-methods-mol study-methods-text study-methods-vision ## every method on molecules, texts and images, resumable: WEIGHTS=../shared/weights SIZE=small|large
-	$(BIN)/distill compare --studies $(foreach each,mol text vision,runs/methods-$(each)$(LARGE:%=-%)) --out docs/reports/methods$(LARGE:%=-%)
+	$(BIN)/distill compare --studies $(foreach each,mol text vision,docs/reports/methods-$(each)$(LARGE:%=-%)) --out docs/reports/methods$(LARGE:%=-%)
 
 study-methods-%: install ## one of these: -mol, -text, -vision
 	WEIGHTS=$(or $(WEIGHTS),../shared/weights)/$* $(BIN)/distill-cache build --config configs/studies/$*-cache.yaml --cache $(CACHE) \

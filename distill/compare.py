@@ -1,4 +1,4 @@
-"""``distill compare``: what `distill test` measured of several runs side by side, or of the methods of several studies."""
+"""``distill compare``: what `distill test` measured of several runs side by side, or what several studies found."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from rich.console import Console
 from cache_tools.errors import ConfigError
 from distill import page, report, scores
 from distill.evaluate import Record
-from distill.page import Block, Fold, Heading, Table, Text
-from distill.results import FILE, FOLDER, Results, merged
+from distill.page import Block, Heading, Table, Text
+from distill.results import Results, read_scores, save_scores
 from distill.scores import Scores
 
-EVERY = "every"  # kind of split: the mean over those that a task has
+EVERY = "every"  # kind of split: the mean over those that a task has, and over seeds
 
 
 def compare(runs: list[Path], out: Path) -> None:
@@ -41,19 +41,19 @@ def compare(runs: list[Path], out: Path) -> None:
 def together(studies: Sequence[Path], out: Path) -> None:
     """Put the methods of several studies, of other teachers and tasks each, into one report.
 
-    Systems are those that stand in all studies by the same name; ranks are over the tasks of all.
+    Systems are those that stand in all studies by the same name; ranks are over the tasks of all, each once:
+    seeds of one task are no tasks of their own (Demšar, JMLR 2006, section 3.2).
 
     Args:
-        studies: folders of runs of `distill study`.
-        out: a folder for report.html, report.md and figures.
+        studies: folders of the reports of `distill study`, of which scores.csv is read.
+        out: a folder for report.html, report.md, scores.csv and figures.
 
     Raises:
-        ConfigError: when a study has no probed run, two have one name or a task of one name, or no system stands in all.
+        ConfigError: when a folder has no scores, two have one name or a task of one name, or no system stands in all.
     """
     if len({study.name for study in studies}) < len(studies):
         raise ConfigError(f"two of {', '.join(map(str, studies))} have one name: rename a folder")
-    found = {study.name: merged(methods(study)) for study in studies}
-    records = {name: over_splits(each) for name, (each, _) in found.items()}
+    records = {study.name: once(read_scores(study)) for study in studies}
     systems = {name: dict.fromkeys(record.system for record in each) for name, each in records.items()}
     shared = set.intersection(*map(set, systems.values()))
     if not any(record.kind == "student" and record.system in shared for each in records.values() for record in each):
@@ -66,39 +66,28 @@ def together(studies: Sequence[Path], out: Path) -> None:
     by_split = report.alike([record for each in records.values() for record in each])
     blocks: list[Block] = [
         Text(
-            f"Studies: {', '.join(f'`{study}`' for study in studies)}. A task's score is the mean over its kinds of split."
+            f"Studies: {', '.join(f'`{study}`' for study in studies)}. A task's score is the mean over its kinds of split "
+            "and over seeds, so that it counts once; intervals are over tasks."
         ),
         Text(f"Left out, as not all studies have them. {'; '.join(left)}.") if left else Text("All have the same systems."),
         *(Text(f"{split.capitalize()} split: {report.answer(each)}") for split, each in by_split.items()),
     ]
-    if notes := [note for _, more in found.values() for note in more]:
-        blocks.append(Fold(f"{len(notes)} warnings: where the runs do not agree", "\n".join(notes)))
     blocks += [Heading("Mean score in each study"), per_study(records)]
     for split, each in by_split.items():
         blocks += report.of_split(split, each)
     page.write(out, f"{len(studies)} studies together", blocks)
+    save_scores(out, [record for each in records.values() for record in each])
     for split, each in by_split.items():
         Console().print(scores.table(each, f"{split} split"))
     Console().print(f"written: {out}/report.html, report.md")
 
 
-def methods(study: Path) -> dict[str, list[Results]]:
-    """Method -> its probed runs, one per seed; a run's folder is METHOD-SEED."""
-    found: dict[str, list[Results]] = {}
-    for path in sorted(study.glob(f"*/{FOLDER}/{FILE}")):
-        run = path.parents[1]
-        found.setdefault(run.name.rpartition("-")[0], []).append(Results.load(run))
-    if not found:
-        raise ConfigError(f"no probed run in {study}: make them with `distill study`")
-    return found
-
-
-def over_splits(records: Sequence[Record]) -> list[Record]:
-    """A record for each system, task and seed: the mean over kinds of split, so that each task counts once."""
-    cells: dict[tuple[str, str, int], list[Record]] = {}
+def once(records: Sequence[Record]) -> list[Record]:
+    """A record for each system and task: the mean over kinds of split and seeds, so that each task counts once."""
+    cells: dict[tuple[str, str], list[Record]] = {}
     for record in records:
-        cells.setdefault((record.system, record.task, record.seed), []).append(record)
-    return [replace(each[0], split=EVERY, score=float(np.mean([r.score for r in each]))) for each in cells.values()]
+        cells.setdefault((record.system, record.task), []).append(record)
+    return [replace(of[0], split=EVERY, seed=0, score=float(np.mean([each.score for each in of]))) for of in cells.values()]
 
 
 def per_study(records: dict[str, list[Record]]) -> Table:
@@ -124,7 +113,7 @@ def main(arguments: list[str]) -> None:
         nargs="+",
         type=Path,
         default=[],
-        help="instead: folders of `distill study`, their methods in one report",
+        help="instead: folders of reports of `distill study`, their methods in one",
     )
     parser.add_argument("--out", type=Path, default=Path("compare"), help="a folder for report.html, report.md and figures")
     given = parser.parse_args(arguments)

@@ -9,17 +9,18 @@ from distill import figures, page
 from distill.conflict import last_measured
 from distill.evaluate import MAP, Record
 from distill.page import Block, Fold, Heading, Plot, Plots, Table, Text
-from distill.results import Results, merged, metrics
+from distill.results import Results, merged, metrics, save_scores
 from distill.scores import Duel, Scores, duel_table, score_table
 from distill.systems import Cost
 
 SHOWN = 4  # students whose curves and maps are drawn
 AGAINST = {"teachers": "the best single teacher", "pretrained": "its own beginning", "untrained": "random weights"}
 TOLD = {"r2": "R2 of each teacher", "cosine": "cosine with each teacher", "nats": "nats per dimension of each teacher"}
-DUELS = (
-    "Mean difference over tasks with a 95 % bootstrap interval over tasks and seeds. A task is won where the t-interval of "
-    "the difference over seeds is above zero, lost where it is below, else tied."
-)
+DUELS = {
+    "one seed": "Mean difference over tasks with a 95 % bootstrap interval over tasks.",
+    "seeds": "Mean difference over tasks with a 95 % bootstrap interval over tasks and seeds. A task is won where the "
+    "t-interval of the difference over seeds is above zero, lost where it is below, else tied.",
+}
 
 
 def write(
@@ -28,7 +29,7 @@ def write(
     """Write the report of one student or several.
 
     Args:
-        folder: gets report.html, report.md and figures.
+        folder: gets report.html, report.md, figures, and every score in scores.csv.
         title: of the page.
         runs: name of a student -> its runs, of one seed or several.
         origin: how it was made.
@@ -56,6 +57,7 @@ def write(
         blocks += of_split(split, scores)
     blocks += [*_costs(by_split, costs), *_training(runs), *_conflicts(runs), *_maps(runs), *extra, *_origins(runs)]
     page.write(folder, title, blocks)
+    save_scores(folder, records)
     return by_split
 
 
@@ -93,9 +95,10 @@ def answer(scores: Scores) -> str:
         if kind in rows:
             other = rows[kind][0]
             duel = scores.against(one, other)
+            counts = f"; tasks won {duel.won}, tied {duel.tied}, lost {duel.lost}" if len(scores.seeds) > 1 else ""
             told.append(
                 f"Against {what}, `{scores.systems[other]}` ({mean[other]:.3f}): {duel.difference:+.3f} "
-                f"(95 % {_interval(duel)}); tasks won {duel.won}, tied {duel.tied}, lost {duel.lost}."
+                f"(95 % {_interval(duel)}){counts}."
             )
     if "concatenated" in rows and np.isfinite(share := scores.kept()[one]):
         told.append(f"It keeps {share:.0%} of what the teachers concatenated score.")
@@ -120,7 +123,7 @@ def of_split(split: str, scores: Scores) -> list[Block]:
     seeds = f"{len(scores.seeds)} seed{'s' if len(scores.seeds) > 1 else ''}"
     blocks: list[Block] = [Heading(f"{name}, {seeds}"), score_table(scores), Plots(plots)]
     duels = duel_table(scores)
-    return [*blocks, Text(DUELS), duels] if duels.rows else blocks
+    return [*blocks, Text(DUELS["seeds" if len(scores.seeds) > 1 else "one seed"]), duels] if duels.rows else blocks
 
 
 def _costs(by_split: Mapping[str, Scores], costs: Mapping[str, Cost]) -> list[Block]:

@@ -1,4 +1,4 @@
-"""What `distill test` leaves of a run in RUN/probes, and what is read again for a report."""
+"""What `distill test` leaves of a run in RUN/probes, what is read again for a report, and what a report leaves."""
 
 import csv
 import json
@@ -6,8 +6,8 @@ import logging
 import math
 import platform
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,7 @@ from distill.systems import SYSTEMS, Cost
 
 log = logging.getLogger(__name__)
 
-FOLDER, FILE = "probes", "results.json"
+FOLDER, FILE, SCORES = "probes", "results.json", "scores.csv"
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,35 @@ class Results:
         if not records:
             raise ConfigError(f"{path} holds no score: probe the run again with `distill test --run {run}`")
         return cls(path.parent, records, costs, found)
+
+
+def save_scores(folder: Path, records: Sequence[Record]) -> None:
+    """Write every score of a report to its scores.csv, a column per field of a record."""
+    with open(folder / SCORES, "w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Record)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(as_json(records))
+
+
+def read_scores(folder: Path) -> list[Record]:
+    """Read them again.
+
+    Raises:
+        ConfigError: when there are none, or not as this version writes them.
+    """
+    path = folder / SCORES
+    if not path.is_file():
+        raise ConfigError(f"no {path}: expected the folder of a report that `distill study` or `distill compare` wrote")
+    kinds: dict[str, Callable[[str], Any]] = {"seed": int, "score": float, "test_rows": int, "seen_rows": int}
+    try:
+        with open(path, newline="") as file:
+            rows = [{name: kinds.get(name, str)(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        records = [Record(**row) for row in rows]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} is not as this version writes it ({error!r}): have the report written again") from None
+    if not records:
+        raise ConfigError(f"{path} holds no score: have the report written again")
+    return records
 
 
 def about(checkpoint: str, device: str, parts: Sequence[Part], left_out: Sequence[str] = ()) -> dict[str, Any]:

@@ -214,10 +214,12 @@ def duel_table(scores: Scores) -> page.Table:
     best = [row for row, system in enumerate(scores.systems) if scores.kinds[system] == "teachers"][:1]
     ahead = students if len(students) <= MANY else students[:1]
     pairs = [(one, other) for k, one in enumerate(ahead) for other in students[k + 1 :] + best]
+    several = len(scores.seeds) > 1  # of one seed no task is won or lost
     lines = []
     for one, other in pairs:
         duel = scores.against(one, other)
         names = f"{scores.systems[one]} - {scores.systems[other]}"
         interval = "-" if np.isnan(duel.low) else f"{duel.low:+.3f} to {duel.high:+.3f}"
-        lines.append([names, f"{duel.difference:+.3f}", interval, str(duel.won), str(duel.tied), str(duel.lost)])
-    return page.Table(["", "difference", "95 %", "won", "tied", "lost"], lines)
+        counts = [str(duel.won), str(duel.tied), str(duel.lost)] if several else []
+        lines.append([names, f"{duel.difference:+.3f}", interval, *counts])
+    return page.Table(["", "difference", "95 %", *(["won", "tied", "lost"] if several else [])], lines)
