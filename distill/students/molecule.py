@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch_geometric.nn import GINEConv
+from torch_geometric.nn.aggr import Set2Set
 from torch_geometric.utils.smiles import e_map, x_map
 
 from cache_tools.store import Ragged
@@ -13,7 +14,8 @@ from distill.student import Student, recomputed
 ATOM_SIZES = [len(values) for values in x_map.values()]
 BOND_SIZES = [len(values) for values in e_map.values()]
 
-Pooling = Literal["mean", "sum", "mean+sum"]
+Pooling = Literal["mean", "sum", "mean+sum", "set"]
+READS = 3  # of all atoms, by Set2Set
 Norm = Literal["batch", "layer", "none"]
 
 
@@ -49,7 +51,8 @@ class GraphStudent(Student):
         width: of atoms.
         dim: of the embedding; the width when not given.
         norm: after each block.
-        pooling: of atoms into the molecule's embedding; ``mean+sum`` puts both side by side before the projection.
+        pooling: of atoms into the molecule's embedding; ``mean+sum`` puts both side by side before the projection, ``set``
+            attends to them three times (Set2Set; Vinyals et al., ICLR 2016), with the same weights after every block.
         virtual_node: a node that every atom of a molecule writes to and reads from between blocks.
         dropout: after each block.
         jumping: project the pooled atoms before and after all blocks, side by side and normalised, instead of those after
@@ -78,14 +81,15 @@ class GraphStudent(Student):
         self.norms = nn.ModuleList([_norm(norm, width) for _ in range(layers)])
         self.virtual = nn.ModuleList([_update(width, norm) for _ in range(layers - 1)] if virtual_node else [])
         self.dropout = nn.Dropout(dropout)
-        pooled = (2 * width if pooling == "mean+sum" else width) * (1 + layers if jumping else 1)
+        self.reader = Set2Set(width, READS) if pooling == "set" else None
+        pooled = (2 * width if pooling in ("mean+sum", "set") else width) * (1 + layers if jumping else 1)
         self.project: nn.Module = nn.Identity() if pooled == self.dim else nn.Linear(pooled, self.dim)
         if jumping:
             self.project = nn.Sequential(_norm(norm, pooled), nn.Linear(pooled, self.dim))
 
     @property
     def widths(self) -> list[int]:
-        pooled = 2 if self.pooling == "mean+sum" else 1
+        pooled = 2 if self.pooling in ("mean+sum", "set") else 1
         return [pooled * self.atoms.table.embedding_dim] * (len(self.blocks) - 1) + [self.dim]
 
     def embeddings(self, rows: dict[str, Ragged]) -> list[Tensor]:
@@ -127,6 +131,9 @@ class GraphStudent(Student):
         return out
 
     def _pool(self, x: Tensor, graphs: Graphs) -> Tensor:
+        if self.reader:
+            out: Tensor = self.reader(x, graphs.graph, dim_size=len(graphs.atoms))
+            return out
         parts = {"mean": [_mean], "sum": [_sum], "mean+sum": [_mean, _sum]}[self.pooling]
         return torch.cat([part(x, graphs) for part in parts], 1)  # (batch, width or 2 width)
 

@@ -13,7 +13,7 @@ def column(cache):
 
 OPTIONS = [
     {"pooling": pooling, "norm": norm, "virtual_node": virtual}
-    for pooling in ("mean", "sum", "mean+sum")
+    for pooling in ("mean", "sum", "mean+sum", "set")
     for norm in ("batch", "layer", "none")
     for virtual in (False, True)
 ]
@@ -29,9 +29,10 @@ def test_a_molecule_is_embedded_alike_alone_and_in_a_batch(column, options):
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
-def test_the_order_of_atoms_does_not_matter(column):
+@pytest.mark.parametrize("pooling", ["mean", "set"])
+def test_the_order_of_atoms_does_not_matter(column, pooling):
     torch.manual_seed(0)
-    student = GraphStudent(layers=3, width=16, virtual_node=True).eval()
+    student = GraphStudent(layers=3, width=16, virtual_node=True, pooling=pooling).eval()
     graph = column.rows(torch.tensor([7]))
     atoms, edges = graph["atoms"], graph["edges"]
     order = torch.randperm(len(atoms.values))
@@ -68,8 +69,9 @@ def test_it_is_gine_as_torch_geometric_batches_it(column):
     )
 
 
-def test_it_exposes_an_embedding_after_each_block(column):
-    student = GraphStudent(layers=4, width=16, dim=24, pooling="mean+sum").eval()
+@pytest.mark.parametrize("pooling", ["mean+sum", "set"])
+def test_it_exposes_an_embedding_after_each_block(column, pooling):
+    student = GraphStudent(layers=4, width=16, dim=24, pooling=pooling).eval()
     inputs = column.rows(torch.arange(6))
     every = student.embeddings(inputs)
     assert [tuple(each.shape) for each in every] == [(6, 32)] * 3 + [(6, 24)]
