@@ -118,6 +118,8 @@ class Linear(Normaliser):
         self.register_buffer("shift", plain.shift)
         centred = rows(MOST).index_select(-1, plain.kept).double() - plain.shift.double()
         values, vectors = torch.linalg.eigh(centred.T @ centred / max(1, len(centred)))  # (dim,), (dim, dim)
+        # an eigenvector has two signs, and machines choose either: ranks, and a run that goes on, are to agree
+        vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
         values = values.clamp_min(0)
         shrunk = ((1 - shrinkage) * values + shrinkage * values.mean()).clamp_min(1e-12 * values.sum())
         matrix = self.made(shrunk, vectors) if self.dim else vectors

@@ -376,6 +376,19 @@ def test_whitened_rows_have_the_identity_as_covariance(data, cls):
     torch.testing.assert_close(normal.var[:alive], torch.ones(alive), atol=2e-2, rtol=0)
 
 
+@pytest.mark.parametrize("cls", [PcaWhitening, PhiS])
+def test_a_machine_that_chooses_other_signs_of_eigenvectors_makes_the_same_targets(data, cls, monkeypatch):
+    known, eigh = data.statistics["counts"], torch.linalg.eigh
+    rows = cls(known)(known.rows(50))
+
+    def other_signs(covariance):
+        values, vectors = eigh(covariance)
+        return values, vectors * (torch.arange(len(values)) % 2 * 2 - 1)
+
+    monkeypatch.setattr(torch.linalg, "eigh", other_signs)
+    torch.testing.assert_close(cls(known)(known.rows(50)), rows)
+
+
 def test_a_limit_moves_what_lies_beyond_it(data):
     known = data.statistics["counts"]
     rows, plain = known.rows(10_000), Standardise(known)
