@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from jsonargparse.typing import NonNegativeInt, PositiveInt
@@ -52,6 +52,17 @@ HELP = """usage: distill COMMAND [--KEY VALUE ...]
 Every key of a command: distill COMMAND --help"""
 COMMANDS = ("fit", "validate", "test")
 BETTER = {"val": "min", "loss": "min", "nll": "min", "r2": "max", "cosine": "max", "nats": "max", "probe": "max"}
+
+
+class Parser(LightningArgumentParser):
+    """Says what is wrong with a class or its options in words that a user typed."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        message = re.sub(r"^  - Expected a path but .*\n", "", message, flags=re.MULTILINE)
+        message = re.sub(r"Namespace\(class_path='([^']+)', init_args=Namespace\((.*)\)\)", r"\1(\2)", message)
+        if found := re.match(r'(?s)Parser key "([\w.]+)":.*Option .* is not accepted. Got value: ([\w.]+)\(', message):
+            message += f"\n  Its options: distill fit --{found[1]}.help {found[2]}"
+        super().error(message, ex)
 
 
 class DistillCLI(LightningCLI):
@@ -312,6 +323,7 @@ def main(arguments: list[str] | None = None) -> None:
             args=arguments,
             seed_everything_default=0,
             parser_kwargs=usage,
+            parser_class=Parser,
             # only a fit writes the run's configuration: that of a test would take its place
             save_config_callback=SaveConfig if arguments[:1] == ["fit"] else None,
             save_config_kwargs={"overwrite": True},

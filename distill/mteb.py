@@ -187,4 +187,4 @@ def load(tasks: Sequence[Any]) -> None:
 
 def main(arguments: list[str]) -> None:
     """Entry point of ``distill mteb``."""
-    auto_cli(mteb, args=arguments, as_positional=False)
+    auto_cli(mteb, args=arguments, as_positional=False, prog="distill mteb")

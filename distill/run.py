@@ -92,6 +92,15 @@ class Run:
         self.name, self.results = f"{self.system}, seed {seed}", folder / "probes" / "results.json"
         self.trials: list[Trial] = []
 
+    @property
+    def corpus(self) -> str | None:
+        """What it is to be fitted on, where its configurations name one corpus."""
+        found: str | None = _last(self._configured(), "data", "corpus")
+        return found
+
+    def _configured(self) -> list[dict[str, Any]]:
+        return [yaml.safe_load(path.read_text()) or {} for path in self.configs]
+
     def options(self) -> list[str]:
         """Words of the command line that configurations do not say.
 
@@ -161,7 +170,7 @@ class Run:
         """A configuration beside the run: its teachers, and no heads but theirs."""
         if not self.teachers:
             return []
-        heads = _last([yaml.safe_load(path.read_text()) or {} for path in self.configs], "model", "heads") or {}
+        heads = _last(self._configured(), "model", "heads") or {}
         kept = {name: head for name, head in heads.items() if name in self.teachers}
         mine = {"data": {"teachers": list(self.teachers)}} | ({"model": {"heads": kept}} if heads else {})
         path = self._beside(".yaml")

@@ -284,4 +284,4 @@ def _train(module: nn.Module) -> None:
 
 def main(arguments: list[str]) -> None:
     """Entry point of ``distill specialise``."""
-    auto_cli(specialise, args=arguments, as_positional=False)
+    auto_cli(specialise, args=arguments, as_positional=False, prog="distill specialise")

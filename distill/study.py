@@ -82,6 +82,10 @@ def study(
             f"no file {gone[0]}: the study's base and methods name configuration files, from the current folder"
         )
     grid = plan(base, methods, runs, seeds, teachers or [], subsets, sweep)
+    if lost := [run for run in grid if run.corpus and not (run.results.exists() or Path(run.corpus).is_dir())]:
+        raise ConfigError(
+            f"no corpus {lost[0].corpus}, which {lost[0].method} is to be fitted on: make it with `distill-cache build`"
+        )
     if slurm:
         return queue(settings, runs, len(grid))
     if only is not None:
@@ -244,7 +248,7 @@ def tell(found: Sequence[Attribution], path: Path) -> list[Block]:
 
 def main(arguments: list[str]) -> None:
     """Entry point of ``distill study``."""
-    auto_cli(study, args=arguments, as_positional=False)
+    auto_cli(study, args=arguments, as_positional=False, prog="distill study")
 
 
 if __name__ == "__main__":

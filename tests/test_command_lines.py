@@ -152,6 +152,24 @@ def test_a_place_that_cannot_be_is_refused(place, options, message):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model.head", "nothing.Here"], "No module named 'nothing'"),
+        (
+            ["--model.head.widht", "3"],
+            "'widht' is not accepted. Got value: distill.heads.GaussianHead(widht='3')\n"
+            "  Its options: distill fit --model.head.help distill.heads.GaussianHead",
+        ),
+    ],
+)
+def test_a_class_or_option_that_is_not_there_is_named(place, options, message):
+    done = place.inside(distill, "fit", "--config", "fit.yaml", *options)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Expected a path" not in done.stderr
+
+
 def test_several_corpora_and_blocks_from_yaml(place, as_command):
     ok(place.cache("build", "--config", "cache.yaml", "--name", "second", "--corpus.limit", "120"))
     mix = {"corpora": [{"path": "cache/mini", "weight": 2}, {"path": "cache/second", "teachers": ["maccs"]}]}

@@ -312,6 +312,18 @@ def test_a_study_that_cannot_be_is_refused_before_anything_runs(stub, given, mes
     assert not (stub.folder / "runs").exists()
 
 
+def test_a_study_of_a_corpus_that_is_gone_is_refused_unless_all_is_done(stub):
+    (stub.folder / "base.yaml").write_text(yaml.safe_dump({"data": {"corpus": "cache/mine"}}))
+    with pytest.raises(ConfigError, match="no corpus cache/mine, which nll is to be fitted on"):
+        stub.study()
+    assert not (stub.folder / "runs").exists()
+    corpus = stub.folder / "cache" / "mine"
+    corpus.mkdir(parents=True)
+    stub.study()
+    corpus.rmdir()
+    stub.study()
+
+
 def test_a_folder_of_other_teachers_is_refused(stub):
     stub.study(seeds=[0], subsets="leave-one-out")
     with pytest.raises(QuorumError, match="nll-all-0 has a run with the teachers a, b, c, the study asks for a, b"):
