@@ -74,7 +74,7 @@ def together(studies: Sequence[Path], out: Path) -> None:
     ]
     blocks += [Heading("Mean score in each study"), per_study(records)]
     for split, each in by_split.items():
-        blocks += report.of_split(split, each)
+        blocks += report.of_split(split, each, "seeds averaged")
     page.write(out, f"{len(studies)} studies together", blocks)
     save_scores(out, [record for each in records.values() for record in each])
     for split, each in by_split.items():

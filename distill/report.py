@@ -109,21 +109,21 @@ def _interval(duel: Duel) -> str:
     return "unknown" if np.isnan(duel.low) else f"{duel.low:+.3f} to {duel.high:+.3f}"
 
 
-def of_split(split: str, scores: Scores) -> list[Block]:
-    """The section of one kind of split: scores, ranks, pair by pair."""
-    name = f"{split.capitalize()} split"
-    told = f"{name}: mean score, its 95 % interval over seeds; dots are tasks"
+def of_split(split: str, scores: Scores, made: str | None = None) -> list[Block]:
+    """The section of one kind of split: scores, ranks, pair by pair; ``made`` says how, where that is not by seeds."""
+    name, several = f"{split.capitalize()} split", len(scores.seeds) > 1
+    told = f"{name}: mean score{', its 95 % interval over seeds' if several else ''}; dots are tasks"
     plots = [Plot(f"scores-{split}", told, figures.bars(scores))]
-    told = f"{name}: rank of each system on each task, mean over seeds; 1 is best"
+    told = f"{name}: rank of each system on each task{', mean over seeds' if several else ''}; 1 is best"
     plots.append(Plot(f"ranks-{split}", told, figures.ranks(scores)))
     if len(scores.systems) > 2 and len(scores.tasks) > 1:
         test = f"Nemenyi's test (5 %, {len(scores.tasks)} tasks)"
         told = f"{name}: mean ranks over tasks; a bar joins systems that {test} does not tell apart"
         plots.append(Plot(f"critical-{split}", told, figures.critical_difference(scores)))
-    seeds = f"{len(scores.seeds)} seed{'s' if len(scores.seeds) > 1 else ''}"
-    blocks: list[Block] = [Heading(f"{name}, {seeds}"), score_table(scores), Plots(plots)]
+    made = made or f"{len(scores.seeds)} seed{'s' if several else ''}"
+    blocks: list[Block] = [Heading(f"{name}, {made}"), score_table(scores), Plots(plots)]
     duels = duel_table(scores)
-    return [*blocks, Text(DUELS["seeds" if len(scores.seeds) > 1 else "one seed"]), duels] if duels.rows else blocks
+    return [*blocks, Text(DUELS["seeds" if several else "one seed"]), duels] if duels.rows else blocks
 
 
 def _costs(by_split: Mapping[str, Scores], costs: Mapping[str, Cost]) -> list[Block]:

@@ -63,6 +63,9 @@ def test_methods_of_several_studies_are_ranked_over_the_tasks_of_all(tmp_path):
     told = (tmp_path / "out" / "report.md").read_text()
     assert "Left out, as not all studies have them. mol: maccs, odd; text: minilm." in told
     assert "| system | mol | text | mean |" in told
+    assert "## Every split, seeds averaged" in told
+    assert "over seeds;" not in told
+    assert "won" not in told, "of one value no task is won or lost"
     assert "| nll | 0.455 | 0.805 | 0.630 |" in told, "half of the molecules' splits lie 0.1 lower"
     assert re.search(r"\| system \| esol<br>r2 \| mood<br>r2 \| topic<br>r2 \| mean ", told)
     assert re.search(r"\n\| nll \| 0.455 \| 0.805 \| 0.805 \| 0.688 \|  \| 1.33 \|", told)
