@@ -11,10 +11,10 @@ SPECIALISTS := $(patsubst configs/%.yaml,runs/%.safetensors,$(wildcard configs/s
 export WEIGHTS
 
 .DEFAULT_GOAL := help
-.PHONY: study-ablations help install demo cache fit probe lint type test bench bench-peers study-methods study-quantised study-teachers study-consolidation clean
+.PHONY: help install demo cache fit probe lint type test bench bench-peers study-methods study-steps study-ablations study-quantised study-teachers study-consolidation clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 24
 	@echo "teacher groups (TEACHERS=...): $(GROUPS)"
 
 install: $(BIN)/.installed ## make the environment .venv (every other target does so when it is missing)
@@ -89,10 +89,17 @@ study-methods-%: install ## one of these: -mol, -text, -vision
 	$(BIN)/distill study --config configs/studies/methods.yaml --base '[configs/studies/$*-fit.yaml$(LARGE:%=, configs/studies/$*-%.yaml)]' \
 	  --runs runs/methods-$*$(LARGE:%=-%) --out docs/reports/methods-$*$(LARGE:%=-%)
 
+study-steps: study-steps-mol study-steps-text study-steps-vision ## do longer fits change the order of methods, resumable: WEIGHTS=../shared/weights
+	$(BIN)/distill compare --studies docs/reports/steps-mol docs/reports/steps-text docs/reports/steps-vision --out docs/reports/steps
+
+study-steps-%: install ## one of these: -mol, -text, -vision
+	WEIGHTS=$(or $(WEIGHTS),../shared/weights)/$* $(BIN)/distill-cache build --config configs/studies/$*-cache.yaml --cache $(CACHE)
+	$(BIN)/distill study --config configs/studies/steps.yaml --base '[configs/studies/$*-fit.yaml, configs/ablations/longer.yaml]' \
+	  --runs runs/steps-$* --out docs/reports/steps-$*
+
 study-ablations: install ## what else makes a student of molecules better, resumable: WEIGHTS=../shared/weights/mol
 	WEIGHTS=$(or $(WEIGHTS),../shared/weights/mol) $(BIN)/distill-cache build --config configs/studies/mol-cache.yaml --cache $(CACHE)
 	$(BIN)/distill study --config configs/studies/ablations-mol.yaml
-	$(BIN)/distill study --config configs/studies/steps-mol.yaml
 
 study-consolidation: install $(SPECIALISTS) ## students of tuned specialists, of a generalist, and of both, resumable: WEIGHTS=../shared/weights/vision
 	WEIGHTS=$(or $(WEIGHTS),../shared/weights/vision) $(BIN)/distill-cache build --config configs/studies/consolidation-cache.yaml --cache $(CACHE)

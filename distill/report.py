@@ -16,11 +16,8 @@ from distill.systems import Cost
 SHOWN = 4  # students whose curves and maps are drawn
 AGAINST = {"teachers": "the best single teacher", "pretrained": "its own beginning", "untrained": "random weights"}
 TOLD = {"r2": "R2 of each teacher", "cosine": "cosine with each teacher", "nats": "nats per dimension of each teacher"}
-DUELS = {
-    "one seed": "Mean difference over tasks with a 95 % bootstrap interval over tasks.",
-    "seeds": "Mean difference over tasks with a 95 % bootstrap interval over tasks and seeds. A task is won where the "
-    "t-interval of the difference over seeds is above zero, lost where it is below, else tied.",
-}
+DUEL = "Mean difference over tasks with a 95 % bootstrap interval over tasks"
+WON = " and seeds. A task is won where the difference's t-interval over seeds is above zero, lost where below, else tied"
 
 
 def write(
@@ -95,7 +92,7 @@ def answer(scores: Scores) -> str:
         if kind in rows:
             other = rows[kind][0]
             duel = scores.against(one, other)
-            counts = f"; tasks won {duel.won}, tied {duel.tied}, lost {duel.lost}" if len(scores.seeds) > 1 else ""
+            counts = f"; tasks won {duel.won}, tied {duel.tied}, lost {duel.lost}" if scores.several else ""
             told.append(
                 f"Against {what}, `{scores.systems[other]}` ({mean[other]:.3f}): {duel.difference:+.3f} "
                 f"(95 % {_interval(duel)}){counts}."
@@ -111,19 +108,19 @@ def _interval(duel: Duel) -> str:
 
 def of_split(split: str, scores: Scores, made: str | None = None) -> list[Block]:
     """The section of one kind of split: scores, ranks, pair by pair; ``made`` says how, where that is not by seeds."""
-    name, several = f"{split.capitalize()} split", len(scores.seeds) > 1
-    told = f"{name}: mean score{', its 95 % interval over seeds' if several else ''}; dots are tasks"
+    name = f"{split.capitalize()} split"
+    told = f"{name}: mean score{', its 95 % interval over seeds' if scores.several else ''}; dots are tasks"
     plots = [Plot(f"scores-{split}", told, figures.bars(scores))]
-    told = f"{name}: rank of each system on each task{', mean over seeds' if several else ''}; 1 is best"
+    told = f"{name}: rank of each system on each task{', mean over seeds' if scores.several else ''}; 1 is best"
     plots.append(Plot(f"ranks-{split}", told, figures.ranks(scores)))
     if len(scores.systems) > 2 and len(scores.tasks) > 1:
         test = f"Nemenyi's test (5 %, {len(scores.tasks)} tasks)"
         told = f"{name}: mean ranks over tasks; a bar joins systems that {test} does not tell apart"
         plots.append(Plot(f"critical-{split}", told, figures.critical_difference(scores)))
-    made = made or f"{len(scores.seeds)} seed{'s' if several else ''}"
+    made = made or f"{len(scores.seeds)} seed{'s' if scores.several else ''}"
     blocks: list[Block] = [Heading(f"{name}, {made}"), score_table(scores), Plots(plots)]
     duels = duel_table(scores)
-    return [*blocks, Text(DUELS["seeds" if several else "one seed"]), duels] if duels.rows else blocks
+    return [*blocks, Text(f"{DUEL}{WON if scores.several else ''}."), duels] if duels.rows else blocks
 
 
 def _costs(by_split: Mapping[str, Scores], costs: Mapping[str, Cost]) -> list[Block]:

@@ -78,10 +78,12 @@ class Results:
 
 def save_scores(folder: Path, records: Sequence[Record]) -> None:
     """Write every score of a report to its scores.csv, a column per field of a record."""
-    with open(folder / SCORES, "w", newline="") as file:
+    part = folder / f".{SCORES}"
+    with open(part, "w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Record)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(as_json(records))
+    part.replace(folder / SCORES)
 
 
 def read_scores(folder: Path) -> list[Record]:

@@ -122,9 +122,10 @@ class Run:
     def _fit(self, output: IO[str]) -> None:
         self._same()
         last, mine = self.folder / "checkpoints" / "last.ckpt", self.folder / "config.yaml"
+        done = self.folder / "fitted"  # a process that finds nothing to do costs seconds
         if self.teachers and mine.exists():
             self._compare(yaml.safe_load(mine.read_text())["data"]["teachers"] or [])
-        if self.results.exists():
+        if self.results.exists() or done.exists():
             return
         if last.exists():
             self._distill(output, "fit", "--config", str(mine), "--ckpt_path", str(last))
@@ -133,6 +134,7 @@ class Run:
             configs = [word for path in [*self.configs, *self._only_teachers()] for word in ("--config", str(path))]
             more = ["--run", str(self.folder), "--seed_everything", str(self.seed), *self.options()]
             self._distill(output, "fit", *configs, *more)
+        done.touch()
 
     def test(self) -> None:
         """Probe on this seed's splits.
@@ -148,8 +150,7 @@ class Run:
 
     def _same(self) -> None:
         """Refuse to go on with what another configuration made."""
-        read = [yaml.safe_load(path.read_text()) for path in self.configs]
-        wanted = json.dumps([read, self.seed, *([given] if (given := self.options()) else [])], default=str)
+        wanted = json.dumps([self._configured(), self.seed, *([given] if (given := self.options()) else [])], default=str)
         path = self._beside(".made.json")
         if path.is_file() and self.folder.is_dir() and path.read_text() != wanted:
             raise ConfigError(

@@ -56,6 +56,11 @@ class Scores:
         order = np.argsort(-np.nanmean(values, (1, 2)), kind="stable")
         self.systems, self.values = [systems[each] for each in order], values[order]
 
+    @property
+    def several(self) -> bool:
+        """Whether there are seeds to compare: of one no task is won or lost, and no mean has an interval."""
+        return len(self.seeds) > 1
+
     def mean(self) -> np.ndarray[Any, Any]:
         """Mean over tasks and seeds, (systems,)."""
         means: np.ndarray[Any, Any] = np.nanmean(self.values, (1, 2))
@@ -214,12 +219,11 @@ def duel_table(scores: Scores) -> page.Table:
     best = [row for row, system in enumerate(scores.systems) if scores.kinds[system] == "teachers"][:1]
     ahead = students if len(students) <= MANY else students[:1]
     pairs = [(one, other) for k, one in enumerate(ahead) for other in students[k + 1 :] + best]
-    several = len(scores.seeds) > 1  # of one seed no task is won or lost
     lines = []
     for one, other in pairs:
         duel = scores.against(one, other)
         names = f"{scores.systems[one]} - {scores.systems[other]}"
         interval = "-" if np.isnan(duel.low) else f"{duel.low:+.3f} to {duel.high:+.3f}"
-        counts = [str(duel.won), str(duel.tied), str(duel.lost)] if several else []
+        counts = [str(duel.won), str(duel.tied), str(duel.lost)] if scores.several else []
         lines.append([names, f"{duel.difference:+.3f}", interval, *counts])
-    return page.Table(["", "difference", "95 %", *(["won", "tied", "lost"] if several else [])], lines)
+    return page.Table(["", "difference", "95 %", *(["won", "tied", "lost"] if scores.several else [])], lines)

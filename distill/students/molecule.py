@@ -15,6 +15,7 @@ ATOM_SIZES = [len(values) for values in x_map.values()]
 BOND_SIZES = [len(values) for values in e_map.values()]
 
 Pooling = Literal["mean", "sum", "mean+sum", "set"]
+WIDE: dict[Pooling, int] = {"mean": 1, "sum": 1, "mean+sum": 2, "set": 2}  # a pooled molecule, in widths of an atom
 READS = 3  # of all atoms, by Set2Set
 Norm = Literal["batch", "layer", "none"]
 
@@ -82,15 +83,15 @@ class GraphStudent(Student):
         self.virtual = nn.ModuleList([_update(width, norm) for _ in range(layers - 1)] if virtual_node else [])
         self.dropout = nn.Dropout(dropout)
         self.reader = Set2Set(width, READS) if pooling == "set" else None
-        pooled = (2 * width if pooling in ("mean+sum", "set") else width) * (1 + layers if jumping else 1)
+        self.pooled = WIDE[pooling] * width
+        pooled = self.pooled * (1 + layers if jumping else 1)
         self.project: nn.Module = nn.Identity() if pooled == self.dim else nn.Linear(pooled, self.dim)
         if jumping:
             self.project = nn.Sequential(_norm(norm, pooled), nn.Linear(pooled, self.dim))
 
     @property
     def widths(self) -> list[int]:
-        pooled = 2 if self.pooling in ("mean+sum", "set") else 1
-        return [pooled * self.atoms.table.embedding_dim] * (len(self.blocks) - 1) + [self.dim]
+        return [self.pooled] * (len(self.blocks) - 1) + [self.dim]
 
     def embeddings(self, rows: dict[str, Ragged]) -> list[Tensor]:
         graphs, x = self._start(rows)
@@ -135,7 +136,7 @@ class GraphStudent(Student):
             out: Tensor = self.reader(x, graphs.graph, dim_size=len(graphs.atoms))
             return out
         parts = {"mean": [_mean], "sum": [_sum], "mean+sum": [_mean, _sum]}[self.pooling]
-        return torch.cat([part(x, graphs) for part in parts], 1)  # (batch, width or 2 width)
+        return torch.cat([part(x, graphs) for part in parts], 1)  # (batch, pooled)
 
 
 def _sum(x: Tensor, graphs: Graphs) -> Tensor:

@@ -275,12 +275,14 @@ def test_what_another_configuration_made_is_not_reported_as_this_one_s(stub):
 def test_what_is_done_is_not_done_again(stub):
     stub.study()
     stub.calls()
-    (stub.folder / "runs" / "s" / "nll-only-a-1" / "probes" / "results.json").unlink()
-    (stub.folder / "runs" / "s" / "nll-only-a-1" / "probes").rmdir()
+    shutil.rmtree(stub.folder / "runs" / "s" / "nll-only-a-1" / "probes")
+    killed = stub.folder / "runs" / "s" / "nll-only-b-0"  # in its fit
+    shutil.rmtree(killed / "probes")
+    (killed / "fitted").unlink()
     stub.study()
     again = [each["arguments"] for each in stub.calls()]
-    assert [each[0] for each in again] == ["fit", "test"]
-    assert again[0][3:] == ["--ckpt_path", "runs/s/nll-only-a-1/checkpoints/last.ckpt"]
+    assert sorted(each[0] for each in again) == ["fit", "test", "test"]
+    assert again[0][3:] == ["--ckpt_path", "runs/s/nll-only-b-0/checkpoints/last.ckpt"]
 
 
 def test_a_run_that_fails_stops_no_other_and_names_its_log(stub):
@@ -340,7 +342,7 @@ def test_a_study_waits_for_the_process_that_a_killed_one_left_behind(stub, caplo
         fcntl.flock(file, fcntl.LOCK_EX)
         left = subprocess.Popen(["sh", "-c", "sleep 0.5; touch ended"], stdout=file)
     ended: list[bool] = []
-    stub.monkeypatch.setattr(Run, "_distill", lambda *_: ended.append(Path("ended").exists()))
+    stub.monkeypatch.setattr(Run, "_distill", lambda *_: (ended.append(Path("ended").exists()), run.folder.mkdir()))
     run.fit()
     left.wait()
     assert ended == [True]
@@ -408,6 +410,7 @@ def test_a_trial_is_made_once_and_a_killed_one_goes_on(stub):
     stub.calls()
     trial = stub.folder / "runs" / "s" / "trials" / "nll-0.0005"
     (trial / "trial.json").unlink()
+    (trial / "fitted").unlink()
     (trial / "checkpoints").mkdir()
     (trial / "checkpoints" / "last.ckpt").touch()
     stub.sweep(5e-4, 1e-3)
