@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 
 from cache_tools import Column, open_column
 from cache_tools.build import build
@@ -62,15 +61,14 @@ def test_a_loss_does_not_depend_on_what_stands_in_masked_rows(two):
     assert torch.equal(model.objective(losses, valid, model.weights), expected)
 
 
-def test_a_mixture_trains(two, tmp_path):
+def test_a_mixture_trains(two, trainer):
     data = mixed(two)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", max_epochs=2, **quiet)
+    fitting = trainer(max_epochs=2)
     student = GraphStudent(layers=1, width=16, dim=16)
     model = Distiller(data.statistics, student, head=MseHead, student_lr=3e-3, head_lr=3e-3)
-    before = trainer.validate(model, data, verbose=False)[0]["val/loss"]
-    trainer.fit(model, data)
-    assert trainer.validate(model, data, verbose=False)[0]["val/loss"] < before
+    before = fitting.validate(model, data, verbose=False)[0]["val/loss"]
+    fitting.fit(model, data)
+    assert fitting.validate(model, data, verbose=False)[0]["val/loss"] < before
 
 
 def test_live_teachers_say_what_the_cache_holds(two):

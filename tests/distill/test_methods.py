@@ -7,15 +7,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from lightning import Trainer
 from torch import distributions as D
 from torch.nn import functional as F
 
 from cache_tools.errors import ConfigError
 from cache_tools.store import Ragged
 from distill import cli
-from distill.data import DistillData
-from distill.hadamard import hadamard
 from distill.heads import GaussianHead, Ladder, MseHead, Surroundings
 from distill.marginal import MarginalMixture
 from distill.methods.consolidation import KlHead
@@ -28,10 +25,8 @@ from distill.methods.densities import (
 )
 from distill.methods.regression import AngleHead, MixHead
 from distill.methods.relations import CORNERS, ContrastHead, QueueHead, RelationHead
-from distill.methods.unic import TeacherDropping
 from distill.module import Distiller
-from distill.normalize import GlobalScalar, HadamardWhitening, PcaWhitening, PhiS, Standardise, ZcaWhitening
-from distill.objective import RelativeLossWeights, UncertaintyWeights, WeightedSum
+from distill.objective import RelativeLossWeights, UncertaintyWeights
 from distill.students.image import ImageStudent, SmallResNet
 from distill.students.mixed import MixedStudent
 from distill.students.molecule import GraphStudent
@@ -43,16 +38,6 @@ METHODS = sorted((Path(__file__).parents[2] / "configs" / "methods").glob("*.yam
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture
-def data(cache: Path) -> DistillData:
-    return DistillData(cache / "mol", batch_size=32, held_out=64)
-
-
-def quiet(tmp_path: Path, **options) -> Trainer:
-    silent = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    return Trainer(default_root_dir=tmp_path, accelerator="cpu", **silent, **options)
 
 
 # ------------------------------------------------------------------------------------------------------- densities
@@ -149,12 +134,12 @@ def test_a_mixture_knows_clusters_that_one_gaussian_does_not():
     assert (one - known).item() > 1.5
 
 
-def test_nats_are_counted_from_the_mixture_when_it_is_asked_for(data, tmp_path):
+def test_nats_are_counted_from_the_mixture_when_it_is_asked_for(data, trainer):
     found = {}
     for modes in (1, 4):
         torch.manual_seed(0)
         distiller = Distiller(data.statistics, GraphStudent(layers=1, width=8), marginal_modes=modes)
-        found[modes] = quiet(tmp_path).validate(distiller, data, verbose=False)[0]["nats/counts"]
+        found[modes] = trainer().validate(distiller, data, verbose=False)[0]["nats/counts"]
         assert not [key for key in distiller.state_dict() if key.startswith("metrics")]
     assert found[4] < found[1]
 
@@ -344,149 +329,10 @@ def test_a_student_that_hides_its_blocks_has_no_ladder(data):
         Distiller(data.statistics, Hidden(layers=1, width=8), lambda s, t: MixHead(s, t, ladder=True))
 
 
-# ------------------------------------------------------------------------------------------------------ normalisers
-
-
-def test_every_multiple_of_4_has_a_hadamard_matrix_or_none_that_is_known():
-    missing = []
-    for order in range(4, 1025, 4):
-        found = hadamard(order)
-        if found is None:
-            missing.append(order)
-            continue
-        assert found.shape == (order, order)
-        assert set(np.unique(found)) == {-1, 1}
-        whole = found.astype(np.float64)
-        assert (whole @ whole.T == order * np.eye(order)).all(), order
-    assert len(missing) == 67
-    assert missing[:4] == [52, 92, 100, 116]
-    assert hadamard(300) is not None
-    assert hadamard(7) is None
-
-
-@pytest.mark.parametrize("cls", [PcaWhitening, ZcaWhitening, HadamardWhitening])
-def test_whitened_rows_have_the_identity_as_covariance(data, cls):
-    known = data.statistics["counts"]
-    normal = cls(known, shrinkage=0.0)
-    values = np.linalg.eigvalsh(np.cov(known.rows(10_000).numpy()[:, normal.kept].T, bias=True))
-    rows = normal(known.rows(10_000))
-    covariance = rows.T.double() @ rows.double() / len(rows)
-    alive = normal.dim if cls is not PcaWhitening else int((values > 1e-6).sum())
-    torch.testing.assert_close(covariance[:alive, :alive], torch.eye(alive).double(), atol=2e-2, rtol=0)
-    torch.testing.assert_close(normal.var[:alive], torch.ones(alive), atol=2e-2, rtol=0)
-
-
-@pytest.mark.parametrize("cls", [PcaWhitening, PhiS])
-def test_a_machine_that_chooses_other_signs_of_eigenvectors_makes_the_same_targets(data, cls, monkeypatch):
-    known, eigh = data.statistics["counts"], torch.linalg.eigh
-    rows = cls(known)(known.rows(50))
-
-    def other_signs(covariance):
-        values, vectors = eigh(covariance)
-        return values, vectors * (torch.arange(len(values)) % 2 * 2 - 1)
-
-    monkeypatch.setattr(torch.linalg, "eigh", other_signs)
-    torch.testing.assert_close(cls(known)(known.rows(50)), rows)
-
-
-def test_a_limit_moves_what_lies_beyond_it(data):
-    known = data.statistics["counts"]
-    rows, plain = known.rows(10_000), Standardise(known)
-    assert plain(rows).abs().max() > 4
-    limited, moved = Standardise(known, limit=4.0), plain(rows).clamp(-4, 4)
-    torch.testing.assert_close(limited(rows), moved)
-    torch.testing.assert_close(limited.var, moved.var(0, correction=0))
-    torch.testing.assert_close(limited.mean, moved.mean(0))
-    with pytest.raises(ConfigError, match="above 0"):
-        Standardise(known, limit=0.0)
-
-
-@pytest.mark.parametrize("cls", [GlobalScalar, PhiS])
-def test_one_scale_keeps_the_proportions_of_distances(data, cls):
-    known = data.statistics["counts"]
-    normal, raw = cls(known), known.rows(50)
-    before, after = torch.pdist(raw), torch.pdist(normal(raw))
-    torch.testing.assert_close(after / before, (after[0] / before[0]).expand_as(before), rtol=1e-3, atol=0)
-    rows = normal(known.rows(10_000))
-    assert rows.var(0, correction=0).mean().item() == pytest.approx(1, abs=2e-2)
-
-
-def test_phi_s_gives_every_dimension_variance_1_where_there_is_a_hadamard_matrix(data):
-    known = data.statistics["counts"]
-    normal = PhiS(known)
-    assert hadamard(normal.dim) is not None, "128 counts that all vary"
-    torch.testing.assert_close(normal(known.rows(10_000)).var(0, correction=0), torch.ones(normal.dim), atol=3e-2, rtol=0)
-
-
-def test_statistics_for_whitening_come_from_the_rows_to_train_on(cache):
-    data = DistillData(cache / "mol", batch_size=32, held_out=200)
-    known, held = data.statistics["counts"], data.sources[0].held_out
-    column = data.parts[0].teachers["counts"]
-    train = np.setdiff1d(np.arange(len(column)), held)
-    torch.testing.assert_close(known.rows(10**6), column.rows(train).float())
-    assert len(known.rows(10)) == 10
-
-
-def test_whitening_without_rows_says_what_it_needs(data):
-    from cache_tools.statistics import Statistics
-
-    known = data.statistics["counts"]
-    with pytest.raises(ConfigError, match="needs rows"):
-        ZcaWhitening(Statistics(known.count, known.mean, known.var))
-    with pytest.raises(ConfigError, match="shrinkage"):
-        ZcaWhitening(known, shrinkage=2)
-
-
-# ------------------------------------------------------------------------------------------------------- objectives
-
-
-@pytest.mark.parametrize("divide_by", ["pairs", "row"])
-def test_dropping_is_that_of_a_plain_loop(divide_by):
-    losses, valid = torch.rand(4, 6), torch.rand(4, 6) > 0.2
-    valid[:, 5] = False  # a row that no teacher has seen
-    weights = torch.tensor([1.0, 2.0, 0.5, 1.0])
-    objective = TeacherDropping(drop=0.5, divide_by=divide_by)
-    objective.attach(list("abcd"))
-    torch.manual_seed(3)
-    got = objective(losses.masked_fill(~valid, torch.nan), valid, weights)
-    torch.manual_seed(3)
-    coins = torch.rand(4, 6)
-    total, pairs, rows = 0.0, 0, []
-    for row in range(6):
-        mine = {k: (weights[k] * losses[k, row]).item() for k in range(4) if valid[k, row]}
-        kept = [k for k in mine if mine[k] == max(mine.values()) or coins[k, row] >= 0.5]
-        total, pairs = total + sum(mine[k] for k in kept), pairs + len(kept)
-        rows += [sum(mine[k] for k in kept) / len(kept)] if kept else []
-    assert got.item() == pytest.approx(total / pairs if divide_by == "pairs" else sum(rows) / len(rows), rel=1e-5)
-
-
-def test_nothing_is_dropped_in_validation():
-    losses, valid = torch.rand(4, 6), torch.ones(4, 6, dtype=torch.bool)
-    objective = TeacherDropping(drop=1.0).eval()
-    objective.attach(list("abcd"))
-    torch.testing.assert_close(objective(losses, valid, torch.ones(4)), losses.mean())
-
-
-def test_shares_balance_and_reduction():
-    losses, valid = torch.tensor([[1.0], [2.0]]), torch.ones(2, 1, dtype=torch.bool)
-    weights = torch.tensor([64 / 16, 64 / 48])  # a student of 64, teachers of 16 and 48
-
-    def total(**options):
-        objective = WeightedSum(**options)
-        objective.attach(["a", "b"])
-        return objective(losses, valid, weights).item()
-
-    assert total() == pytest.approx(4 * 1 + 4 / 3 * 2)
-    assert total(shares={"b": 3}) == pytest.approx(4 * 1 + 3 * 4 / 3 * 2)
-    assert total(balance="dimensions") == pytest.approx((1 + 2) * 64 / 32)
-    assert total(reduction="mean", shares={"b": 3}) == pytest.approx((4 * 1 + 3 * 4 / 3 * 2) / 4)
-    for shares, message in (
-        ({"c": 1.0}, "names c"),
-        ({"a": math.inf}, "a is inf"),
-        ({"a": 0, "b": 0}, "0 for every teacher"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            total(shares=shares)
+def test_many_degrees_of_freedom_are_a_gaussian():
+    head, student, target = StudentTHead(8, 5, degrees=1e3), torch.randn(6, 8), torch.randn(6, 5)
+    gaussian = GaussianHead._nll(head, head.mlp(student), target)
+    torch.testing.assert_close(head(student, target), gaussian, rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -511,90 +357,6 @@ def test_shares_balance_and_reduction():
 def test_settings_that_cannot_be_are_refused(made, message):
     with pytest.raises(ConfigError, match=message):
         made()
-
-
-def test_many_degrees_of_freedom_are_a_gaussian():
-    head, student, target = StudentTHead(8, 5, degrees=1e3), torch.randn(6, 8), torch.randn(6, 5)
-    gaussian = GaussianHead._nll(head, head.mlp(student), target)
-    torch.testing.assert_close(head(student, target), gaussian, rtol=1e-2, atol=1e-2)
-
-
-def test_uncertainty_weights_are_learnt_and_bounded(data, tmp_path):
-    objective = UncertaintyWeights(bound=1.0)
-    distiller = Distiller(data.statistics, GraphStudent(layers=1, width=8), MseHead, objective=objective, head_lr=0.1)
-    quiet(tmp_path, max_epochs=1).fit(distiller, data)
-    assert (objective.raw.abs() > 0).all()
-    assert objective.first.isfinite().all()
-    again = UncertaintyWeights(bound=1.0)
-    again.attach(list("abc"))
-    again.raw.data.fill_(-50)
-    losses, valid = torch.full((3, 2), 7.0), torch.ones(3, 2, dtype=torch.bool)
-    assert again(losses, valid, torch.ones(3)).item() == pytest.approx(3 * (math.e - 1), rel=1e-5)
-    assert again.eval()(losses, valid, torch.ones(3)).item() == pytest.approx(21), "what epochs are compared by"
-
-
-def test_a_learnt_weight_becomes_one_over_what_is_left_of_a_loss():
-    objective, valid, weights = UncertaintyWeights(), torch.ones(2, 1, dtype=torch.bool), torch.tensor([1.0, 64.0])
-    objective.attach(["a", "b"])
-    optimiser = torch.optim.Adam(objective.parameters(), 1e-3)
-    objective(torch.tensor([[8.0], [8.0]]), valid, weights)
-    for _ in range(900):
-        optimiser.zero_grad()
-        objective(torch.tensor([[4.0], [0.8]]), valid, weights).backward()
-        optimiser.step()
-    torch.testing.assert_close((objective.pace * objective.raw).exp(), torch.tensor([0.5, 0.1]), rtol=0.01, atol=0)
-
-
-def test_a_teacher_that_falls_behind_weighs_more():
-    objective = RelativeLossWeights(memory=1.0)
-    objective.attach(["a", "b"])
-    valid, weights = torch.ones(2, 1, dtype=torch.bool), torch.ones(2)
-    objective(torch.tensor([[4.0], [4.0]]), valid, weights)
-    losses = torch.tensor([[1.0], [3.0]], requires_grad=True)
-    objective(losses, valid, weights).backward()
-    share = 2 * torch.tensor([0.25, 0.75]).div(0.5).softmax(0)
-    torch.testing.assert_close(losses.grad.squeeze(1), share)
-    with pytest.raises(ConfigError, match="negative"):
-        objective(torch.tensor([[-1.0], [1.0]]), valid, weights)
-
-
-OBJECTIVES = {
-    "sum": WeightedSum,
-    "pairs": lambda: TeacherDropping(drop=0.0),
-    "row": lambda: TeacherDropping(drop=0.0, divide_by="row"),
-    "uncertainty": UncertaintyWeights,
-    "relative": RelativeLossWeights,
-}
-
-
-def gradients(rank: int, ranks: int, folder: Path) -> None:
-    """Writes the gradient of this rank's losses under every objective; ranks have rows, and masks, of their own."""
-    if ranks > 1:
-        torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=ranks)
-    generator = torch.Generator().manual_seed(0)
-    losses, valid = torch.rand(3, 8, generator=generator), torch.rand(3, 8, generator=generator) > 0.4
-    valid[1, :3] = False  # a teacher without a row on the first rank
-    mine = slice(0, 8) if ranks == 1 else slice(0, 3) if rank == 0 else slice(3, 8)
-    found = {}
-    for name, made in OBJECTIVES.items():
-        objective = made()
-        objective.attach(list("abc"))
-        for factor in (1.0, 0.5):  # the second step knows the first
-            each = (factor * losses[:, mine]).requires_grad_()
-            objective(each, valid[:, mine], torch.tensor([1.0, 2.0, 0.5])).backward()
-            found[f"{name} {factor}"] = each.grad / ranks  # as DDP averages
-        learnt = [parameter.grad for parameter in objective.parameters()]
-        found |= {f"{name}, weights": torch.cat(learnt).unsqueeze(1) / ranks} if learnt else {}
-    torch.save(found, folder / f"{ranks}-{rank}.pt")
-
-
-def test_two_ranks_minimise_what_one_does(tmp_path):
-    torch.multiprocessing.start_processes(gradients, (2, tmp_path), nprocs=2, start_method="fork")
-    gradients(0, 1, tmp_path)
-    one, *two = (torch.load(tmp_path / f"{each}.pt") for each in ("1-0", "2-0", "2-1"))
-    for name, expected in one.items():
-        both = [each[name] for each in two]
-        torch.testing.assert_close(sum(both) if "weights" in name else torch.cat(both, 1), expected)
 
 
 # ------------------------------------------------------------------------------------------------------------ whole

@@ -1,19 +1,11 @@
-from pathlib import Path
-
 import pytest
 import torch
-from lightning.pytorch import Trainer
 
 from cache_tools.errors import CacheError, ConfigError
 from distill.data import DistillData
 from distill.heads import BernoulliHead, CosineHead, GaussianHead, MseHead
 from distill.module import Distiller
 from distill.students.molecule import GraphStudent
-
-
-@pytest.fixture
-def data(cache: Path) -> DistillData:
-    return DistillData(cache / "mol", batch_size=32, held_out=64)
 
 
 def student() -> GraphStudent:
@@ -25,14 +17,9 @@ def model(data: DistillData, **options) -> Distiller:
     return Distiller(data.statistics, student(), **options)
 
 
-def trainer(tmp_path: Path, **options) -> Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    return Trainer(default_root_dir=tmp_path, accelerator="cpu", **quiet, **options)
-
-
-def test_every_parameter_that_learns_is_in_the_optimiser(data, tmp_path):
+def test_every_parameter_that_learns_is_in_the_optimiser(data, trainer):
     distiller = model(data)
-    trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(distiller, data)
+    trainer(max_steps=1, limit_val_batches=0).fit(distiller, data)
     optimised = {id(p) for group in distiller.optimizers().param_groups for p in group["params"]}
     assert {id(p) for p in distiller.parameters() if p.requires_grad} == optimised
     assert [group["name"] for group in distiller.optimizers().param_groups] == ["student", "heads"]
@@ -66,11 +53,11 @@ def test_clipping_touches_the_student_alone(data):
     assert all((p.grad == 1).all() for p in distiller.heads.parameters())
 
 
-def test_learning_rate_rises_then_falls_as_a_cosine(data, tmp_path):
+def test_learning_rate_rises_then_falls_as_a_cosine(data, trainer):
     distiller = model(data, student_lr=1e-2, head_lr=1e-3, warmup=0.25)
     rates = []
     distiller.on_train_batch_start = lambda *_: rates.append([group["lr"] for group in distiller.optimizers().param_groups])
-    trainer(tmp_path, max_epochs=2, limit_train_batches=8, limit_val_batches=0).fit(distiller, data)
+    trainer(max_epochs=2, limit_train_batches=8, limit_val_batches=0).fit(distiller, data)
     student_rates = [rate for rate, _ in rates]
     assert student_rates[:4] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])
     assert student_rates[4:] == sorted(student_rates[4:], reverse=True)
@@ -78,9 +65,9 @@ def test_learning_rate_rises_then_falls_as_a_cosine(data, tmp_path):
     assert all(head == pytest.approx(rate / 10) for rate, head in rates)
 
 
-def test_training_lowers_the_loss_and_names_every_figure(data, tmp_path):
+def test_training_lowers_the_loss_and_names_every_figure(data, trainer):
     distiller = model(data, heads={"maccs": BernoulliHead, "counts": CosineHead}, student_lr=1e-2, head_lr=1e-2)
-    fitting = trainer(tmp_path, max_epochs=6)
+    fitting = trainer(max_epochs=6)
     before = fitting.validate(distiller, data, verbose=False)[0]
     fitting.fit(distiller, data)
     after = fitting.validate(distiller, data, verbose=False)[0]
@@ -120,9 +107,9 @@ def test_what_does_not_fit_together_is_named(data, cache):
         DistillData(cache / "nowhere")
 
 
-def test_bfloat16_training_keeps_densities_in_float32(data, tmp_path):
+def test_bfloat16_training_keeps_densities_in_float32(data, trainer):
     distiller = model(data)
-    trainer(tmp_path, max_steps=2, limit_val_batches=1, precision="bf16-mixed").fit(distiller, data)
+    trainer(max_steps=2, limit_val_batches=1, precision="bf16-mixed").fit(distiller, data)
     batch = next(iter(data.train_dataloader()))
     with torch.autocast("cpu", torch.bfloat16):
         losses, _, _, _ = distiller.losses(batch)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 
 from cache_tools.build import build
 from cache_tools.columns import MoleculeGraph
@@ -96,14 +95,13 @@ def test_a_killed_run_goes_on_to_the_last_digit(runs, whole, ranks, workers):
         assert rows(alone) == {step: each for step, each in rows(whole[1]).items() if step >= KILLED}
 
 
-def test_a_run_never_goes_on_with_other_batches(whole, cache, tmp_path):
+def test_a_run_never_goes_on_with_other_batches(whole, cache, trainer):
     data = DistillData(cache / "mol", batch_size=32, held_out=25)
     student = GraphStudent(layers=2, width=16, dim=16, norm="layer")
     model = Distiller(data.statistics, student, head=lambda s, t: GaussianHead(s, t, preset="mini"))
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    trainer = Trainer(default_root_dir=tmp_path, accelerator="cpu", max_epochs=3, **quiet)
+    fitting = trainer(max_epochs=3)
     with pytest.raises(ConfigError, match="'batch': 64.*now they come from.*'batch': 32"):
-        trainer.fit(model, data, ckpt_path=whole[1] / "last.ckpt")
+        fitting.fit(model, data, ckpt_path=whole[1] / "last.ckpt")
 
 
 def test_two_ranks_learn_what_one_does(runs, cache, tmp_path):
