@@ -15,8 +15,9 @@ from cache_tools.errors import ConfigError
 from cache_tools.statistics import Statistics
 from distill.data import Batch, Sampled
 from distill.guard import Guard, step_facts
-from distill.heads import DensityHead, GaussianHead, Head, MlpHead, Surroundings, outputs
+from distill.heads import DensityHead, Head, MlpHead, Surroundings, outputs
 from distill.marginal import ROWS, MarginalMixture
+from distill.methods.densities import VidHead
 from distill.metrics import TeacherMetrics
 from distill.normalize import Normaliser, Raw, Standardise
 from distill.objective import Objective, WeightedSum
@@ -60,7 +61,7 @@ class Distiller(LightningModule):
         self,
         statistics: dict[str, Statistics],
         student: Student,
-        head: Callable[[int, int], Head] = GaussianHead,
+        head: Callable[[int, int], Head] = VidHead,
         heads: dict[str, Callable[[int, int], Head]] | None = None,
         normaliser: Callable[[Statistics], Normaliser] = Standardise,
         objective: Objective | None = None,
