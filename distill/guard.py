@@ -150,4 +150,4 @@ def _go_on(trainer: Trainer) -> str:
     callbacks: list[Any] = trainer.checkpoint_callbacks
     saved = [path for each in callbacks for path in (each.last_model_path, each.best_model_path) if path]
     again = f"go on with --ckpt_path {saved[0]}, from before" if saved else "no checkpoint was written yet: begin again"
-    return f"Lower model.student_lr and model.head_lr, or bound the scale (bounded: true of GaussianHead); {again}."
+    return f"Lower model.student_lr and model.head_lr, or bound the density (configs/methods/nll-bounded.yaml); {again}."

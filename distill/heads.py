@@ -20,8 +20,13 @@ from distill.exact import Float32
 LOG_2PI = math.log(2 * math.pi)
 
 
-def mlp(inputs: int, width: int, layers: int, outputs: int) -> nn.Sequential:
-    """``layers`` x [LayerNorm, Linear, ReLU], then Linear to ``outputs``."""
+def mlp(inputs: int, width: int | None, layers: int | None, outputs: int) -> nn.Sequential:
+    """``layers`` x [LayerNorm, Linear, ReLU], then Linear to ``outputs``; 2 x 512 where not given.
+
+    Heads' own defaults are None: a configuration that puts one class of head in another's place keeps the options that
+    both have, and would keep the first one's defaults.
+    """
+    layers, width = 2 if layers is None else layers, 512 if width is None else width
     if layers < 0 or width < 1:
         raise ConfigError(f"a head of {layers} hidden layers, {width} wide: expected 0 or more, and 1 or more")
     stack: list[nn.Module] = []
@@ -277,13 +282,13 @@ class BernoulliHead(DensityHead):
     Args:
         student_dim: width of s.
         teacher_dim: bits.
-        layers: hidden layers.
-        width: of the hidden layers.
+        layers: hidden layers, 2 when not given.
+        width: of the hidden layers, 512 when not given.
     """
 
     raw_targets = True
 
-    def __init__(self, student_dim: int, teacher_dim: int, layers: int = 2, width: int = 512):
+    def __init__(self, student_dim: int, teacher_dim: int, layers: int | None = None, width: int | None = None):
         super().__init__()
         self.mlp = mlp(student_dim, width, layers, teacher_dim)
 
@@ -305,12 +310,19 @@ class MseHead(MlpHead):
     Args:
         student_dim: width of s.
         teacher_dim: width of t.
-        layers: hidden layers.
-        width: of the hidden layers.
+        layers: hidden layers, 2 when not given.
+        width: of the hidden layers, 512 when not given.
         ladder: read the embeddings after every block of the student, by :class:`Ladder`, instead of ``layers``.
     """
 
-    def __init__(self, student_dim: int, teacher_dim: int, layers: int = 2, width: int = 512, ladder: bool = False):
+    def __init__(
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        layers: int | None = None,
+        width: int | None = None,
+        ladder: bool = False,
+    ):
         super().__init__()
         self.ladder = ladder
         self.mlp = mlp(student_dim, width, layers, teacher_dim)

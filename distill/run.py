@@ -122,7 +122,7 @@ class Run:
     def _fit(self, output: IO[str]) -> None:
         self._same()
         last, mine = self.folder / "checkpoints" / "last.ckpt", self.folder / "config.yaml"
-        done = self.folder / "fitted"  # a process that finds nothing to do costs seconds
+        done = self.folder / "checkpoints" / "fitted"  # a process that finds nothing to do costs seconds
         if self.teachers and mine.exists():
             self._compare(yaml.safe_load(mine.read_text())["data"]["teachers"] or [])
         if self.results.exists() or done.exists():
@@ -134,6 +134,7 @@ class Run:
             configs = [word for path in [*self.configs, *self._only_teachers()] for word in ("--config", str(path))]
             more = ["--run", str(self.folder), "--seed_everything", str(self.seed), *self.options()]
             self._distill(output, "fit", *configs, *more)
+        done.parent.mkdir(parents=True, exist_ok=True)
         done.touch()
 
     def test(self) -> None:

@@ -22,7 +22,7 @@ class KlHead(MseHead):
         student_dim: width of s.
         teacher_dim: classes.
         temperature: T.
-        layers: hidden layers; none is the paper's.
+        layers: hidden layers; none when not given, as in the paper.
 
     Raises:
         ConfigError: when ``temperature`` is not above 0.
@@ -37,10 +37,10 @@ class KlHead(MseHead):
         student_dim: int,
         teacher_dim: int,
         temperature: float = 2.0,
-        layers: int = 0,
+        layers: int | None = None,
         **kwargs: Any,
     ):
-        super().__init__(student_dim, teacher_dim, layers, **kwargs)
+        super().__init__(student_dim, teacher_dim, layers or 0, **kwargs)
         above_zero("a KlHead", temperature=temperature)
         self.temperature = temperature
 

@@ -17,12 +17,19 @@ class VidHead(DensityHead):
     Args:
         student_dim: width of s.
         teacher_dim: width of t.
-        layers: hidden layers.
-        width: of the hidden layers.
+        layers: hidden layers, 2 when not given.
+        width: of the hidden layers, 512 when not given.
         ladder: read the embeddings after every block of the student, by :class:`distill.heads.Ladder`.
     """
 
-    def __init__(self, student_dim: int, teacher_dim: int, layers: int = 2, width: int = 512, ladder: bool = False):
+    def __init__(
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        layers: int | None = None,
+        width: int | None = None,
+        ladder: bool = False,
+    ):
         super().__init__()
         self.ladder = ladder
         self.mlp = mlp(student_dim, width, layers, teacher_dim)
@@ -45,9 +52,9 @@ class DiagonalHead(GaussianHead):
     Args:
         student_dim: width of s.
         teacher_dim: width of t.
-        layers: hidden layers.
-        width: of the hidden layers.
-        bounded: bound the scale between 1/e and e.
+        layers: hidden layers, 2 when not given.
+        width: of the hidden layers, 512 when not given.
+        bounded: bound the scale between 1/e and e, done when not given.
         floor: the least scale.
         ladder: read the embeddings after every block of the student, by :class:`distill.heads.Ladder`.
     """
@@ -56,9 +63,9 @@ class DiagonalHead(GaussianHead):
         self,
         student_dim: int,
         teacher_dim: int,
-        layers: int = 2,
-        width: int = 512,
-        bounded: bool = True,
+        layers: int | None = None,
+        width: int | None = None,
+        bounded: bool | None = None,
         floor: float = 1e-3,
         ladder: bool = False,
     ):

@@ -1,5 +1,6 @@
 """Every method against an independent reference: a plain loop, or torch.distributions."""
 
+import json
 import math
 from pathlib import Path
 
@@ -382,6 +383,18 @@ def test_every_method_trains_the_student(config, cache, tmp_path, monkeypatch):
     losses = [float(each) for line in lines[1:] if (each := line.split(",")[at])]
     assert len(losses) == 3
     assert losses[-1] < losses[0]
+
+
+def test_a_head_in_the_place_of_another_has_its_own_size(capsys):
+    """jsonargparse keeps options that both classes have: of a default it would make the first one's choice the second's."""
+    vid, mini = (
+        METHODS[0].with_name("vid.yaml"),
+        {"class_path": "distill.heads.GaussianHead", "init_args": {"preset": "mini"}},
+    )
+    with pytest.raises(SystemExit):
+        cli.main(["fit", "--config", str(vid), "--model.head", json.dumps(mini), "--print_config"])
+    head = yaml.safe_load(capsys.readouterr().out)["model"]["head"]["init_args"]
+    assert (head["preset"], head["layers"], head["width"], head["bounded"]) == ("mini", None, None, None)
 
 
 FIFTEENTH = """

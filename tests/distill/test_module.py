@@ -4,6 +4,7 @@ import torch
 from cache_tools.errors import CacheError, ConfigError
 from distill.data import DistillData
 from distill.heads import BernoulliHead, CosineHead, GaussianHead, MseHead
+from distill.methods.densities import VidHead
 from distill.module import Distiller
 from distill.students.molecule import GraphStudent
 
@@ -123,3 +124,7 @@ def test_heads_computed_together_give_the_same_losses(data):
     losses, _, student, targets = distiller.losses(batch)
     assert distiller.together == [["counts", "maccs", "morgan"]]
     torch.testing.assert_close(distiller._head_losses(student, targets, batch.valid, distiller.together), losses)
+
+
+def test_a_run_that_names_no_head_learns_a_density_of_one_variance_per_dimension(data):
+    assert all(type(head) is VidHead for head in model(data).heads.values()), "docs/results.md says why"

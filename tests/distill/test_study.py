@@ -278,7 +278,7 @@ def test_what_is_done_is_not_done_again(stub):
     shutil.rmtree(stub.folder / "runs" / "s" / "nll-only-a-1" / "probes")
     killed = stub.folder / "runs" / "s" / "nll-only-b-0"  # in its fit
     shutil.rmtree(killed / "probes")
-    (killed / "fitted").unlink()
+    (killed / "checkpoints" / "fitted").unlink()
     stub.study()
     again = [each["arguments"] for each in stub.calls()]
     assert sorted(each[0] for each in again) == ["fit", "test", "test"]
@@ -342,7 +342,7 @@ def test_a_study_waits_for_the_process_that_a_killed_one_left_behind(stub, caplo
         fcntl.flock(file, fcntl.LOCK_EX)
         left = subprocess.Popen(["sh", "-c", "sleep 0.5; touch ended"], stdout=file)
     ended: list[bool] = []
-    stub.monkeypatch.setattr(Run, "_distill", lambda *_: (ended.append(Path("ended").exists()), run.folder.mkdir()))
+    stub.monkeypatch.setattr(Run, "_distill", lambda *_: ended.append(Path("ended").exists()))
     run.fit()
     left.wait()
     assert ended == [True]
@@ -410,7 +410,6 @@ def test_a_trial_is_made_once_and_a_killed_one_goes_on(stub):
     stub.calls()
     trial = stub.folder / "runs" / "s" / "trials" / "nll-0.0005"
     (trial / "trial.json").unlink()
-    (trial / "fitted").unlink()
     (trial / "checkpoints").mkdir()
     (trial / "checkpoints" / "last.ckpt").touch()
     stub.sweep(5e-4, 1e-3)
