@@ -168,7 +168,7 @@ if arguments[0] == "fit" and not checkpoint:
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     (run / "checkpoints" / "last.ckpt").touch()
     rate = float(arguments[arguments.index("--model.student_lr") + 1]) if "--model.student_lr" in arguments else 0
-    (run / "metrics.csv").write_text(f"step,val/loss\\n1,9\\n2,{{1 + abs(rate - 0.001)}}\\n3,\\n")
+    (run / "metrics.csv").write_text(f"step,val/loss\\n1,9\\n2,{{os.environ.get('LOSS') or 1 + abs(rate - 0.001)}}\\n3,\\n")
 if arguments[0] == "test":
     names, seed = yaml.safe_load((run / "config.yaml").read_text())["data"]["teachers"], int(arguments[4].strip("[]"))
     student = 0.3 + 0.1 * ("a" in names) + 0.2 * bool({{"b", "c"}} & set(names)) + 0.01 * seed * len(names)
@@ -437,6 +437,15 @@ def test_all_trials_failing_names_the_log_and_they_are_made_again(stub):
         stub.sweep(1e-3, 1e-2)
     assert Path(re.search(r"see the end of (.*)", str(caught.value))[1]).read_text() == "it broke\n"
     stub.monkeypatch.delenv("BROKEN")
+    stub.sweep(1e-3, 1e-2)
+    assert "\n| nll | 1 | 1.009 | 0.001 | - |\n" in stub.report()
+
+
+def test_trials_that_end_without_a_loss_are_made_again(stub):
+    stub.monkeypatch.setenv("LOSS", "nan")
+    with pytest.raises(QuorumError, match="every trial of nll failed"):
+        stub.sweep(1e-3, 1e-2)
+    stub.monkeypatch.delenv("LOSS")
     stub.sweep(1e-3, 1e-2)
     assert "\n| nll | 1 | 1.009 | 0.001 | - |\n" in stub.report()
 
