@@ -5,6 +5,7 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -183,7 +184,7 @@ def rebuild_run(config: Mapping[str, Any], path: Path) -> tuple[DistillData, Dis
     parser.add_class_arguments(Distiller, "model")
     parser.link_arguments("data.statistics", "model.statistics", apply_on="instantiate")
     try:
-        made = parser.instantiate(parser.parse_object({key: config[key] for key in ("data", "model")}))
+        made = parser.instantiate(parser.parse_object({key: deepcopy(config[key]) for key in ("data", "model")}))
     except (ArgumentError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is no configuration of this version: {' '.join(str(error).split())}") from None
     return made.data, made.model
