@@ -496,12 +496,12 @@ def test_the_text_program_is_the_student_s_own_arithmetic(made):
     torch.testing.assert_close(found, wanted[:4], atol=1e-5, rtol=1e-4)
 
 
-def test_rebuilding_a_run_leaves_its_configuration_as_it_was(origin, tmp_path):
+def test_rebuilding_a_run_leaves_its_configuration_as_it_was(fitted, monkeypatch):
     """The export's own configuration is written from it: heads of single teachers became text."""
-    make_run(tmp_path / "run", origin / "cache", ["molecule"], GRAPH)
-    text = (tmp_path / "run" / "config.yaml").read_text()
-    config = yaml.safe_load(text)
+    monkeypatch.chdir(fitted)
+    path = fitted / "runs" / "mini" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
     config["model"]["heads"] = {"maccs": {"class_path": "distill.heads.BernoulliHead"}}
     before = json.dumps(config)
-    rebuild_run(config, tmp_path)
+    rebuild_run(config, path)
     assert json.dumps(config) == before
