@@ -34,6 +34,16 @@ class Statistics:
         squares = self.var * self.count + other.var * other.count + delta**2 * (self.count * other.count / count)
         return Statistics(count, mean, squares / count)
 
+    def without(self, part: "Statistics") -> "Statistics":
+        """Statistics of all other rows, where those of ``part`` are among these: :meth:`merge` undone."""
+        count = self.count - part.count
+        if not count:
+            return Statistics.of(np.empty((0, len(self.mean))))
+        mean = self.mean + (self.mean - part.mean) * (part.count / count)
+        delta = part.mean - mean
+        squares = self.var * self.count - part.var * part.count - delta**2 * (count * part.count / self.count)
+        return Statistics(count, mean, squares.clip(0) / count)
+
     def to_json(self) -> dict[str, Any]:
         return {"count": self.count, "mean": self.mean.tolist(), "var": self.var.tolist()}
 

@@ -356,8 +356,12 @@ class DistillData(LightningDataModule):
         self.statistics = {name: self._sampled(name, known) for name, known in merge_statistics(self.parts).items()}
 
     def _sampled(self, name: str, known: Statistics) -> Sampled:
+        """Statistics of the rows to train on: the cache's, without those that are held out."""
         both = zip(self.parts, self.sources, strict=True)
         columns = [(part.teachers[name], source) for part, source in both if name in part.teachers]
+        for column, source in columns:
+            held = (source.held_out[:, None] * source.views + np.arange(source.views)).ravel()
+            known = known.without(Statistics.of(column.rows(held)[column.valid(held)].float().numpy()))
         return Sampled(known.count, known.mean, known.var, columns)
 
     def _check_augmentation(self) -> None:

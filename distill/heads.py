@@ -8,7 +8,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -284,6 +284,9 @@ class BernoulliHead(DensityHead):
         teacher_dim: bits.
         layers: hidden layers, 2 when not given.
         width: of the hidden layers, 512 when not given.
+
+    Raises:
+        ConfigError: when it is attached to a teacher whose values are not between 0 and 1.
     """
 
     raw_targets = True
@@ -291,6 +294,15 @@ class BernoulliHead(DensityHead):
     def __init__(self, student_dim: int, teacher_dim: int, layers: int | None = None, width: int | None = None):
         super().__init__()
         self.mlp = mlp(student_dim, width, layers, teacher_dim)
+
+    def attach(self, surroundings: Surroundings) -> None:
+        super().attach(surroundings)
+        rows = surroundings.rows(1000)
+        if rows.numel() and not (rows.min() >= -1e-3 and rows.max() <= 1 + 1e-3):  # as stored, perhaps rounded
+            raise ConfigError(
+                f"a BernoulliHead for a teacher whose values go from {rows.min():g} to {rows.max():g}: expected bits, "
+                "or probabilities; take a head of real values, as VidHead or GaussianHead"
+            )
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(out.float(), target.float(), reduction="none").sum(-1)
@@ -300,8 +312,8 @@ class BernoulliHead(DensityHead):
 
     @staticmethod
     def marginal_nll(target: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-        known = mean.clamp(1e-6, 1 - 1e-6)
-        return F.binary_cross_entropy(known.expand_as(target), target.float(), reduction="none").sum(-1)
+        known = mean.clamp(1e-6, 1 - 1e-6).logit()  # of logits, for CUDA's autocast refuses what takes probabilities
+        return F.binary_cross_entropy_with_logits(known.expand_as(target), target.float(), reduction="none").sum(-1)
 
 
 class MseHead(MlpHead):
@@ -335,11 +347,32 @@ class MseHead(MlpHead):
         return out.float()
 
 
+def has_direction(head: Head, teacher_dim: int) -> None:
+    """Refuse a head that compares directions for a teacher that has none: its gradient would be zero.
+
+    Raises:
+        ConfigError: when ``teacher_dim`` is below 2.
+    """
+    if teacher_dim < 2:
+        raise ConfigError(
+            f"{type(head).__name__} compares directions, and this teacher has {teacher_dim} dimension that varies: "
+            "give it a head of values under model.heads, as MseHead or VidHead"
+        )
+
+
 class CosineHead(MseHead):
-    """``1 - cos`` between a regressor and the target; same arguments as :class:`MseHead`."""
+    """``1 - cos`` between a regressor and the target; same arguments as :class:`MseHead`.
+
+    Raises:
+        ConfigError: for a teacher of one dimension, which has no direction to learn.
+    """
 
     sums_dimensions = False
     scale_free = True
+
+    def __init__(self, student_dim: int, teacher_dim: int, **kwargs: Any):
+        super().__init__(student_dim, teacher_dim, **kwargs)
+        has_direction(self, teacher_dim)
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
         return 1 - F.cosine_similarity(out.float(), target.float())

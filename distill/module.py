@@ -177,7 +177,7 @@ class Distiller(LightningModule):
         for name in [name for name in self.teachers if name not in found]:
             seen, target, ok = self.seen_by(name, student), targets[name], valid[name]
             if self._head(name).pairs_rows:
-                loss = torch.zeros(len(ok), device=ok.device)
+                loss = 0 * seen.float().sum(-1)  # without a valid row, too, it has a gradient: DDP waits for one
                 found[name] = loss.masked_scatter(ok, self._head(name)(seen[ok], target[ok])) if ok.any() else loss
             else:
                 found[name] = self._head(name)(seen, target)
@@ -247,7 +247,9 @@ class Distiller(LightningModule):
             {"params": list(self.student.parameters()), "lr": self.student_lr, "name": "student"},
             {"params": [*self.heads.parameters(), *self.objective.parameters()], "lr": self.head_lr, "name": "heads"},
         ]
-        optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=True)
+        # a fused step undoes a gradient scaler's factor itself, after the clipping, which must not see it
+        fused = self.trainer.precision != "16-mixed"
+        optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=fused)
         taken = {id(each) for group in optimizer.param_groups for each in group["params"]}
         left = [name for name, each in self.named_parameters() if each.requires_grad and id(each) not in taken]
         assert not left, f"no optimiser trains {left}"

@@ -1,6 +1,7 @@
 """Normalisers of a teacher's embeddings, from the exact statistics that the cache holds."""
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -98,9 +99,11 @@ class Linear(Normaliser):
         shrinkage: how far every eigenvalue is moved to their mean, between 0 and 1: what hardly varies is noise.
 
     Raises:
-        ConfigError: when ``statistics`` have no rows, or ``shrinkage`` is not between 0 and 1.
+        ConfigError: when ``statistics`` have no rows, or ``shrinkage`` is not between 0 and 1; when a whitening has no more
+            rows than dimensions.
     """
 
+    whitens: ClassVar[bool] = False
     kept: Tensor
     shift: Tensor
     matrix: Tensor
@@ -117,6 +120,11 @@ class Linear(Normaliser):
         self.register_buffer("kept", plain.kept)
         self.register_buffer("shift", plain.shift)
         centred = rows(MOST).index_select(-1, plain.kept).double() - plain.shift.double()
+        if self.whitens and len(centred) <= self.dim:
+            raise ConfigError(
+                f"{type(self).__name__} of {self.dim} dimensions from {len(centred)} rows: where no row was seen to vary "
+                "there is no variance to make 1; take more rows, or Standardise, GlobalScalar or PhiS"
+            )
         values, vectors = torch.linalg.eigh(centred.T @ centred / max(1, len(centred)))  # (dim,), (dim, dim)
         # an eigenvector has two signs, and machines choose either: ranks, and a run that goes on, are to agree
         vectors = vectors * vectors.gather(0, vectors.abs().argmax(0, keepdim=True)).sign()
@@ -147,6 +155,8 @@ class GlobalScalar(Linear):
 class PcaWhitening(Linear):
     """Principal components, the strongest first, each of variance 1."""
 
+    whitens = True
+
     def made(self, values: Tensor, vectors: Tensor) -> Tensor:
         return (vectors * values.rsqrt()).flip(1).T
 
@@ -154,12 +164,16 @@ class PcaWhitening(Linear):
 class ZcaWhitening(Linear):
     """Whitened by the symmetric map, which moves the embedding least."""
 
+    whitens = True
+
     def made(self, values: Tensor, vectors: Tensor) -> Tensor:
         return (vectors * values.rsqrt()) @ vectors.T
 
 
 class HadamardWhitening(Linear):
     """Principal components of variance 1, spread over all dimensions by a Hadamard matrix."""
+
+    whitens = True
 
     def made(self, values: Tensor, vectors: Tensor) -> Tensor:
         return torch.from_numpy(orthogonal(len(values))) @ (vectors * values.rsqrt()).T

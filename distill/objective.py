@@ -106,10 +106,15 @@ class WeightedSum(Objective):
 
 
 class Relative(Objective):
-    """An objective that knows the loss that each teacher began with. In validation it is the paper's sum.
+    """An objective that divides by the loss that each teacher began with. In validation it is the paper's sum.
+
+    For losses that are never negative: squared errors, cosines.
 
     Attributes:
         first: weight times mean loss of the first batch with rows of a teacher, (teachers,).
+
+    Raises:
+        ConfigError: in training, on a negative loss, as a density's can be.
     """
 
     first: Tensor
@@ -124,6 +129,9 @@ class Relative(Objective):
         count = over_all_ranks(valid.sum(1))
         now = weights * over_all_ranks(torch.where(valid, losses, 0.0).sum(1)) / count.clamp_min(1)
         now = torch.where(count > 0, now, torch.nan)
+        if (now < 0).any():
+            kind = type(self).__name__
+            raise ConfigError(f"{kind} divides losses, and one is negative: take heads whose losses never are, as MseHead")
         self.first = torch.where(self.first.isnan(), now.abs().clamp_min(1e-12), self.first)
         return self.weighed(each, now)
 
@@ -160,7 +168,7 @@ class UncertaintyWeights(Relative):
         self.raw = nn.Parameter(torch.zeros(len(teachers)))
 
     def weighed(self, each: Tensor, now: Tensor) -> Tensor:
-        s = (self.pace * self.raw).clamp(-self.bound, self.bound)
+        s = self.bound * (self.pace * self.raw / self.bound).tanh()  # a clamp's gradient is zero: s would stay beyond it
         terms = (-s).exp() * each / self.first.nan_to_num(1.0) + s
         return torch.where(now.isnan(), 0.0, terms).sum()  # of a teacher that has no row s would fall for nothing
 
@@ -168,14 +176,14 @@ class UncertaintyWeights(Relative):
 class RelativeLossWeights(Relative):
     """The slower a teacher's loss falls, the more it weighs: its share is a softmax of loss / first loss.
 
-    Losses are running means over all ranks. For losses that are never negative: squared errors, cosines.
+    Losses are running means over all ranks.
 
     Args:
         temperature: of the softmax.
         memory: of the running means, in steps, 1 or more.
 
     Raises:
-        ConfigError: when ``temperature`` is not above 0, ``memory`` below 1; on a negative loss, as a density's can be.
+        ConfigError: when ``temperature`` is not above 0, ``memory`` below 1.
     """
 
     running: Tensor
@@ -192,8 +200,6 @@ class RelativeLossWeights(Relative):
         self.register_buffer("running", torch.full((len(teachers),), torch.nan))
 
     def weighed(self, each: Tensor, now: Tensor) -> Tensor:
-        if (now < 0).any():
-            raise ConfigError("RelativeLossWeights divides losses, and one is negative: take heads whose losses never are")
         known = torch.where(self.running.isnan(), now, self.keep * self.running + (1 - self.keep) * now)
         self.running = torch.where(now.isnan(), self.running, known)
         relative = (self.running / self.first).nan_to_num(1.0)

@@ -9,8 +9,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -101,6 +102,24 @@ class Run:
     def _configured(self) -> list[dict[str, Any]]:
         return [yaml.safe_load(path.read_text()) or {} for path in self.configs]
 
+    def resolved(self) -> str:
+        """All that ``distill fit`` reads in its configurations, defaults too, as YAML.
+
+        Raises:
+            ConfigError: when it refuses them.
+        """
+        from distill.cli import main  # it imports this module
+
+        told, wrong = StringIO(), StringIO()
+        try:
+            with redirect_stdout(told), redirect_stderr(wrong):
+                main(["fit", *_words(self.configs), "--print_config"])
+        except SystemExit as stop:
+            if stop.code:
+                why = wrong.getvalue().rpartition("error: ")[2].strip() or stop.code
+                raise ConfigError(f"{self.method}, of {', '.join(map(str, self.configs))}: {why}") from None
+        return told.getvalue()
+
     def options(self) -> list[str]:
         """Words of the command line that configurations do not say.
 
@@ -131,7 +150,7 @@ class Run:
             self._distill(output, "fit", "--config", str(mine), "--ckpt_path", str(last))
         else:
             shutil.rmtree(self.folder, ignore_errors=True)  # it died before its first checkpoint
-            configs = [word for path in [*self.configs, *self._only_teachers()] for word in ("--config", str(path))]
+            configs = _words([*self.configs, *self._only_teachers()])
             more = ["--run", str(self.folder), "--seed_everything", str(self.seed), *self.options()]
             self._distill(output, "fit", *configs, *more)
         done.parent.mkdir(parents=True, exist_ok=True)
@@ -273,6 +292,10 @@ def forget(trials: Sequence[Trial]) -> None:
     if all(trial.results.is_file() and math.isinf(trial.loss) for trial in trials):
         for trial in trials:
             trial.results.unlink(missing_ok=True)
+
+
+def _words(configs: Iterable[Path]) -> list[str]:
+    return [word for path in configs for word in ("--config", str(path))]
 
 
 def _last(configs: Iterable[Mapping[str, Any]], group: str, key: str) -> Any:

@@ -86,12 +86,13 @@ def study(
         raise ConfigError(
             f"no corpus {lost[0].corpus}, which {lost[0].method} is to be fitted on: make it with `distill-cache build`"
         )
-    if slurm:
-        return queue(settings, runs, len(grid))
     if only is not None:
         if not 0 <= only < len(grid):
             raise ConfigError(f"only is {only}, the study has the runs 0 to {len(grid) - 1}")
         return finish(grid[only : only + 1], 1)
+    tell_apart(grid)
+    if slurm:
+        return queue(settings, runs, len(grid))
     log.info("%s: %d runs", runs, len(grid))
     finish(grid, jobs)
     by_system: dict[str, list[Results]] = {}
@@ -145,6 +146,21 @@ def plan(
                 grid.append(run)
                 probed = ["student"]
     return grid
+
+
+def tell_apart(grid: Iterable[Run]) -> None:
+    """Refuse methods whose configurations are not valid, or come to the same.
+
+    Raises:
+        ConfigError: which ones.
+    """
+    found: dict[str, str] = {}
+    for method, run in {run.method: run for run in grid}.items():
+        if (same := found.setdefault(run.resolved(), method)) != method:
+            raise ConfigError(
+                f"the methods {same} and {method} come to one configuration. An option that an earlier file gives to a "
+                "class stays when a later one names that class without it: say there what it is to be, perhaps null"
+            )
 
 
 def _named(paths: Sequence[Path] | Path) -> str:

@@ -10,10 +10,12 @@ import yaml
 from cache_tools import cli as cache_cli
 from distill import cli as distill_cli
 from distill.specialise import main as specialise
+from distill.study import plan, tell_apart
 
 ROOT = Path(__file__).parents[1]
 FITS = sorted((ROOT / "configs").glob("*.yaml"))
 CACHES = sorted((ROOT / "configs" / "cache").glob("*.yaml")) + sorted((ROOT / "configs" / "studies").glob("*-cache.yaml"))
+STUDIES = [path for path in sorted((ROOT / "configs" / "studies").glob("*.yaml")) if "methods:" in path.read_text()]
 SPECIALISTS = sorted((ROOT / "configs" / "specialists").glob("*.yaml"))
 
 
@@ -49,9 +51,18 @@ def test_every_method_clears_the_heads_of_a_base_and_says_what_a_gaussian_is_to_
     for path in sorted((ROOT / "configs" / "methods").glob("*.yaml")):
         model = yaml.safe_load(path.read_text())["model"]
         kind, given = model["head"]["class_path"], model["head"].get("init_args", {})
-        assert path.stem == "consolidation" or model["heads"] is None, path
+        assert model["heads"] is None, path
         assert not kind.endswith("GaussianHead") or "bounded" in given, path
         assert not kind.endswith("heads.GaussianHead") or "preset" in given, path
+
+
+@pytest.mark.parametrize("config", STUDIES, ids=lambda path: path.stem)
+def test_no_two_methods_of_a_study_are_the_same(config, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    given = yaml.safe_load(config.read_text())
+    paths = [[Path(each) for each in ([found] if isinstance(found, str) else found)] for found in given["methods"].values()]
+    base = [Path(each) for each in ([given["base"]] if isinstance(given["base"], str) else given["base"])]
+    tell_apart(plan(base, dict(zip(given["methods"], paths, strict=True)), Path("runs"), [0]))
 
 
 @pytest.mark.parametrize("config", CACHES, ids=lambda path: path.stem)

@@ -134,7 +134,7 @@ class NaturalGaussianHead(DiagonalHead):
 
     def _parts(self, out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         logit, natural, scale, factor = super()._parts(out)
-        return logit, natural * (-2 * scale).exp(), scale, factor
+        return logit, natural * (-2 * scale.clamp(-self.largest, self.largest)).exp(), scale, factor
 
 
 class WarmGaussianHead(DiagonalHead):

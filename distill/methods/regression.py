@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from cache_tools.errors import ConfigError
-from distill.heads import MseHead, Surroundings
+from distill.heads import MseHead, Surroundings, has_direction
 
 ROWS = 16_384  # of the cache that a dispersion is computed of
 
@@ -25,7 +25,7 @@ class MixHead(MseHead):
         mse: weight of the squared error.
 
     Raises:
-        ConfigError: when no weight is above 0.
+        ConfigError: when no weight is above 0; when only that of the cosine is, for a teacher of one dimension.
     """
 
     sums_dimensions = False
@@ -46,6 +46,8 @@ class MixHead(MseHead):
             )
         self.cosine, self.smooth_l1, self.mse = cosine, smooth_l1, mse
         self.scale_free = not smooth_l1 + mse
+        if self.scale_free:
+            has_direction(self, teacher_dim)
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
         out, target = out.float(), target.float()
@@ -67,6 +69,9 @@ class AngleHead(MseHead):
     all fill it: the dispersion tells teachers apart under ``distill.normalize.Raw``.
 
     Args: those of :class:`distill.heads.MseHead`.
+
+    Raises:
+        ConfigError: for a teacher of one dimension.
     """
 
     sums_dimensions = False
@@ -75,6 +80,7 @@ class AngleHead(MseHead):
 
     def __init__(self, student_dim: int, teacher_dim: int, **kwargs: Any):
         super().__init__(student_dim, teacher_dim, **kwargs)
+        has_direction(self, teacher_dim)
         self.register_buffer("dispersion", torch.ones(()))
 
     def attach(self, surroundings: Surroundings) -> None:

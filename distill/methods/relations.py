@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from cache_tools.errors import ConfigError, above_zero
-from distill.heads import Head, MseHead, Surroundings
+from distill.heads import Head, MseHead, Surroundings, has_direction
 
 CORNERS = 64  # rows between which angles are measured; all rows would cost the cube of the batch
 
@@ -24,6 +24,9 @@ class QueueHead(MseHead):
         teacher_dim: width of t.
         queue: rows in it.
         temperature: of the softmax.
+
+    Raises:
+        ConfigError: when ``queue`` or ``temperature`` is not above 0; for a teacher of one dimension.
     """
 
     sums_dimensions = False
@@ -40,6 +43,7 @@ class QueueHead(MseHead):
     ):
         super().__init__(student_dim, teacher_dim, **kwargs)
         above_zero(f"a {type(self).__name__}", queue=queue, temperature=temperature)
+        has_direction(self, teacher_dim)
         self.queue, self.temperature = queue, temperature
         self.register_buffer("bank", torch.empty(0, teacher_dim), persistent=False)
 
@@ -68,6 +72,8 @@ class ContrastHead(QueueHead):
         negatives: drawn for a batch.
     """
 
+    pace = 10.0  # of the log partition, beside other parameters: it has several units to go
+
     def __init__(
         self,
         student_dim: int,
@@ -79,7 +85,7 @@ class ContrastHead(QueueHead):
         super().__init__(student_dim, teacher_dim, queue, **kwargs)
         above_zero("a ContrastHead", negatives=negatives)
         self.negatives = negatives
-        self.partition = nn.Parameter(torch.tensor(math.log(negatives)))
+        self.raw_partition = nn.Parameter(torch.tensor(math.log(negatives) / self.pace))
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
         with torch.autocast(out.device.type, enabled=False):
@@ -90,9 +96,10 @@ class ContrastHead(QueueHead):
                 else torch.linspace(0, len(self.bank) - 1, self.negatives, device=out.device).long()
             )
             others = self.bank[drawn]  # (negatives, teacher_dim)
+            partition = self.pace * self.raw_partition
             own = (theirs @ others.T > 1 - 1e-6).float()  # the row itself, or its double, is no negative
-            right = (mine * theirs).sum(-1) / self.temperature - self.partition  # (batch,)
-            wrong = mine @ others.T / self.temperature - self.partition  # (batch, negatives)
+            right = (mine * theirs).sum(-1) / self.temperature - partition  # (batch,)
+            wrong = mine @ others.T / self.temperature - partition  # (batch, negatives)
             return -F.logsigmoid(right) - ((1 - own) * F.logsigmoid(-wrong)).sum(-1)
 
 

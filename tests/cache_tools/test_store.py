@@ -112,6 +112,11 @@ def test_statistics_merge_exactly(parts, seed):
     if len(rows):
         np.testing.assert_allclose(total.mean, rows.mean(0), rtol=1e-12)
         np.testing.assert_allclose(total.var, rows.var(0), rtol=1e-9, atol=1e-12)
+    first = total.without(Statistics.of(rows[parts[0] :]))
+    assert first.count == parts[0]
+    if parts[0]:
+        np.testing.assert_allclose(first.mean, rows[: parts[0]].mean(0), rtol=1e-12)
+        np.testing.assert_allclose(first.var, rows[: parts[0]].var(0), rtol=1e-7, atol=1e-9)
 
 
 def test_a_flipped_bit_is_found(copy):

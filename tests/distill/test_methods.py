@@ -3,18 +3,20 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from torch import distributions as D
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from cache_tools.errors import ConfigError
 from cache_tools.store import Ragged
 from distill import cli
-from distill.heads import GaussianHead, Ladder, MseHead, Surroundings
+from distill.heads import BernoulliHead, CosineHead, GaussianHead, Ladder, MseHead, Surroundings
 from distill.marginal import MarginalMixture
 from distill.methods.consolidation import KlHead
 from distill.methods.densities import (
@@ -26,6 +28,7 @@ from distill.methods.densities import (
 )
 from distill.methods.regression import AngleHead, MixHead
 from distill.methods.relations import CORNERS, ContrastHead, QueueHead, RelationHead
+from distill.metrics import TeacherMetrics
 from distill.module import Distiller
 from distill.objective import RelativeLossWeights, UncertaintyWeights
 from distill.students.image import ImageStudent, SmallResNet
@@ -154,6 +157,25 @@ def test_a_density_is_float32_under_bfloat16_autocast(cls):
     assert (loss != loss.bfloat16().float()).any()
 
 
+@pytest.mark.parametrize(
+    "cls", [BernoulliHead, GaussianHead, CosineHead, KlHead, VidHead, StudentTHead, LowRankGaussianHead]
+)
+def test_validation_asks_nothing_that_cudas_autocast_refuses(cls):
+    """Tensors without values know it on any machine; autocast of a CPU refuses less."""
+    with FakeTensorMode(), torch.device("cuda"):
+        head, student, target = cls(8, 5), torch.rand(6, 8), torch.rand(6, 5)
+        metrics = SimpleNamespace(dim=5, marginal=None, total=torch.zeros(6, dtype=torch.float64))
+        normal = SimpleNamespace(mean=torch.rand(5), var=torch.rand(5))
+        torch.set_autocast_enabled("cuda", True)
+        torch.set_autocast_dtype("cuda", torch.bfloat16)
+        try:
+            assert (student @ student.T).dtype == torch.bfloat16
+            TeacherMetrics.update(metrics, head, normal, head(student, target), student, target)
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+        assert metrics.total.dtype == torch.float64
+
+
 # ---------------------------------------------------------------------------------------------------- regressions
 
 
@@ -247,6 +269,20 @@ def test_contrast_tells_a_rows_target_from_others_and_not_from_itself():
     torch.testing.assert_close(head(student, target)[0], expected)
 
 
+def test_the_log_partition_goes_where_it_has_to():
+    """Several units, at the learning rate of heads."""
+    rows = F.normalize(torch.randn(256, 20))
+    head = ContrastHead(20, 20, negatives=256)
+    head.attach(Surroundings([20], lambda count: rows))
+    optimiser = torch.optim.AdamW(head.parameters(), 1e-3)
+    for _ in range(150):
+        optimiser.zero_grad()
+        drawn = rows[torch.randint(256, (64,))]
+        head(drawn, drawn).mean().backward()
+        optimiser.step()
+    assert head.pace * head.raw_partition.item() > math.log(256) + 0.5, "what is near its target needs a larger one"
+
+
 def test_relations_are_those_of_a_plain_loop():
     student, target = torch.randn(5, 8), torch.randn(5, 3)
     got = RelationHead(8, 3, distance=1.0, angle=2.0)(student, target)
@@ -281,6 +317,9 @@ def test_relations_of_many_rows_are_finite_and_never_see_a_masked_row(data):
     targets["counts"][20:] = torch.nan
     second = distiller._head_losses(student, targets, batch.valid, [])
     torch.testing.assert_close(first, second)
+    unseen = {name: torch.zeros(32, dtype=torch.bool) for name in distiller.teachers}
+    distiller._head_losses(student.requires_grad_(), targets, unseen, []).sum().backward()
+    assert not student.grad.any(), "a rank without a row has a gradient, zero"
 
 
 # --------------------------------------------------------------------------------------------------------- ladders
@@ -336,6 +375,20 @@ def test_many_degrees_of_freedom_are_a_gaussian():
     torch.testing.assert_close(head(student, target), gaussian, rtol=1e-2, atol=1e-2)
 
 
+def test_a_natural_gaussian_without_bounds_is_finite():
+    head = NaturalGaussianHead(8, 5, bounded=False)
+    with torch.no_grad():
+        head.mlp[-1].bias[6:] = -60.0
+    assert head(torch.randn(4, 8), torch.randn(4, 5)).isfinite().all()
+
+
+def test_a_bernoulli_head_is_for_bits():
+    head = BernoulliHead(8, 3)
+    head.attach(Surroundings([8], lambda count: torch.tensor([[0.0, 1.0, 0.5]])))
+    with pytest.raises(ConfigError, match="values go from 0 to 3: expected bits"):
+        head.attach(Surroundings([8], lambda count: torch.tensor([[0.0, 1.0, 3.0]])))
+
+
 @pytest.mark.parametrize(
     ("made", "message"),
     [
@@ -349,6 +402,10 @@ def test_many_degrees_of_freedom_are_a_gaussian():
         (lambda: GaussianHead(8, 5, layers=-2), "-2 hidden layers"),
         (lambda: MseHead(8, 5, width=0), "0 wide"),
         (lambda: RelationHead(8, 5, distance=-1), "distance -1"),
+        (lambda: CosineHead(8, 1), "CosineHead compares directions, and this teacher has 1 dimension"),
+        (lambda: QueueHead(8, 1), "QueueHead compares directions"),
+        (lambda: AngleHead(8, 1), "AngleHead compares directions"),
+        (lambda: MixHead(8, 1, smooth_l1=0), "MixHead compares directions"),
         (lambda: KlHead(8, 5, temperature=math.nan), "temperature of a KlHead is nan"),
         (lambda: UncertaintyWeights(bound=-1), "bound"),
         (lambda: RelativeLossWeights(temperature=0), "temperature"),

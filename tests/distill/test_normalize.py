@@ -95,6 +95,27 @@ def test_statistics_for_whitening_come_from_the_rows_to_train_on(cache):
     assert len(known.rows(10)) == 10
 
 
+def test_means_and_variances_are_those_of_the_rows_to_train_on(cache):
+    data = DistillData(cache / "mol", batch_size=32, held_out=200)
+    for name, column in data.parts[0].teachers.items():
+        train = np.setdiff1d(np.arange(len(column)), data.sources[0].held_out)
+        rows, known = column.rows(train)[column.valid(train)].double().numpy(), data.statistics[name]
+        assert known.count == len(rows)
+        np.testing.assert_allclose(known.mean, rows.mean(0), rtol=1e-3, atol=1e-3)  # stored in float16
+        np.testing.assert_allclose(known.var, rows.var(0), rtol=1e-2, atol=1e-3)
+        assert not np.allclose(known.mean, column.statistics.mean, rtol=1e-6)
+
+
+def test_whitening_of_fewer_rows_than_dimensions_is_refused(cache):
+    data = DistillData(cache / "mol", batch_size=8, held_out=300)
+    known = data.statistics["counts"]
+    few = type(known)(known.count, known.mean, known.var, known.columns)
+    object.__setattr__(few, "rows", lambda count: known.rows(60))
+    with pytest.raises(ConfigError, match="PcaWhitening of 128 dimensions from 60 rows"):
+        PcaWhitening(few)
+    PhiS(few)
+
+
 def test_whitening_without_rows_says_what_it_needs(data):
     from cache_tools.statistics import Statistics
 

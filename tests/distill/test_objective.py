@@ -87,11 +87,38 @@ def test_a_learnt_weight_becomes_one_over_what_is_left_of_a_loss():
     objective.attach(["a", "b"])
     optimiser = torch.optim.Adam(objective.parameters(), 1e-3)
     objective(torch.tensor([[8.0], [8.0]]), valid, weights)
-    for _ in range(900):
+    for _ in range(1500):
         optimiser.zero_grad()
         objective(torch.tensor([[4.0], [0.8]]), valid, weights).backward()
         optimiser.step()
-    torch.testing.assert_close((objective.pace * objective.raw).exp(), torch.tensor([0.5, 0.1]), rtol=0.01, atol=0)
+    learnt = objective.bound * (objective.pace * objective.raw / objective.bound).tanh()
+    torch.testing.assert_close(learnt.exp(), torch.tensor([0.5, 0.1]), rtol=0.01, atol=0)
+
+
+def test_a_learnt_weight_comes_back_from_its_bound():
+    objective, valid, weights = UncertaintyWeights(bound=1.0), torch.ones(1, 1, dtype=torch.bool), torch.ones(1)
+    objective.attach(["a"])
+    optimiser = torch.optim.Adam(objective.parameters(), 1e-2)
+    losses = [torch.tensor([[each]]) for each in [1.0, *[0.001] * 30, *[1.0] * 90]]
+    found = []
+    for each in losses:
+        optimiser.zero_grad()
+        total = objective(each, valid, weights)
+        total.backward()
+        optimiser.step()
+        found.append(total.item())
+    assert found[30] < -0.9, "as light as may be"
+    assert found[-1] == pytest.approx(1.0, abs=0.05), "a loss that is again what it was weighs what it did"
+
+
+@pytest.mark.parametrize("made", [UncertaintyWeights, RelativeLossWeights])
+def test_a_negative_loss_is_not_divided(made):
+    objective = made()
+    objective.attach(["a", "b"])
+    valid, weights = torch.ones(2, 1, dtype=torch.bool), torch.ones(2)
+    objective(torch.tensor([[4.0], [4.0]]), valid, weights)
+    with pytest.raises(ConfigError, match=f"{made.__name__} divides losses, and one is negative"):
+        objective(torch.tensor([[-1.0], [1.0]]), valid, weights)
 
 
 def test_a_teacher_that_falls_behind_weighs_more():
@@ -103,8 +130,6 @@ def test_a_teacher_that_falls_behind_weighs_more():
     objective(losses, valid, weights).backward()
     share = 2 * torch.tensor([0.25, 0.75]).div(0.5).softmax(0)
     torch.testing.assert_close(losses.grad.squeeze(1), share)
-    with pytest.raises(ConfigError, match="negative"):
-        objective(torch.tensor([[-1.0], [1.0]]), valid, weights)
 
 
 OBJECTIVES = {

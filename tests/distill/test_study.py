@@ -306,9 +306,14 @@ def test_a_run_that_fails_stops_no_other_and_names_its_log(stub):
         ({"jobs": 0}, "0 jobs"),
         ({"methods": {"a/b": Path("nll.yaml")}}, "'a/b'"),
         ({"methods": {"nll": Path("gone.yaml")}}, "no file gone.yaml"),
+        ({"methods": {"odd": Path("odd.yaml")}}, "(?s)odd, of base.yaml, odd.yaml: .*'modus' is not accepted"),
+        ({"methods": {"a": Path("four.yaml"), "b": [Path("four.yaml"), Path("nll.yaml")]}}, "a and b come to one config"),
     ],
 )
 def test_a_study_that_cannot_be_is_refused_before_anything_runs(stub, given, message):
+    for name, option in {"odd": "modus", "four": "modes"}.items():
+        head = f"{{class_path: distill.heads.GaussianHead, init_args: {{{option}: 4}}}}"
+        (stub.folder / f"{name}.yaml").write_text(f"model: {{head: {head}}}")
     with pytest.raises(ConfigError, match=message):
         stub.study(**given)
     assert not (stub.folder / "runs").exists()
@@ -459,16 +464,17 @@ def test_a_trial_that_was_stopped_has_no_outcome(stub):
 
 
 def test_one_run_of_a_swept_study_makes_the_trials_of_its_own_method(stub):
-    methods = {"nll": Path("nll.yaml"), "more": [Path("nll.yaml"), Path("nll.yaml")]}
+    methods = {"nll": Path("nll.yaml"), "more": [Path("nll.yaml"), Path("more.yaml")]}
+    (stub.folder / "more.yaml").write_text("model: {weight_decay: 0.1}")
     stub.sweep(1e-3, 1e-2, methods=methods, slurm=True)
     given = yaml.safe_load((stub.folder / "runs" / "s" / "array.yaml").read_text())
     assert given["sweep"] == {"keys": ["model.student_lr", "model.head_lr"], "values": [0.001, 0.01], "epochs": 1}
-    assert given["methods"] == {"nll": "nll.yaml", "more": ["nll.yaml", "nll.yaml"]}
+    assert given["methods"] == {"nll": "nll.yaml", "more": ["nll.yaml", "more.yaml"]}
     main(["--config", "runs/s/array.yaml", "--only", "5"])
     calls = stub.calls()
     assert [each["arguments"][0] for each in calls] == ["fit", "fit", "fit", "test"]
     assert {path.name for path in (stub.folder / "runs" / "s" / "trials").glob("*/")} >= {"more-0.001", "more-0.01"}
-    assert [word for word in calls[0]["arguments"] if word.endswith(".yaml")][:3] == ["base.yaml", "nll.yaml", "nll.yaml"]
+    assert [word for word in calls[0]["arguments"] if word.endswith(".yaml")][:3] == ["base.yaml", "nll.yaml", "more.yaml"]
     main(["--config", "runs/s/array.yaml", "--only", "6"])
     assert [each["arguments"][0] for each in stub.calls()] == ["fit", "test"]
 
