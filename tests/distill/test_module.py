@@ -1,5 +1,8 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
+from lightning.pytorch.plugins.precision.amp import _optimizer_handles_unscaling
 
 from cache_tools.errors import CacheError, ConfigError
 from distill.data import DistillData
@@ -52,6 +55,15 @@ def test_clipping_touches_the_student_alone(data):
     norm = torch.stack([p.grad.norm() for p in distiller.student.parameters()]).norm()
     assert norm.item() == pytest.approx(1.0, rel=1e-3)
     assert all((p.grad == 1).all() for p in distiller.heads.parameters())
+
+
+@pytest.mark.parametrize(("precision", "handles"), [("16-mixed", False), ("bf16-mixed", True), ("32-true", True)])
+def test_what_is_clipped_is_no_longer_scaled(data, precision, handles):
+    """Lightning leaves a gradient scaler's factor in the gradient where the optimiser takes it out by itself."""
+    distiller = model(data)
+    distiller._trainer = SimpleNamespace(precision=precision, estimated_stepping_batches=10)
+    (optimiser,), _ = distiller.configure_optimizers()
+    assert _optimizer_handles_unscaling(optimiser) is handles
 
 
 def test_learning_rate_rises_then_falls_as_a_cosine(data, trainer):
