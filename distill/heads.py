@@ -82,6 +82,7 @@ class Head(Float32, ABC):
         raw_targets: the head wants the teacher's embedding as it is, not normalised.
         scale_free: :meth:`predict` gives the target up to its scale or a shift, so R2 means nothing.
         pairs_rows: the loss of a row depends on the batch's other rows; it then sees no rows but valid ones.
+        signed: the loss can be negative, as minus the logarithm of a density.
 
     Attributes:
         ladder: it reads the embeddings after every block of the student side by side, (batch, sum of widths), the
@@ -92,6 +93,7 @@ class Head(Float32, ABC):
     raw_targets: ClassVar[bool] = False
     scale_free: bool = False
     pairs_rows: ClassVar[bool] = False
+    signed: ClassVar[bool] = False
     ladder: bool = False
 
     def attach(self, surroundings: Surroundings) -> None:
@@ -146,6 +148,8 @@ def outputs(heads: Sequence[MlpHead], student: Tensor) -> list[Tensor]:
 
 class DensityHead(MlpHead):
     """A head whose loss is a negative log-likelihood in nats, so that information can be counted."""
+
+    signed = True
 
     def nll(self, student: Tensor, target: Tensor) -> Tensor:
         """-log q(target | student), (batch,), where the loss in training is something else."""
@@ -290,6 +294,7 @@ class BernoulliHead(DensityHead):
     """
 
     raw_targets = True
+    signed = False
 
     def __init__(self, student_dim: int, teacher_dim: int, layers: int | None = None, width: int | None = None):
         super().__init__()

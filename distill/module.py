@@ -20,7 +20,7 @@ from distill.marginal import ROWS, MarginalMixture
 from distill.methods.densities import VidHead
 from distill.metrics import TeacherMetrics
 from distill.normalize import Normaliser, Raw, Standardise
-from distill.objective import Objective, WeightedSum
+from distill.objective import Objective, Relative, WeightedSum
 from distill.student import Student
 
 
@@ -52,7 +52,8 @@ class Distiller(LightningModule):
         activation_checkpointing: compute the student's inner activations again in the backward pass rather than keep them.
 
     Raises:
-        ConfigError: when ``heads`` names a teacher that is not there.
+        ConfigError: when ``heads`` names a teacher that is not there, when a teacher is constant, and when an objective
+            divides losses that can be negative.
     """
 
     weights: Tensor
@@ -87,6 +88,12 @@ class Distiller(LightningModule):
         self.normalisers, self.heads, self.metrics = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
         for name, known in statistics.items():
             self._add_teacher(name, known, (heads or {}).get(name, head), normaliser, marginal_modes)
+        signed = [name for name in self.teachers if self._head(name).signed]
+        if isinstance(self.objective, Relative) and signed:
+            raise ConfigError(
+                f"{type(self.objective).__name__} divides losses, and that of teacher {signed[0]}, of a "
+                f"{type(self._head(signed[0])).__name__}, can be negative: take heads whose losses never are, as MseHead"
+            )
         weights = [
             student.dim / self._normaliser(name).dim if self._head(name).sums_dimensions else 1.0 for name in statistics
         ]

@@ -18,6 +18,7 @@ from typing import IO, Any
 import yaml
 
 from cache_tools.errors import ConfigError, QuorumError
+from distill.fit import run as distill
 from distill.results import metrics
 
 log = logging.getLogger(__name__)
@@ -108,12 +109,10 @@ class Run:
         Raises:
             ConfigError: when it refuses them.
         """
-        from distill.cli import main  # it imports this module
-
         told, wrong = StringIO(), StringIO()
         try:
             with redirect_stdout(told), redirect_stderr(wrong):
-                main(["fit", *_words(self.configs), "--print_config"])
+                distill(["fit", *_words(self.configs), "--print_config"])
         except SystemExit as stop:
             if stop.code:
                 why = wrong.getvalue().rpartition("error: ")[2].strip() or stop.code

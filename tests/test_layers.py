@@ -25,7 +25,7 @@ FLOORS = {  # a module may import those on lower floors, and those on its own fl
         ["metrics", "data", "online", "guard", "module", "probes", "tasks", "labelled", "suites"],
         ["exported", "systems", "prepared", "evaluate", "probing", "conflict"],
         ["page", "scores", "figures", "results", "report", "card", "export"],
-        ["attribution", "slurm", "mteb", "specialise", "run", "study", "compare", "cli"],
+        ["attribution", "slurm", "mteb", "specialise", "fit", "run", "study", "compare", "cli"],
     ],
 }
 # `build` embeds a task's items and `corpus` holds them: probing is a cache stage too;

@@ -19,9 +19,9 @@ from cache_tools.images import decode
 from cache_tools.run import Settings
 from cache_tools.store import Ragged
 from cache_tools.teacher import Teacher
-from distill.cli import _place
 from distill.data import DistillData
 from distill.evaluate import Evaluation
+from distill.fit import _place
 from distill.heads import GaussianHead
 from distill.module import Distiller
 from distill.probing import ProbeDuring

@@ -9,6 +9,7 @@ from distill.data import DistillData
 from distill.heads import BernoulliHead, CosineHead, GaussianHead, MseHead
 from distill.methods.densities import VidHead
 from distill.module import Distiller
+from distill.objective import UncertaintyWeights
 from distill.students.molecule import GraphStudent
 
 
@@ -110,6 +111,10 @@ def test_rows_that_no_student_can_read_are_left_out_and_others_masked(tmp_path):
 def test_what_does_not_fit_together_is_named(data, cache):
     with pytest.raises(ConfigError, match="model.heads names gin; the teachers are: counts, maccs, morgan"):
         model(data, heads={"gin": MseHead})
+    with pytest.raises(
+        ConfigError, match="UncertaintyWeights divides losses, and that of teacher counts, of a VidHead, can"
+    ):
+        model(data, heads=dict.fromkeys(["maccs", "morgan"], BernoulliHead), objective=UncertaintyWeights())
     with pytest.raises(CacheError, match="no teacher column gin; it has: counts, maccs, morgan"):
         DistillData(cache / "mol", teachers=["gin"])
     with pytest.raises(ConfigError, match="no batch of 5000 is left: lower data.held_out or data.batch_size"):
