@@ -306,7 +306,7 @@ class BernoulliHead(DensityHead):
         if rows.numel() and not (rows.min() >= -1e-3 and rows.max() <= 1 + 1e-3):  # as stored, perhaps rounded
             raise ConfigError(
                 f"a BernoulliHead for a teacher whose values go from {rows.min():g} to {rows.max():g}: expected bits, "
-                "or probabilities; take a head of real values, as VidHead or GaussianHead"
+                "or probabilities; take a head of real values, as GaussianHead"
             )
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
@@ -361,7 +361,7 @@ def has_direction(head: Head, teacher_dim: int) -> None:
     if teacher_dim < 2:
         raise ConfigError(
             f"{type(head).__name__} compares directions, and this teacher has {teacher_dim} dimension that varies: "
-            "give it a head of values under model.heads, as MseHead or VidHead"
+            "give it a head of values under model.heads, as MseHead or GaussianHead"
         )
 
 

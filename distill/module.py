@@ -17,7 +17,7 @@ from distill.data import Batch, Sampled
 from distill.guard import Guard, step_facts
 from distill.heads import DensityHead, Head, MlpHead, Surroundings, outputs
 from distill.marginal import ROWS, MarginalMixture
-from distill.methods.densities import VidHead
+from distill.methods.densities import MseDensityHead
 from distill.metrics import TeacherMetrics
 from distill.normalize import Normaliser, Raw, Standardise
 from distill.objective import Objective, Relative, WeightedSum
@@ -62,7 +62,7 @@ class Distiller(LightningModule):
         self,
         statistics: dict[str, Statistics],
         student: Student,
-        head: Callable[[int, int], Head] = VidHead,
+        head: Callable[[int, int], Head] = MseDensityHead,
         heads: dict[str, Callable[[int, int], Head]] | None = None,
         normaliser: Callable[[Statistics], Normaliser] = Standardise,
         objective: Objective | None = None,

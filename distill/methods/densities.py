@@ -1,7 +1,7 @@
-"""Densities beside the paper's Gaussian: VID's, heavy tails, a covariance of low rank, other ways to the same Gaussian."""
+"""Densities beside the paper's: one variance per dimension, heavy tails, low-rank covariance, other ways to its own."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ class VidHead(DensityHead):
         ladder: read the embeddings after every block of the student, by :class:`distill.heads.Ladder`.
     """
 
+    pace: ClassVar[float] = 1.0  # of the variance, beside other parameters
+
     def __init__(
         self,
         student_dim: int,
@@ -33,17 +35,39 @@ class VidHead(DensityHead):
         super().__init__()
         self.ladder = ladder
         self.mlp = mlp(student_dim, width, layers, teacher_dim)
-        self.raw_variance = nn.Parameter(torch.full((teacher_dim,), math.log(math.e - 1)))  # variance 1
+        self.raw_variance = nn.Parameter(torch.full((teacher_dim,), math.log(math.e - 1) / self.pace))  # variance 1
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
-        variance = F.softplus(self.raw_variance) + 1e-5
-        return 0.5 * ((target.float() - out.float()).square() / variance + variance.log() + LOG_2PI).sum(-1)
+        return self._nll((target.float() - out.float()).square()).sum(-1)
+
+    def _nll(self, square: Tensor) -> Tensor:
+        """Of every dimension, (batch, teacher_dim), from the squared error."""
+        variance = F.softplus(self.pace * self.raw_variance) + 1e-5
+        return 0.5 * (square / variance + variance.log() + LOG_2PI)
 
     def predict(self, student: Tensor) -> Tensor:
         out: Tensor = self.mlp(student)
         return out.float()
 
     marginal_nll = staticmethod(GaussianHead.marginal_nll)
+
+
+class MseDensityHead(VidHead):
+    """Squared error, and beside it the density that it is the mean of: VID's, whose variance takes no part in the mean.
+
+    The student is, step for step, that of :class:`distill.heads.MseHead`; information can be counted, as of any density.
+    In validation the loss is the density's.
+
+    Args: those of :class:`VidHead`.
+    """
+
+    pace = 10.0  # it has far to go, and moves nothing else
+
+    def loss(self, out: Tensor, target: Tensor) -> Tensor:
+        if not self.training:
+            return super().loss(out, target)
+        square = (target.float() - out.float()).square()
+        return (square + self._nll(square.detach())).sum(-1)
 
 
 class DiagonalHead(GaussianHead):

@@ -21,6 +21,7 @@ from distill.marginal import MarginalMixture
 from distill.methods.consolidation import KlHead
 from distill.methods.densities import (
     LowRankGaussianHead,
+    MseDensityHead,
     NaturalGaussianHead,
     StudentTHead,
     VidHead,
@@ -58,6 +59,20 @@ def test_vid_is_a_gaussian_of_one_variance_per_dimension():
     expected = -D.Independent(D.Normal(head.mlp(student), deviation), 1).log_prob(target)
     torch.testing.assert_close(head(student, target), expected)
     torch.testing.assert_close(deviation.detach(), torch.ones(5), atol=1e-4, rtol=0)
+
+
+def test_squared_error_and_its_density():
+    head, student, target = MseDensityHead(8, 5), torch.randn(6, 8), torch.randn(6, 5)
+    mean, vid, mse = head.mlp(student), VidHead(8, 5), MseHead(8, 5)
+    vid.mlp.load_state_dict(head.mlp.state_dict())
+    mse.mlp.load_state_dict(head.mlp.state_dict())
+    for each in (head, vid, mse):
+        each(student, target).sum().backward()
+    assert torch.equal(head.mlp[-1].weight.grad, mse.mlp[-1].weight.grad)
+    torch.testing.assert_close(head.raw_variance.grad, head.pace * vid.raw_variance.grad)
+    torch.testing.assert_close(head(student, target), (mean - target).pow(2).sum(1) + vid(student, target))
+    torch.testing.assert_close(head.eval()(student, target), vid(student, target))
+    torch.testing.assert_close(head.predict(student), mean)
 
 
 def test_student_t_is_the_density_of_torch_distributions():
@@ -148,7 +163,9 @@ def test_nats_are_counted_from_the_mixture_when_it_is_asked_for(data, trainer):
     assert found[4] < found[1]
 
 
-@pytest.mark.parametrize("cls", [VidHead, StudentTHead, LowRankGaussianHead, NaturalGaussianHead, WarmGaussianHead])
+@pytest.mark.parametrize(
+    "cls", [VidHead, MseDensityHead, StudentTHead, LowRankGaussianHead, NaturalGaussianHead, WarmGaussianHead]
+)
 def test_a_density_is_float32_under_bfloat16_autocast(cls):
     head, student, target = cls(8, 500), torch.randn(6, 8), torch.randn(6, 500)
     with torch.autocast("cpu", torch.bfloat16):
@@ -158,7 +175,7 @@ def test_a_density_is_float32_under_bfloat16_autocast(cls):
 
 
 @pytest.mark.parametrize(
-    "cls", [BernoulliHead, GaussianHead, CosineHead, KlHead, VidHead, StudentTHead, LowRankGaussianHead]
+    "cls", [BernoulliHead, GaussianHead, CosineHead, KlHead, MseDensityHead, StudentTHead, LowRankGaussianHead]
 )
 def test_validation_asks_nothing_that_cudas_autocast_refuses(cls):
     """Tensors without values know it on any machine; autocast of a CPU refuses less."""

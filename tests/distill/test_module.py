@@ -7,7 +7,7 @@ from lightning.pytorch.plugins.precision.amp import _optimizer_handles_unscaling
 from cache_tools.errors import CacheError, ConfigError
 from distill.data import DistillData
 from distill.heads import BernoulliHead, CosineHead, GaussianHead, MseHead
-from distill.methods.densities import VidHead
+from distill.methods.densities import MseDensityHead
 from distill.module import Distiller
 from distill.objective import UncertaintyWeights
 from distill.students.molecule import GraphStudent
@@ -112,7 +112,7 @@ def test_what_does_not_fit_together_is_named(data, cache):
     with pytest.raises(ConfigError, match="model.heads names gin; the teachers are: counts, maccs, morgan"):
         model(data, heads={"gin": MseHead})
     with pytest.raises(
-        ConfigError, match="UncertaintyWeights divides losses, and that of teacher counts, of a VidHead, can"
+        ConfigError, match="UncertaintyWeights divides losses, and that of teacher counts, of a MseDensityHead, can"
     ):
         model(data, heads=dict.fromkeys(["maccs", "morgan"], BernoulliHead), objective=UncertaintyWeights())
     with pytest.raises(CacheError, match="no teacher column gin; it has: counts, maccs, morgan"):
@@ -143,5 +143,18 @@ def test_heads_computed_together_give_the_same_losses(data):
     torch.testing.assert_close(distiller._head_losses(student, targets, batch.valid, distiller.together), losses)
 
 
-def test_a_run_that_names_no_head_learns_a_density_of_one_variance_per_dimension(data):
-    assert all(type(head) is VidHead for head in model(data).heads.values()), "docs/results.md says why"
+def test_a_run_that_names_no_head_learns_squared_error_and_its_density(data):
+    assert all(type(head) is MseDensityHead for head in model(data).heads.values()), "docs/results.md says why"
+
+
+def test_the_student_of_a_density_beside_squared_error_is_that_of_squared_error(data, trainer):
+    students = []
+    for head in (MseHead, MseDensityHead):
+        distiller = model(data, head=head, head_lr=1e-3)
+        logged = trainer(max_epochs=2, gradient_clip_val=1.0)
+        logged.fit(distiller, data)
+        students.append(distiller.student.state_dict())
+    torch.testing.assert_close(students[1], students[0], rtol=0, atol=0)
+    assert logged.callback_metrics["nats/counts"] > 0
+    learnt = torch.nn.functional.softplus(distiller.heads["counts"].pace * distiller.heads["counts"].raw_variance)
+    assert (learnt - 1).abs().max() > 0.1, "the variance has left where it began"
