@@ -152,28 +152,28 @@ class GlobalScalar(Linear):
         return torch.eye(len(values), dtype=torch.float64) / values.mean().sqrt()
 
 
-class PcaWhitening(Linear):
-    """Principal components, the strongest first, each of variance 1."""
+class Whitening(Linear):
+    """A map after which every direction has variance 1: of more rows than dimensions, for each has to be seen to vary."""
 
     whitens = True
+
+
+class PcaWhitening(Whitening):
+    """Principal components, the strongest first, each of variance 1."""
 
     def made(self, values: Tensor, vectors: Tensor) -> Tensor:
         return (vectors * values.rsqrt()).flip(1).T
 
 
-class ZcaWhitening(Linear):
+class ZcaWhitening(Whitening):
     """Whitened by the symmetric map, which moves the embedding least."""
-
-    whitens = True
 
     def made(self, values: Tensor, vectors: Tensor) -> Tensor:
         return (vectors * values.rsqrt()) @ vectors.T
 
 
-class HadamardWhitening(Linear):
+class HadamardWhitening(Whitening):
     """Principal components of variance 1, spread over all dimensions by a Hadamard matrix."""
-
-    whitens = True
 
     def made(self, values: Tensor, vectors: Tensor) -> Tensor:
         return torch.from_numpy(orthogonal(len(values))) @ (vectors * values.rsqrt()).T

@@ -132,7 +132,7 @@ class Relative(Objective):
         if (now < 0).any():
             kind = type(self).__name__
             raise ConfigError(f"{kind} divides losses, and one is negative: take heads whose losses never are, as MseHead")
-        self.first = torch.where(self.first.isnan(), now.abs().clamp_min(1e-12), self.first)
+        self.first = torch.where(self.first.isnan(), now.clamp_min(1e-12), self.first)
         return self.weighed(each, now)
 
     @abstractmethod
