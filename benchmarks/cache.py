@@ -14,17 +14,18 @@ import numpy as np
 import torch
 from torch_geometric.data import Batch, Data
 
-from cache_tools import aligned, open_column, store
-from cache_tools.build import build
-from cache_tools.columns import Featuriser, MoleculeGraph
+from cache_tools import aligned, open_column
+from cache_tools.building.column import Settings
+from cache_tools.building.corpus import build
+from cache_tools.building.pipeline import make
+from cache_tools.corpora.base import Items
 from cache_tools.corpora.molecule import RdkitSamples, SmilesFile
-from cache_tools.corpus import Items
-from cache_tools.pipeline import make
-from cache_tools.run import Settings
-from cache_tools.shard import ALIGNMENT, write_shard
-from cache_tools.teacher import Teacher
+from cache_tools.format import store
+from cache_tools.format.shard import ALIGNMENT, write_shard
+from cache_tools.inputs import Featuriser, MoleculeGraph
+from cache_tools.teachers.base import Teacher
 from cache_tools.teachers.gnn import PretrainedGnn
-from distill.data import DistillData
+from distill.data.module import DistillData
 from measure import Row, compare, seconds
 
 BATCH = 512
@@ -209,7 +210,7 @@ def resident() -> float:
 
 
 def stream(path: str) -> None:
-    from distill.order import BatchOrder, Source
+    from distill.data.order import BatchOrder, Source
 
     base = resident()
     start = time.perf_counter()

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from cache import BATCH, WIDTHS, wide_corpus
 from cache_tools import aligned
 from cache_tools.console import start_logging
-from distill.data import DistillData
+from distill.data.module import DistillData
 from measure import Row, seconds, show
 
 ROWS = 10_000

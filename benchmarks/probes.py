@@ -18,9 +18,9 @@ from threadpoolctl import threadpool_limits
 
 from cache_tools.corpora.molecule import RdkitSamples
 from cache_tools.errors import BadItem
-from cache_tools.molecules import parse_smiles
+from cache_tools.items.molecule import parse_smiles
 from cache_tools.teachers.molecule import Maccs, MorganCounts
-from distill.probes import LogisticProbe, RidgeProbe, SoftmaxProbe
+from distill.evaluation.probes import LogisticProbe, RidgeProbe, SoftmaxProbe
 from measure import Row, compare, show
 
 Array = np.ndarray[Any, Any]

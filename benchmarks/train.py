@@ -15,21 +15,21 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.profilers import SimpleProfiler
 from PIL import Image
 
-from cache_tools.build import build
-from cache_tools.columns import MoleculeGraph, Pixels
+from cache_tools.building.column import Settings
+from cache_tools.building.corpus import build
+from cache_tools.corpora.base import Items
 from cache_tools.corpora.molecule import RdkitSamples
-from cache_tools.corpus import Items
-from cache_tools.run import Settings
-from cache_tools.teacher import Teacher
+from cache_tools.inputs import MoleculeGraph, Pixels
+from cache_tools.teachers.base import Teacher
 from cache_tools.teachers.gnn import PretrainedGnn
-from distill.data import DistillData
+from distill.data.module import DistillData
 from distill.heads import GaussianHead
-from distill.module import Distiller
-from distill.online import OnlineData
-from distill.student import Student
+from distill.students.base import Student
 from distill.students.image import ImageStudent
 from distill.students.molecule import GraphStudent
+from distill.training.distiller import Distiller
 from measure import Row
+from online import OnlineData
 
 WIDTHS = (300, 300, 300, 300, 300, 512, 217, 167)  # those of mol-pretrained, descriptors and MACCS
 SKIP = 3  # steps before the clock starts

@@ -1,5 +1,12 @@
-"""The cache stage: every teacher once over a corpus, written as HDF5 shards. Knows nothing of training."""
+"""The cache stage: every teacher once over a corpus, written as HDF5 shards. Knows nothing of training.
 
-from cache_tools.reader import Column, aligned, open_column
+``__init__.pyi`` lists the public names; a name's module is imported when the name is first used.
+"""
 
-__all__ = ["Column", "aligned", "open_column"]
+import lazy_loader
+
+from cache_tools import moved
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+moved.install()

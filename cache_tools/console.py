@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 
-def start() -> None:
+def start_console() -> None:
     """Make classes in the current folder importable, as `python -m` does, and start logging."""
     sys.path.insert(0, "")
     start_logging()

@@ -7,9 +7,10 @@ from abc import ABC
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from cache_tools.errors import BadItem, CacheError
+from cache_tools.moved import current_names
 
 LIBRARIES = ("torch", "numpy", "rdkit", "torch_geometric", "transformers")
 
@@ -68,7 +69,10 @@ def class_path(instance: object) -> str:
     return f"{type(instance).__module__}.{type(instance).__qualname__}"
 
 
-def rebuild(manifest: Mapping[str, Any], base: type[Producer]) -> Producer:
+Made = TypeVar("Made", bound=Producer)
+
+
+def rebuild(manifest: Mapping[str, Any], base: type[Made]) -> Made:
     """The producer that a manifest names, with those that it is made of; only subclasses of ``base`` are ever called.
 
     Raises:
@@ -96,6 +100,7 @@ def require_same(path: Path, recorded: Mapping[str, Any], wanted: Mapping[str, A
     Raises:
         CacheError: naming the field that differs.
     """
+    recorded, wanted = current_names(dict(recorded)), current_names(dict(wanted))
     for key in sorted(recorded.keys() | wanted.keys()):
         if recorded.get(key) != wanted.get(key):
             raise CacheError(

@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cache_tools.build import build
-from cache_tools.columns import MoleculeGraph
+from cache_tools.building.corpus import build
 from cache_tools.corpora.molecule import RdkitSamples
+from cache_tools.inputs import MoleculeGraph
 from cache_tools.teachers.molecule import Maccs, MorganBits, MorganCounts
 
 ROOT = Path(__file__).parents[1]

@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
-from cache_tools.teacher import Teacher
+from cache_tools.teachers.base import Teacher
+from distill.evaluation.tasks.base import Task, random_split
 from distill.heads import Head
-from distill.student import Student
-from distill.tasks import Task, random_split
+from distill.students.base import Student
 
 
 class Letters(Teacher):

@@ -17,7 +17,7 @@ import yaml
 
 from cache_tools.cli import main as cache_command
 from distill.cli import main as distill
-from distill.study import main as study
+from distill.study.study import main as study
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,7 +28,7 @@ teachers:
   maccs: {class_path: cache_tools.teachers.molecule.Maccs}
   letters: {class_path: extension_example.Letters, init_args: {letters: CNO}}
 inputs:
-  graph: {class_path: cache_tools.columns.MoleculeGraph}
+  graph: {class_path: cache_tools.inputs.MoleculeGraph}
 """
 FIT = """
 run: runs/mini
@@ -42,8 +42,8 @@ probe:
   splits: [random, scaffold]
   seeds: [0, 1]
   tasks:
-    pains: {class_path: distill.tasks.ComputedProperty, init_args: {name: TPSA, limit: 120}}
-    activity: {class_path: distill.tasks.MoleculeTask, init_args: {path: activity.csv, kind: regression}}
+    pains: {class_path: distill.evaluation.tasks.ComputedProperty, init_args: {name: TPSA, limit: 120}}
+    activity: {class_path: distill.evaluation.tasks.MoleculeTask, init_args: {path: activity.csv, kind: regression}}
 """
 
 
@@ -94,7 +94,7 @@ def ok(done: subprocess.CompletedProcess[str]) -> str:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Place:
     """A folder with a cache, two fitted runs and their probes."""
-    from distill.tasks import CmetActivity
+    from distill.evaluation.tasks import CmetActivity
 
     folder = tmp_path_factory.mktemp("place")
     (folder / "cache.yaml").write_text(CACHE)

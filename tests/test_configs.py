@@ -9,8 +9,8 @@ import yaml
 
 from cache_tools import cli as cache_cli
 from distill import cli as distill_cli
-from distill.specialise import main as specialise
-from distill.study import plan, tell_apart
+from distill.study.specialise import main as specialise
+from distill.study.study import plan, tell_apart
 
 ROOT = Path(__file__).parents[1]
 FITS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
-from cache_tools.corpus import Corpus
+from cache_tools.corpora.base import Corpus
 from cache_tools.hub import as_id, read_dataset
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from cache_tools.corpus import Corpus
+from cache_tools.corpora.base import Corpus
+from cache_tools.corpora.tables import DAMAGED
 from cache_tools.errors import CorpusError
-from cache_tools.tables import DAMAGED
 
 Array = np.ndarray[Any, np.dtype[np.uint8]]
 

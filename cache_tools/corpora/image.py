@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any, Self
 
+from cache_tools.corpora.base import Corpus
 from cache_tools.corpora.dataset import HubDataset
-from cache_tools.corpus import Corpus
 from cache_tools.errors import BadItem, CorpusError
-from cache_tools.images import Crop, cut_out, decode, random_crop
+from cache_tools.items.image import Crop, cut_out, decode, random_crop
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 MAX_BYTES = 1 << 28  # of an image file: a longer one is cut there, and listed as damaged

@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from cache_tools.corpus import Corpus
-from cache_tools.tables import kind_of, read_lines, read_table
+from cache_tools.corpora.base import Corpus
+from cache_tools.corpora.tables import kind_of, read_lines, read_table
 
 
 class SmilesFile(Corpus):

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from cache_tools.corpora.base import Corpus
 from cache_tools.corpora.dataset import HubDataset
-from cache_tools.corpus import Corpus
-from cache_tools.tables import kind_of, read_lines, read_table
+from cache_tools.corpora.tables import kind_of, read_lines, read_table
 
 
 class TextFile(Corpus):

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from cache_tools.errors import BadItem, TeacherError
+from cache_tools.format.shard import sha256
 from cache_tools.hub import read_safetensors, weights_file
-from cache_tools.molecules import parse_smiles
-from cache_tools.shard import sha256
-from cache_tools.teacher import Tunable
+from cache_tools.items.molecule import parse_smiles
+from cache_tools.teachers.base import Tunable
 
 LAYERS, WIDTH = 5, 300
 CHIRALITIES, BOND_TYPES, DIRECTIONS = 3, 6, 3

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from cache_tools.errors import TeacherError
 from cache_tools.hub import UNREADABLE, WHERE, load_network, locate, missing, read_state
-from cache_tools.images import decode, square
-from cache_tools.network import Network, Precision, drop_last_linear, weights_sha256
-from cache_tools.teacher import Teacher, Tunable
+from cache_tools.items.image import decode, square
+from cache_tools.teachers.base import Teacher, Tunable
+from cache_tools.teachers.network import Network, Precision, drop_last_linear, weights_sha256
 
 CPU_ROWS = 16  # images: MobileNet v2 at 224 pixels made 70 a second in batches of 16, 29 in batches of 64
 
@@ -75,7 +75,7 @@ class OpenClipTeacher(NetworkTeacher):
     Args:
         model: an open_clip architecture (``ViT-B-32``), ``hf-hub:OWNER/NAME``, or ``local-dir:FOLDER``.
         pretrained: a tag of open_clip (``laion2b_s34b_b79k``), or a checkpoint file; not needed with the last two.
-        precision: see :class:`cache_tools.network.Network`.
+        precision: see :class:`cache_tools.teachers.network.Network`.
 
     Raises:
         TeacherError: when there is no such model, or its weights cannot be had.
@@ -115,7 +115,7 @@ class TimmTeacher(NetworkTeacher):
         model: a timm name, for instance ``vit_base_patch16_224.augreg_in21k``, or ``local-dir:FOLDER``.
         weights: a safetensors or checkpoint file of that architecture, instead of a download.
         output: ``embedding``, or the classifier's ``logits``.
-        precision: see :class:`cache_tools.network.Network`.
+        precision: see :class:`cache_tools.teachers.network.Network`.
 
     Raises:
         TeacherError: when there is no such model, or its weights cannot be had.
@@ -156,7 +156,7 @@ class HfImageTeacher(NetworkTeacher):
         model: a hub name or a folder that ``save_pretrained`` made.
         pooling: ``pooled`` (the model's own ``pooler_output``), ``cls`` (first token) or ``mean`` (over tokens or places).
         revision: the hub revision to pin.
-        precision: see :class:`cache_tools.network.Network`.
+        precision: see :class:`cache_tools.teachers.network.Network`.
 
     Raises:
         TeacherError: when the model cannot be had, or gives no such output.
@@ -213,7 +213,7 @@ class TorchvisionTeacher(NetworkTeacher):
         model: a name of ``torchvision.models``, for instance ``resnet50``.
         weights: a name of torchvision's weights (``DEFAULT``, ``IMAGENET1K_V2``), or a file with the network's state.
         output: ``features`` (what goes into the last linear layer) or ``logits``.
-        precision: see :class:`cache_tools.network.Network`.
+        precision: see :class:`cache_tools.teachers.network.Network`.
 
     Raises:
         TeacherError: when there is no such model, or its weights cannot be had.

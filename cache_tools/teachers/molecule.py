@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from cache_tools.errors import BadItem
-from cache_tools.molecules import parse_smiles
-from cache_tools.teacher import Teacher
+from cache_tools.items.molecule import parse_smiles
+from cache_tools.teachers.base import Teacher
 from cache_tools.teachers.text import HfEncoder
 
 SCALES = Path(__file__).with_name("rdkit_descriptors.json")
@@ -52,7 +52,7 @@ def _descriptor_scales() -> dict[str, tuple[float, float]]:
 
 
 def _descriptor_scales_hash() -> str:
-    from cache_tools.shard import sha256
+    from cache_tools.format.shard import sha256
 
     return sha256(SCALES)
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from cache_tools.errors import TeacherError
+from cache_tools.format.shard import write_file
 from cache_tools.hub import read_safetensors, weights_file
-from cache_tools.network import weights_sha256
 from cache_tools.producer import class_path
-from cache_tools.shard import write_file
-from cache_tools.teacher import Teacher, Tunable
+from cache_tools.teachers.base import Teacher, Tunable
+from cache_tools.teachers.network import weights_sha256
 
 NETWORK, CLASSIFIER = "network.", "classifier."  # what the names of their tensors begin with
 
@@ -76,8 +76,8 @@ def tunable(teacher: Teacher) -> Tunable:
     if isinstance(teacher, Tunable):
         return teacher
     raise TeacherError(
-        f"{class_path(teacher)} has no network that can be tuned: expected a cache_tools.teacher.Tunable, such as those of "
-        "cache_tools.teachers.gnn, .convnet, .image and HfTextTeacher"
+        f"{class_path(teacher)} has no network that can be tuned: expected a cache_tools.Tunable, such as "
+        "those of cache_tools.teachers.gnn, .image and HfTextTeacher"
     )
 
 
@@ -86,7 +86,9 @@ def facts_of(teacher: Tunable) -> dict[str, str]:
     return {"teacher": class_path(teacher), "teacher_sha256": weights_sha256(teacher.module)}
 
 
-def write(path: Path, network: Mapping[str, Tensor], classifier: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:
+def write_specialist(
+    path: Path, network: Mapping[str, Tensor], classifier: Mapping[str, Tensor], facts: Mapping[str, str]
+) -> None:
     """Write a specialist's file whole or not at all.
 
     Args:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from cache_tools.corpora.text import TextFile
 from cache_tools.errors import TeacherError
 from cache_tools.hub import UNREADABLE, WHERE, load_network, load_tokenizer, locate, missing, tokenizer_sha256
-from cache_tools.network import Network, Precision, TextPooling, pool, weights_sha256
-from cache_tools.teacher import Teacher, Tunable
+from cache_tools.teachers.base import Teacher, Tunable
+from cache_tools.teachers.network import Network, Precision, TextPooling, pool, weights_sha256
 
 LIKE = 64  # texts of like length that go through a network together
 
@@ -26,7 +26,7 @@ class HfEncoder(Tunable):
         max_length: tokens at most.
         prompt: stands before every text.
         revision: the hub revision to pin.
-        precision: see :class:`cache_tools.network.Network`.
+        precision: see :class:`cache_tools.teachers.network.Network`.
         trust_remote_code: run Python code that comes with the model; only for models whose code you have read.
 
     Raises:
@@ -105,7 +105,7 @@ class SentenceTransformerTeacher(Teacher):
         model: a hub name, a folder, or ``package:NAME/FOLDER``.
         prompt: stands before every text.
         revision: the hub revision to pin.
-        precision: see :class:`cache_tools.network.Network`.
+        precision: see :class:`cache_tools.teachers.network.Network`.
         trust_remote_code: run Python code that comes with the model; only for models whose code you have read.
 
     Raises:

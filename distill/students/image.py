@@ -5,10 +5,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from cache_tools.errors import ConfigError, QuorumError, TeacherError
-from cache_tools.hub import first_line, locate, missing, read_state
-from cache_tools.network import drop_last_linear
-from distill.student import Student
+from cache_tools import ConfigError, QuorumError, TeacherError, drop_last_linear, first_line, locate, missing, read_state
+from distill.students.base import Student
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which most backbones were trained with
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cache_tools.errors import ConfigError
-from distill.student import Student
+from cache_tools import ConfigError
+from distill.students.base import Student
 
 
 class MixedStudent(Student):

@@ -8,8 +8,8 @@ from torch_geometric.nn import GINEConv
 from torch_geometric.nn.aggr import Set2Set
 from torch_geometric.utils.smiles import e_map, x_map
 
-from cache_tools.store import Ragged
-from distill.student import Student, recomputed
+from cache_tools import Ragged
+from distill.students.base import Student, recomputed
 
 ATOM_SIZES = [len(values) for values in x_map.values()]
 BOND_SIZES = [len(values) for values in e_map.values()]

@@ -5,11 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cache_tools.errors import ConfigError
-from cache_tools.hub import locate, missing
-from cache_tools.network import TextPooling, pool
-from cache_tools.store import Ragged
-from distill.student import Student
+from cache_tools import ConfigError, Ragged, TextPooling, locate, missing, pool
+from distill.students.base import Student
 
 
 class TextStudent(Student):

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from lightning import Trainer
 
-from distill.data import DistillData
+from distill.data.module import DistillData
 
 
 @pytest.fixture

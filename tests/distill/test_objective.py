@@ -8,10 +8,9 @@ import torch
 
 from cache_tools.errors import ConfigError
 from distill.heads import MseHead
-from distill.methods.unic import TeacherDropping
-from distill.module import Distiller
-from distill.objective import RelativeLossWeights, UncertaintyWeights, WeightedSum
+from distill.objectives import RelativeLossWeights, TeacherDropping, UncertaintyWeights, WeightedSum
 from distill.students.molecule import GraphStudent
+from distill.training.distiller import Distiller
 
 
 @pytest.fixture(autouse=True)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from cache_tools.statistics import Statistics
+from cache_tools.format.statistics import Statistics
 from distill.heads import CosineHead, GaussianHead, MseHead
-from distill.metrics import TeacherMetrics
-from distill.normalize import Raw, Standardise
-from distill.objective import WeightedSum
+from distill.objectives import WeightedSum
+from distill.targets import Raw, Standardise
+from distill.training.metrics import TeacherMetrics
 
 
 def test_standardise_leaves_constant_dimensions_out():

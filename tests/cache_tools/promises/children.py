@@ -10,16 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from cache_tools import open_column, shard
-from cache_tools.build import build
-from cache_tools.columns import MoleculeGraph
+from cache_tools import open_column
+from cache_tools.building.column import Settings
+from cache_tools.building.corpus import build
+from cache_tools.building.launch import Place
+from cache_tools.corpora.base import Items
 from cache_tools.corpora.molecule import RdkitSamples
-from cache_tools.corpus import Items
 from cache_tools.errors import BadItem
-from cache_tools.images import decode
-from cache_tools.launch import Place
-from cache_tools.run import Settings
-from cache_tools.teacher import Teacher
+from cache_tools.format import shard
+from cache_tools.inputs import MoleculeGraph
+from cache_tools.items.image import decode
+from cache_tools.teachers.base import Teacher
 from cache_tools.teachers.molecule import AtomPairs
 
 TEXTS = [f"{'x' * (number % 9)}{number}" for number in range(60)]

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from cache_tools import store
-from cache_tools.build import build
-from cache_tools.corpus import Corpus, Items
+from cache_tools.building.column import Settings
+from cache_tools.building.corpus import build
+from cache_tools.corpora.base import Corpus, Items
 from cache_tools.errors import BadItem
-from cache_tools.run import Settings
-from cache_tools.teacher import Teacher
-from cache_tools.verify import column_faults, corpus_faults
+from cache_tools.format import store
+from cache_tools.format.verify import column_faults, corpus_faults
+from cache_tools.teachers.base import Teacher
 
 ROOT = Path(__file__).parents[3]
 QUIET = Settings(workers=1)

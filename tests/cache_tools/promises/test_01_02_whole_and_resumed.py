@@ -11,10 +11,11 @@ import pytest
 import torch
 from helpers import QUIET, Given, contents, faults, litter, numbers
 
-from cache_tools import open_column, shard, store
-from cache_tools.build import build
+from cache_tools import open_column
+from cache_tools.building.column import Settings
+from cache_tools.building.corpus import build
 from cache_tools.errors import CacheError
-from cache_tools.run import Settings
+from cache_tools.format import shard, store
 
 # ------------------------------------------------------------------------------ 1: a shard that exists is whole
 

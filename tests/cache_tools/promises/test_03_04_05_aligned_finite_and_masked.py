@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from cache_tools import aligned, open_column, store
-from cache_tools.build import build
-from cache_tools.columns import Featuriser, MoleculeGraph, Pixels
-from cache_tools.corpus import Items
+from cache_tools import aligned, open_column
+from cache_tools.building.column import Settings
+from cache_tools.building.corpus import build
+from cache_tools.corpora.base import Items
 from cache_tools.errors import CacheError, TeacherError
-from cache_tools.images import decode
-from cache_tools.run import Settings
-from cache_tools.teacher import Teacher
+from cache_tools.format import store
+from cache_tools.inputs import Featuriser, MoleculeGraph, Pixels
+from cache_tools.items.image import decode
+from cache_tools.teachers.base import Teacher
 from cache_tools.teachers.molecule import MorganBits
 
 # --------------------------------------------------------------------------------------- 3: rows are aligned by id

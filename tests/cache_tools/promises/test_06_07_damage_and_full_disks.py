@@ -13,10 +13,11 @@ import pytest
 import torch
 from helpers import QUIET, Given, command_line, edited, faults, litter, numbers
 
-from cache_tools import open_column, shard, store
-from cache_tools.build import build
+from cache_tools import open_column
+from cache_tools.building.column import Settings
+from cache_tools.building.corpus import build
 from cache_tools.errors import CacheError
-from cache_tools.run import Settings
+from cache_tools.format import shard, store
 
 # --------------------------------------------------------------------------------------- 6: damage has a name
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 from helpers import QUIET, ROOT, Given, Pairs, edited, litter, numbers, plain_column
 
-from cache_tools import open_column, shard, store
-from cache_tools.build import build
+from cache_tools import open_column
+from cache_tools.building.column import Settings
+from cache_tools.building.corpus import build
 from cache_tools.errors import CacheError
-from cache_tools.run import Settings
+from cache_tools.format import shard, store
+from cache_tools.format.verify import column_faults
 from cache_tools.teachers.molecule import HfMolecule
 from cache_tools.teachers.text import HfTextTeacher, SentenceTransformerTeacher
-from cache_tools.verify import column_faults
 
 # --------------------------------------------------------------------------------------- 8: only plain local HDF5
 

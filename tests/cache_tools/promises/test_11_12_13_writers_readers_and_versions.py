@@ -16,8 +16,10 @@ import torch
 from children import rows_of
 from helpers import ROOT, contents, edited, faults, litter, plain_column
 
-from cache_tools import aligned, claims, launch, open_column, shard, store
+from cache_tools import aligned, open_column
+from cache_tools.building import claims, launch
 from cache_tools.errors import CacheError
+from cache_tools.format import shard, store
 
 # -------------------------------------------------------------------------------------------- 11: many writers
 

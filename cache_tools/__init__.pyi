@@ -1,0 +1,101 @@
+from .building.column import TASKS, Build, Settings
+from .building.corpus import build, build_like, check_name, finish
+from .building.launch import choose_device
+from .building.pipeline import Pipeline
+from .console import start_console
+from .corpora.base import Corpus, Items
+from .corpora.idx import IdxImages, read_idx
+from .corpora.image import ImageFolder
+from .corpora.molecule import RdkitSamples, SmilesFile
+from .corpora.tables import TABLES, kind_of, read_table
+from .corpora.text import TextFile
+from .errors import BadItem, CacheError, ConfigError, CorpusError, QuorumError, TeacherError, TrainingError, above_zero
+from .format.reader import Aligned, Column, aligned, open_column
+from .format.stack import Selection
+from .format.statistics import Statistics
+from .format.store import MANIFEST, Ragged, list_columns, read_corpus, read_items, read_manifest
+from .format.verify import column_faults, corpus_faults
+from .hub import first_line, locate, missing, read_safetensors, read_state, stay_local
+from .inputs import EncodedImage, Featuriser, MoleculeGraph, Pixels, TokenIds
+from .items.image import decode
+from .items.molecule import parse_smiles
+from .moved import current_class_path
+from .producer import as_json, class_path, libraries, rebuild, require_same
+from .teachers.base import Teacher, Tunable
+from .teachers.network import Network, TextPooling, drop_last_linear, pool, weights_sha256
+from .teachers.specialist import facts_of, tunable, write_specialist
+
+__all__ = [
+    "MANIFEST",
+    "TABLES",
+    "TASKS",
+    "Aligned",
+    "BadItem",
+    "Build",
+    "CacheError",
+    "Column",
+    "ConfigError",
+    "Corpus",
+    "CorpusError",
+    "EncodedImage",
+    "Featuriser",
+    "IdxImages",
+    "ImageFolder",
+    "Items",
+    "MoleculeGraph",
+    "Network",
+    "Pipeline",
+    "Pixels",
+    "QuorumError",
+    "Ragged",
+    "RdkitSamples",
+    "Selection",
+    "Settings",
+    "SmilesFile",
+    "Statistics",
+    "Teacher",
+    "TeacherError",
+    "TextFile",
+    "TextPooling",
+    "TokenIds",
+    "TrainingError",
+    "Tunable",
+    "above_zero",
+    "aligned",
+    "as_json",
+    "build",
+    "build_like",
+    "check_name",
+    "choose_device",
+    "class_path",
+    "column_faults",
+    "corpus_faults",
+    "current_class_path",
+    "decode",
+    "drop_last_linear",
+    "facts_of",
+    "finish",
+    "first_line",
+    "kind_of",
+    "libraries",
+    "list_columns",
+    "locate",
+    "missing",
+    "open_column",
+    "parse_smiles",
+    "pool",
+    "read_corpus",
+    "read_idx",
+    "read_items",
+    "read_manifest",
+    "read_safetensors",
+    "read_state",
+    "read_table",
+    "rebuild",
+    "require_same",
+    "start_console",
+    "stay_local",
+    "tunable",
+    "weights_sha256",
+    "write_specialist",
+]

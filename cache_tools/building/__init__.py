@@ -1,0 +1,1 @@
+"""From a corpus and producers to finished columns: batches, worker processes, claims of several writers."""

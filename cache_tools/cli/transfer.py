@@ -1,0 +1,150 @@
+"""``distill-cache import | export``: columns from and to plain files, joined by id."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
+
+import numpy as np
+import torch
+
+from cache_tools.building.column import SKIPPED, Build, Settings
+from cache_tools.building.corpus import check_name, finish
+from cache_tools.errors import CacheError, TeacherError
+from cache_tools.format import store
+from cache_tools.format.reader import Column, aligned
+from cache_tools.format.shard import require_space
+from cache_tools.format.store import Array
+from cache_tools.teachers.imported import Imported, _library, log
+
+
+def import_(
+    corpus: Path,
+    name: str,
+    embeddings: Path,
+    ids: Path | None = None,
+    key: Literal["id", "item"] = "id",
+    embedding_field: str = "embedding",
+    id_field: str = "id",
+    dtype: Literal["float16", "float32", "int8"] = "float16",
+) -> None:
+    """Make a column from embeddings that were made elsewhere, joined to the corpus by id.
+
+    A row without an embedding is masked and listed in the column's skipped.csv.
+
+    Args:
+        corpus: the corpus's folder in the cache, for instance cache/mol.
+        name: of the new column.
+        embeddings: rows of embeddings in a .npy, .parquet, .h5, .hdf5 or .safetensors file.
+        ids: the id of each row, in the same order: a .txt (one a line), .csv (both also .gz), .npy, .parquet or .h5 file.
+            Without it, parquet and HDF5 hold the ids themselves; for others NAME.ids.txt, NAME.ids.txt.gz or NAME.ids.npy
+            lies beside NAME.npy.
+        key: what the ids are: ids of the corpus (a corpus without an id column has hashes), or the items themselves, for
+            instance SMILES.
+        embedding_field: parquet column, HDF5 data set or safetensors key of the embeddings.
+        id_field: csv or parquet column or HDF5 data set of the ids.
+        dtype: on disk; values beyond float16's range widen it to float32.
+
+    Raises:
+        CacheError: when the files do not fit together, one id has two embeddings, or no id is known to the corpus.
+        TeacherError: on a NaN or an infinity, with its id; no column is left.
+    """
+    check_name(name)
+    manifest = store.read_corpus(corpus)
+    files = str(embeddings.resolve()), str(ids.resolve()) if ids else None
+    teacher = Imported(*files, key, manifest.modality, embedding_field, id_field)
+    teacher.load("cpu")
+    rows, used = _matches(corpus, key, teacher.row)
+    if not rows:
+        other = "item" if key == "id" else "id"
+        raise CacheError(
+            f"no {key} of {corpus} stands in {teacher.source}, which begins with {next(iter(teacher.row)).decode()!r}: "
+            f"name the file of this corpus; with --key {other}, {_matches(corpus, other, teacher.row)[0]} rows would match"
+        )
+    settings = Settings(batch_size=4096, device="cpu", workers=1, dtype=dtype)
+    build = Build(corpus, manifest, "teachers", name, teacher, settings)
+    fresh = not build.path.exists()
+    try:
+        finish([build])
+        teacher.require_unchanged()
+    except (TeacherError, CacheError):  # what was made of this file is of no use to the file that replaces it
+        if fresh:
+            shutil.rmtree(build.path, ignore_errors=True)
+        raise
+    rest = f"the others are listed in {build.path / SKIPPED}" if rows < manifest.rows else "none lacks one"
+    log.info("%s: %d of %d rows have an embedding, %s", name, rows, manifest.rows, rest)
+    log.info("%s: %d of the file's %d ids are not in the corpus", name, len(teacher.row) - used, len(teacher.row))
+
+
+def _matches(corpus: Path, key: str, known: dict[bytes, int]) -> tuple[int, int]:
+    """How many rows of the corpus are known, and how many of those known they use."""
+    rows, used = 0, set()
+    for number in range(store.read_corpus(corpus).shard_count):
+        ids, items = store.read_items(corpus, number)
+        keys = [each for each in ([each.encode() for each in ids] if key == "id" else items) if each in known]
+        rows += len(keys)
+        used.update(keys)
+    return rows, len(used)
+
+
+def export(column: Path, to: Path) -> None:
+    """Write the valid rows of a teacher's column to a plain file.
+
+    Args:
+        column: the column's folder, for instance cache/mol/teachers/maccs.
+        to: NAME.npy, which gets the ids beside it in NAME.ids.npy, or NAME.parquet (columns id and embedding).
+
+    Raises:
+        CacheError: when the file is there already, or the column holds rows of different lengths.
+    """
+    opened = Column(column.absolute())
+    if opened.kind == "ragged":
+        raise CacheError(f"{column} holds rows of different lengths; only columns of teachers can be exported")
+    writers = {".npy": _write_npy, ".parquet": _write_parquet}
+    if to.suffix not in writers:
+        raise CacheError(f"cannot write {to}: its name must end in {' or '.join(writers)}")
+    made = [to.with_suffix(".ids.npy"), to] if to.suffix == ".npy" else [to]
+    if there := [str(path) for path in made if path.exists()]:
+        raise CacheError(f"{' and '.join(there)} would be overwritten: move that away, or choose another name")
+    if not to.parent.is_dir():
+        raise CacheError(f"no folder {to.parent.absolute()}: make it first")
+    rows = sum(shard["valid"] for shard in opened.shards)
+    require_space(to.parent, rows * opened.dim * (torch.float32 if to.suffix == ".parquet" else opened.dtype).itemsize)
+    aligned(opened.path.parent.parent, [opened])  # the corpus whose ids are written must be the column's
+    with TemporaryDirectory(prefix=".export", dir=to.parent) as folder:
+        writers[to.suffix](opened, rows, Path(folder) / to.name)
+        for path in made:
+            (Path(folder) / path.name).rename(path)
+    log.info("%s: %d rows of %d written to %s", opened.name, rows, len(opened), ", ".join(map(str, reversed(made))))
+
+
+def _shards(column: Column) -> Iterator[tuple[list[str], Array]]:
+    """Ids and embeddings (valid rows, dim) of the valid rows, shard by shard."""
+    for number, shard in enumerate(column.shards):
+        ids, _ = store.read_items(column.path.parent.parent, number)
+        span = np.arange(shard["rows"]) + number * column.shard_rows
+        valid = column.valid(span).numpy()
+        yield [identity for identity, there in zip(ids, valid, strict=True) if there], column.rows(span[valid]).numpy()
+        column.release()
+
+
+def _write_npy(column: Column, rows: int, path: Path) -> None:
+    dtype = str(column.dtype).removeprefix("torch.")
+    out = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(rows, column.dim))
+    names: list[str] = []
+    for ids, part in _shards(column):
+        out[len(names) : len(names) + len(ids)] = part
+        names += ids
+    out.flush()
+    np.save(path.with_suffix(".ids.npy"), np.array(names, np.str_), allow_pickle=False)
+
+
+def _write_parquet(column: Column, rows: int, path: Path) -> None:
+    arrow, parquet = _library("pyarrow", "parquet"), _library("pyarrow.parquet", "parquet")
+    schema = arrow.schema([("id", arrow.string()), ("embedding", arrow.list_(arrow.float32()))])
+    with parquet.ParquetWriter(path, schema, use_dictionary=False) as writer:
+        for ids, part in _shards(column):
+            offsets = np.arange(len(ids) + 1, dtype=np.int32) * column.dim
+            embedding = arrow.ListArray.from_arrays(offsets, part.astype(np.float32).ravel())
+            writer.write_table(arrow.table([ids, embedding], schema=schema), row_group_size=max(1, len(ids)))

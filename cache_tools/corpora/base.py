@@ -1,0 +1,101 @@
+"""Corpora: a fixed, ordered list of items, each with a stable string id."""
+
+import hashlib
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import ClassVar
+
+from cache_tools.errors import CorpusError
+from cache_tools.format.store import feed
+
+log = logging.getLogger(__name__)
+
+
+class Corpus(ABC):
+    """A fixed, ordered list of ``(id, item)``.
+
+    Class attributes:
+        modality: ``molecule``, ``text`` or ``image``.
+        views: so many rows, one after the other, show the same item.
+    """
+
+    modality: ClassVar[str]
+    views: int = 1
+
+    @property
+    @abstractmethod
+    def source(self) -> str:
+        """Where the items come from, for people."""
+
+    @abstractmethod
+    def pairs(self) -> Iterator[tuple[str, bytes]]:
+        """Every item as ``(id, raw item)``; an empty id asks for a hash of the content."""
+
+    def rows(self) -> Iterator[tuple[str, bytes]]:
+        """Every item as ``(id, item)``; one that comes again under the same id is left out.
+
+        Raises:
+            CorpusError: on one id for two different items.
+        """
+        return self._distinct([])
+
+    def _distinct(self, repeated: list[str]) -> Iterator[tuple[str, bytes]]:
+        seen: dict[str, bytes] = {}
+        for given, item in self.pairs():
+            digest = hashlib.sha256(item)
+            identity = given or digest.hexdigest()[:16]
+            if identity not in seen:
+                seen[identity] = digest.digest()
+                yield identity, item
+            elif seen[identity] != digest.digest():
+                raise CorpusError(
+                    f"{self.source}: id {identity!r} stands for {item!r:.60} and for another item before it: "
+                    "give every row its own id, or name no id column to use content hashes"
+                )
+            else:
+                repeated.append(identity)
+
+    def scan(self) -> tuple[int, str]:
+        """Number of rows and the fingerprint, which changes when any item, id or the order changes.
+
+        Raises:
+            CorpusError: on an empty corpus, or one id for two different items.
+        """
+        digest, count = hashlib.sha256(), 0
+        repeated: list[str] = []
+        for identity, item in self._distinct(repeated):
+            feed(digest, identity, item)
+            count += 1
+        if not count:
+            raise CorpusError(f"{self.source} holds no rows: expected at least one {self.modality}")
+        if repeated:
+            log.warning("%s: %d duplicates dropped, for instance id %s", self.source, len(repeated), repeated[0])
+        return count, digest.hexdigest()
+
+    def read(self) -> tuple[list[str], list[bytes], str]:
+        """Ids, items and the fingerprint of a corpus that fits into memory."""
+        rows = list(self.rows())
+        return [identity for identity, _ in rows], [item for _, item in rows], self.scan()[1]
+
+
+class Items(Corpus):
+    """Items in memory.
+
+    Args:
+        items: the raw items as text.
+        modality: ``molecule`` or ``text``.
+        source: where they come from.
+    """
+
+    def __init__(self, items: list[str], modality: str, source: str = "memory"):
+        self.items = items
+        self.modality = modality  # type: ignore[misc]  # a fact of the instance here
+        self._source = source
+
+    @property
+    def source(self) -> str:
+        return self._source
+
+    def pairs(self) -> Iterator[tuple[str, bytes]]:
+        return (("", item.encode()) for item in self.items)

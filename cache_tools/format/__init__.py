@@ -1,0 +1,1 @@
+"""What lies on disk: shards, manifests, statistics; writing them, reading them, checking them."""

@@ -1,0 +1,349 @@
+"""Read rows of columns: through memory maps, in any order, from any process, several columns aligned."""
+
+import errno
+import math
+import os
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cache_tools.errors import CacheError
+from cache_tools.format.shard import Arrays, Header, file_name, map_shard
+from cache_tools.format.stack import Selection, Stack
+from cache_tools.format.statistics import Statistics
+from cache_tools.format.store import (
+    MANIFEST,
+    Array,
+    Ragged,
+    check_hash,
+    checked_header,
+    dequantise,
+    identity_of,
+    list_columns,
+    read_corpus,
+    read_manifest,
+    state,
+)
+
+
+class Column:
+    """What a teacher (dense) or a featuriser (ragged) made of one corpus, read through memory maps.
+
+    Opening reads the manifest alone; a shard's header is checked and its data mapped when its first row is asked for,
+    in each process anew.
+
+    Args:
+        path: the column's folder.
+        check_hashes: also compare every shard's SHA-256 with the manifest's, which reads everything once.
+
+    Attributes:
+        complete: whether every row is valid.
+        kind: ``dense``, ``bits`` (dense, packed eight to a byte on disk) or ``ragged``.
+        dim: width of a dense row.
+        dtype: of the rows that :meth:`rows` gives.
+        statistics: over the valid rows of a dense column.
+
+    Raises:
+        CacheError: when there is no finished column at ``path``, or it is damaged.
+    """
+
+    def __init__(self, path: str | Path, check_hashes: bool = False):
+        self.path = Path(path)
+        self.manifest = read_manifest(self.path / MANIFEST)
+        if not self.manifest["finished"]:
+            raise CacheError(f"{self.path} is {state(self.path)}: run the same build again")
+        self.name = self.path.name
+        self.kind: str = self.manifest["kind"]
+        self.shard_rows: int = self.manifest["shard_rows"]
+        self.shards: list[dict[str, Any]] = self.manifest["shards"]
+        self.corpus_fingerprint: str = self.manifest["corpus_fingerprint"]
+        self._rows: int = self.manifest["rows"]
+        self.complete = all(shard["valid"] == shard["rows"] for shard in self.shards)
+        self._headers: dict[int, Header] = {}
+        self._mapped: dict[int, Arrays] = {}
+        self._stacks: dict[str, Stack] = {}
+        self._lock, self._process = threading.Lock(), os.getpid()
+        if self.kind != "ragged":
+            self.dim: int = self.manifest["dim"]
+            stored = self.manifest["dtype"]
+            self.dtype = torch.uint8 if self.kind == "bits" else torch.float16 if stored == "float16" else torch.float32
+            self._uniform = all(shard["dtype"] == str(self.dtype).removeprefix("torch.") for shard in self.shards)
+            self._width = -(-self.dim // 8) if self.kind == "bits" else self.dim  # of a stored row
+            self.statistics = Statistics.from_json(self.manifest["statistics"])
+        for number, shard in enumerate(self.shards if check_hashes else []):
+            self._header(number)
+            check_hash(self.path / file_name(number), shard)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_mapped": {}, "_headers": {}, "_stacks": {}, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    def select(self, indices: Tensor | Array) -> Selection:
+        """Rows and the shards that hold them, for :meth:`rows` and :meth:`valid` of columns with equal shards."""
+        return Selection(indices, self.shard_rows, self._rows)
+
+    def rows(self, indices: Tensor | Array | Selection) -> Any:
+        """Rows at ``indices`` (batch,), in that order.
+
+        Args:
+            indices: rows, or what :meth:`select` made of them.
+
+        Returns:
+            A tensor (batch, dim) for a dense column; field -> :class:`Ragged` for a ragged one.
+
+        Raises:
+            IndexError: for a row beyond the end.
+            CacheError: for a shard that is missing, damaged or swapped.
+        """
+        selection = indices if isinstance(indices, Selection) else self.select(indices)
+        if self.kind == "ragged":
+            return {field: self._ragged(field, selection) for field in self.manifest["fields"]}
+        rows = self._gather(selection) if self._uniform else self._convert(selection)
+        if self.kind == "bits":
+            return torch.from_numpy(np.unpackbits(rows.numpy(), axis=1, count=self.dim))
+        return rows
+
+    def valid(self, indices: Tensor | Array | Selection) -> Tensor:
+        """Whether each row at ``indices`` (batch,) could be made; bool (batch,)."""
+        selection = indices if isinstance(indices, Selection) else self.select(indices)
+        out = np.ones(selection.count, np.bool_)
+        for number, positions, rows in () if self.complete else selection.pieces():
+            if self.shards[number]["valid"] < self.shards[number]["rows"]:
+                out[positions] = self._shard(number)["valid"][rows]
+        return torch.from_numpy(out)
+
+    def read_ahead(self, first: int, count: int) -> None:
+        """Ask the operating system to fetch ``count`` rows from ``first`` on into memory, without waiting for them."""
+        count = min(count, self._rows - first)
+        for number in range(first // self.shard_rows, -(-(first + count) // self.shard_rows)):
+            start, stop = first - number * self.shard_rows, first + count - number * self.shard_rows
+            self._advise(number, max(0, start), min(self.shards[number]["rows"], stop))
+
+    def release(self) -> None:
+        """Let go of the pages that were read, so that they no longer count as this process's memory."""
+        self._mapped.clear()
+        for stack in list(self._stacks.values()):  # another thread may add one
+            stack.release()
+
+    def _advise(self, number: int, start: int, stop: int) -> None:
+        names = [f"{field}/values" for field in self.manifest.get("fields", ())] or ["embedding"]
+        with open(self.path / file_name(number), "rb") as file:
+            for name in names:
+                offset, dtype, shape = self._header(number).fields[name]
+                size, low, high = dtype.itemsize * math.prod(shape[1:]), start, stop
+                if self.kind == "ragged":
+                    low, high = self._shard(number)[name.replace("/values", "/offsets")][[start, stop]].tolist()
+                if high > low and hasattr(
+                    os, "posix_fadvise"
+                ):  # madvise(MADV_WILLNEED) without a map; macOS reads ahead by itself
+                    os.posix_fadvise(file.fileno(), offset + low * size, (high - low) * size, os.POSIX_FADV_WILLNEED)
+
+    def _stack(self, selection: Selection, name: str, dtype: str, tail: Sequence[int], length: int) -> Stack:
+        """The data set ``name`` of all shards, those of ``selection`` in their places."""
+        with self._lock:
+            if name not in self._stacks:
+                self._stacks[name] = Stack(name, dtype, tail, length, len(self.shards))
+        stack = self._stacks[name]
+        if stack.missing:
+            with self._lock:
+                for number in [each for each in selection.touched if each in stack.missing]:
+                    self._place(stack, number)
+        return stack
+
+    def _place(self, stack: Stack, number: int) -> None:
+        path = self.path / file_name(number)
+        header = self._header(number)
+        try:
+            stack.place(number, path, header)
+        except FileNotFoundError:
+            raise CacheError(f"shard {path} is missing: run the build again, it makes what is missing") from None
+        except OSError as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            raise CacheError(
+                f"shard {path}: this process has too many mapped shards: raise vm.max_map_count (sysctl), read in blocks "
+                "with fewer columns, or build with more --settings.shard_rows"
+            ) from None
+
+    def _gather(self, selection: Selection) -> Tensor:
+        """Rows (batch, width) of shards of one type."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        stack = self._stack(selection, "embedding", dtype, (self._width,), min(self.shard_rows, self._rows))
+        indices = selection.wanted
+        if stack.stride != self.shard_rows:
+            indices = indices + selection.shards * (stack.stride - self.shard_rows)
+        if os.getpid() != self._process:  # torch's threads do not survive a fork, and workers have one each
+            return torch.from_numpy(stack.array.take(indices, 0))
+        return torch.from_numpy(stack.array).index_select(0, torch.from_numpy(indices))
+
+    def _convert(self, selection: Selection) -> Tensor:
+        """Rows (batch, width) of int8 shards, or of shards of which some are wider."""
+        out = np.empty((selection.count, self._width), str(self.dtype).removeprefix("torch."))
+        for number, positions, rows in selection.pieces():
+            arrays = self._shard(number)
+            out[positions] = arrays["embedding"][rows]
+            if "scale" in arrays:
+                part = dequantise(arrays["embedding"][rows], arrays["scale"], arrays["offset"])
+                part[arrays["valid"][rows] == 0] = 0
+                out[positions] = part
+        return torch.from_numpy(out)
+
+    def counts(self, field: str, indices: Tensor | Array | Selection) -> Array:
+        """How many elements a ragged ``field`` has in each row, (batch,)."""
+        return self._places(field, indices if isinstance(indices, Selection) else self.select(indices))[1]
+
+    def _places(self, field: str, selection: Selection) -> tuple[Array, Array]:
+        """Where each row's elements begin in its shard, and how many there are."""
+        longest = min(self.shard_rows, self._rows) + 1
+        offsets = self._stack(selection, f"{field}/offsets", "int64", (), longest)
+        at = selection.wanted + selection.shards * (offsets.stride - self.shard_rows)
+        starts = offsets.array[at]
+        return starts, offsets.array[at + 1] - starts
+
+    def _ragged(self, field: str, selection: Selection) -> Ragged:
+        dtype, *tail = self.manifest["fields"][field]
+        most = max(shard["bytes"] for shard in self.shards) // max(1, np.dtype(dtype).itemsize * math.prod(tail))
+        values = self._stack(selection, f"{field}/values", dtype, tail, most)
+        starts, counts = self._places(field, selection)
+        indices = spans(starts + selection.shards * values.stride, counts)
+        longest = int(counts.max(initial=0))
+        return Ragged(torch.from_numpy(values.array.take(indices, 0)), torch.from_numpy(counts), longest)
+
+    def _shard(self, number: int) -> Arrays:
+        arrays = self._mapped.get(number)
+        if arrays is None:
+            arrays = self._mapped[number] = map_shard(self.path / file_name(number), self._header(number))[0]
+        return arrays
+
+    def _header(self, number: int) -> Header:
+        if number not in self._headers:
+            path, shard = self.path / file_name(number), self.shards[number]
+            header = checked_header(path, shard["bytes"], number, identity_of(self.manifest))
+            _check_layout(path, header, self.manifest, shard["rows"])
+            for field in self.manifest.get("fields", ()):
+                _check_offsets(path, header, field)
+            self._headers[number] = header
+        return self._headers[number]
+
+
+def spans(starts: Array, counts: Array) -> Array:
+    """Indices of many runs, one after the other: ``starts[i], starts[i] + 1, ... (counts[i] of them)``; (total,)."""
+    before = np.cumsum(counts) - counts
+    indices: Array = np.repeat(starts - before, counts) + np.arange(counts.sum())
+    return indices
+
+
+def open_column(path: str | Path, check_hashes: bool = False) -> Column:
+    """Open a finished column for reading; see :class:`Column`."""
+    return Column(path, check_hashes)
+
+
+class Aligned:
+    """Columns of one corpus, read row by row together; see :func:`aligned`."""
+
+    def __init__(self, corpus: Path, columns: Sequence[Column]):
+        self.corpus, self.columns = corpus, {column.name: column for column in columns}
+        self._one = columns[0]
+
+    def __len__(self) -> int:
+        return len(self._one)
+
+    def select(self, indices: Tensor | Array) -> Selection:
+        """Rows and the shards that hold them."""
+        return self._one.select(indices)
+
+    def rows(self, indices: Tensor | Array | Selection) -> dict[str, Any]:
+        """Column -> its rows at ``indices`` (batch,), as :meth:`Column.rows`."""
+        selection = indices if isinstance(indices, Selection) else self.select(indices)
+        return {name: column.rows(selection) for name, column in self.columns.items()}
+
+    def valid(self, indices: Tensor | Array | Selection) -> dict[str, Tensor]:
+        """Column -> whether it has each row, as :meth:`Column.valid`."""
+        selection = indices if isinstance(indices, Selection) else self.select(indices)
+        return {name: column.valid(selection) for name, column in self.columns.items()}
+
+    def read_ahead(self, first: int, count: int) -> None:
+        """As :meth:`Column.read_ahead`, of every column."""
+        for column in self.columns.values():
+            column.read_ahead(first, count)
+
+    def release(self) -> None:
+        """As :meth:`Column.release`, of every column."""
+        for column in self.columns.values():
+            column.release()
+
+
+def aligned(corpus: str | Path, columns: Iterable[str | Path | Column]) -> Aligned:
+    """Columns that belong together, opened side by side.
+
+    Args:
+        corpus: the corpus's folder.
+        columns: paths, relative to the corpus (``teachers/gin``) or not, or open columns.
+
+    Raises:
+        CacheError: when one was made from another corpus, is unfinished, or shares its name with another.
+    """
+    corpus = Path(corpus)
+    manifest = read_corpus(corpus)
+    opened = [each if isinstance(each, Column) else Column(_under(corpus, Path(each))) for each in columns]
+    if not opened:
+        raise CacheError(f"no columns named of {corpus}; it has: {', '.join(path.name for path in list_columns(corpus))}")
+    for column in opened:
+        if (column.corpus_fingerprint, len(column)) != (manifest.fingerprint, manifest.rows):
+            raise CacheError(f"{column.path} was made from another corpus than {corpus}: delete it and build again")
+        if column.shard_rows != manifest.shard_rows:
+            raise CacheError(f"{column.path} has shards of {column.shard_rows} rows, {corpus} of {manifest.shard_rows}")
+    names = [column.name for column in opened]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise CacheError(f"two columns are called {twice[0]}: name each column once")
+    return Aligned(corpus, opened)
+
+
+def _under(corpus: Path, path: Path) -> Path:
+    return corpus / path if (corpus / path).is_dir() else path
+
+
+def _check_layout(path: Path, header: Header, manifest: Mapping[str, Any], rows: int) -> None:
+    """Whether the shard holds what its column's manifest promises; a reader trusts shapes from here on."""
+    expected: dict[str, tuple[str, tuple[int | None, ...]]] = {"valid": ("uint8", (rows,))}
+    if manifest["kind"] == "ragged":
+        for name, (dtype, *shape) in manifest["fields"].items():
+            expected[f"{name}/values"] = dtype, (None, *shape)
+            expected[f"{name}/offsets"] = "int64", (rows + 1,)
+    elif manifest["kind"] == "bits":
+        expected["embedding"] = "uint8", (rows, -(-manifest["dim"] // 8))
+    else:
+        narrower = "float16 " if manifest["dtype"] == "float32" else ""  # shards of a widened column
+        expected["embedding"] = narrower + manifest["dtype"], (rows, manifest["dim"])
+        if manifest["dtype"] == "int8":
+            expected |= dict.fromkeys(("scale", "offset"), ("float32", (manifest["dim"],)))
+    for name, (dtypes, wanted) in expected.items():
+        if name not in header.fields:
+            raise CacheError(f"shard {path} has no data set {name}: delete it and build again")
+        _, dtype, found = header.fields[name]
+        fits = len(found) == len(wanted) and all(w in (None, f) for w, f in zip(wanted, found, strict=True))
+        if str(dtype) not in dtypes.split() or not fits:
+            raise CacheError(
+                f"shard {path}: {name} is {dtype} {found}, expected {dtypes.replace(' ', ' or ')} {wanted}: "
+                "delete it and build again"
+            )
+
+
+def _check_offsets(path: Path, header: Header, field: str) -> None:
+    """Whether the rows of a ragged field follow each other and end where its values end; a gather trusts them."""
+    offsets = map_shard(path, header)[0][f"{field}/offsets"]
+    values = header.fields[f"{field}/values"][2][0]
+    if offsets[0] != 0 or offsets[-1] != values or (np.diff(offsets) < 0).any():
+        raise CacheError(
+            f"shard {path}: {field}/offsets do not cut the {values} values into rows: delete it and build again"
+        )

@@ -1,0 +1,313 @@
+"""One HDF5 shard: written whole or not at all, read through a memory map. The only file that imports h5py."""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+import torch
+
+from cache_tools.errors import CacheError
+
+FORMAT_VERSION = 1
+
+ALIGNMENT = 65_536  # bytes: larger data sets begin at a page, whatever the machine's page is, and can be mapped anywhere
+
+SPARE = 1 << 20  # bytes that must stay free beside the arrays themselves
+
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+
+
+def write_json(path: Path, content: Mapping[str, Any], keep: bool = False) -> None:
+    """As :func:`write_file`, for JSON."""
+    write_file(path, json.dumps(content, indent=1), keep)
+
+
+def write_file(path: Path, content: str | bytes, keep: bool = False) -> None:
+    """Write so that ``path`` holds either the old content or the whole new one; ``keep`` lets the first win."""
+    temporary = _temporary(path)
+    with _tidy(temporary):
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        _publish(temporary, path, keep)
+
+
+def write_shard(folder: Path, number: int, arrays: Arrays, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Write one shard under a temporary name, sync it, give it its name: a shard that exists is whole.
+
+    Of two writers of one shard the first wins and the other's work is dropped.
+
+    Args:
+        folder: the column's folder.
+        number: the shard's number; it becomes the file's name.
+        arrays: data set path inside the file -> array.
+        attributes: what the shard's header must say of its origin (fingerprints, first row, rows).
+
+    Returns:
+        ``file``, ``bytes`` and ``sha256`` for the manifest.
+
+    Raises:
+        CacheError: when the disk is full; nothing is left behind.
+    """
+    path = folder / file_name(number)
+    needed = sum(array.nbytes for array in arrays.values())
+    require_space(folder, needed)
+    temporary = _temporary(path)
+    with _tidy(temporary):
+        aligned = {"alignment_threshold": ALIGNMENT, "alignment_interval": ALIGNMENT}
+        with h5py.File(temporary, "w", libver="latest", **aligned) as file:
+            try:
+                _reserve(temporary, needed)
+                _fill(file, arrays, attributes)
+            except (OSError, RuntimeError):
+                os.truncate(temporary, 0)  # gives the space back, else HDF5 cannot close the file
+                raise
+        with ThreadPoolExecutor(1) as pool, open(temporary, "rb+") as written:
+            synced = pool.submit(os.fsync, written.fileno())  # the disk works while the hash is taken
+            facts = {"file": path.name, "bytes": temporary.stat().st_size, "sha256": sha256(temporary)}
+            synced.result()
+        if not _publish(temporary, path, keep=True):
+            facts |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    return facts
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Take the space of the arrays at once: HDF5 that runs out of it halfway prints tracebacks of its own."""
+    if size and hasattr(os, "posix_fallocate"):  # macOS has none
+        with open(path, "rb+") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                    raise
+
+
+def _fill(file: h5py.File, arrays: Arrays, attributes: Mapping[str, Any]) -> None:
+    for name, array in arrays.items():
+        file.create_dataset(name, data=np.ascontiguousarray(array))
+    for key, value in {**attributes, "format_version": FORMAT_VERSION}.items():
+        # text of a fixed length lies in the header, which has a checksum; HDF5 can hang on a damaged other one
+        file.attrs[key] = np.bytes_(value.encode()) if isinstance(value, str) else value
+    file.flush()
+
+
+def file_name(number: int) -> str:
+    """Shards are named by number alone; an id never becomes a path."""
+    return f"{number:05d}.h5"
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Refuse to begin what cannot end.
+
+    Raises:
+        CacheError: when ``needed`` bytes do not fit.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed + SPARE:
+        raise _full(folder, f"{free:,} bytes free, {needed + SPARE:,} needed")
+
+
+def _full(folder: Path, found: str) -> CacheError:
+    return CacheError(
+        f"no space left for {folder} ({found}): free some space or build in another folder (CACHE=...), then run the "
+        "same command again; finished shards are kept"
+    )
+
+
+@contextmanager
+def full_disk_in_words(folder: Path) -> Iterator[None]:
+    """Turn what the system raises when ``folder``'s disk is full into a :class:`CacheError`."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # h5py reports a failed flush as a RuntimeError
+        code = getattr(error, "errno", None)
+        if code in (errno.ENOSPC, errno.EDQUOT) or f"errno = {errno.ENOSPC}" in str(error):
+            raise _full(folder, "the disk filled up while writing") from None
+        raise
+
+
+@contextmanager
+def _tidy(temporary: Path) -> Iterator[None]:
+    """Remove ``temporary`` whatever happens, and say in words when the disk is full."""
+    try:
+        with full_disk_in_words(temporary.parent):
+            yield
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{threading.get_ident()}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers of this machine left in ``folder`` when they were killed."""
+    for path in folder.glob(f".*.{socket.gethostname()}.*.tmp"):
+        if not running(int(path.suffixes[-2][1:])):
+            path.unlink(missing_ok=True)
+
+
+def running(process: int) -> bool:
+    """Whether a process of this machine is there."""
+    try:
+        os.kill(process, 0)  # signal 0 only asks
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it is, and is somebody else's
+        return True
+    return True
+
+
+def _publish(temporary: Path, path: Path, keep: bool) -> bool:
+    """Give ``temporary`` its name; with ``keep``, a file that is there already stays and the answer is False."""
+    if keep:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+                raise
+            os.replace(temporary, path)  # a file system without hard links: the last writer wins, as whole as the first
+    else:
+        os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return True
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+class Header(NamedTuple):
+    """Where each data set of a shard lies in the file, and the shard's attributes."""
+
+    fields: dict[str, tuple[int, np.dtype[Any], tuple[int, ...]]]  # name -> offset in bytes, type, shape
+    attributes: dict[str, Any]
+
+
+def read_header(path: Path, size: int | None = None) -> Header:
+    """Read a shard's header; only plain, local, contiguous data sets of numbers are accepted.
+
+    HDF5 could otherwise point at any file of the reader's machine, or claim 16 GB in a file of 1.4 kB.
+
+    Args:
+        path: the shard.
+        size: bytes that the manifest promises.
+
+    Raises:
+        CacheError: when the file is missing, of another size, not readable, or not plain.
+    """
+    if not path.is_file():
+        raise CacheError(f"shard {path} is missing: run the build again, it makes what is missing")
+    found = path.stat().st_size
+    if size is not None and found != size:
+        raise CacheError(f"shard {path} has {found} bytes, its manifest says {size}: delete it and build again")
+    try:
+        with h5py.File(path, "r") as file:
+            fields = {name: _plain(path, dataset, found) for name, dataset in _datasets(path, file)}
+            return Header(fields, {key: _python(value) for key, value in file.attrs.items()})
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:  # h5py: a type without one in numpy
+        raise CacheError(f"shard {path} is not readable HDF5 ({error}): delete it and build again") from None
+
+
+def map_shard(path: Path, header: Header | None = None) -> tuple[Arrays, dict[str, Any]]:
+    """Memory-map every data set of a shard.
+
+    Returns:
+        Data set path -> array, and the header's attributes. The arrays are copy-on-write: nothing can change the file.
+
+    Raises:
+        CacheError: as :func:`read_header`.
+    """
+    header = header or read_header(path)
+    # from_file maps without keeping the file open: ten thousand shards need no ten thousand file descriptors
+    whole = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8).numpy()
+    arrays = {
+        name: whole[offset : offset + dtype.itemsize * math.prod(shape)].view(dtype).reshape(shape)
+        for name, (offset, dtype, shape) in header.fields.items()
+    }
+    return arrays, header.attributes
+
+
+def read_foreign(path: Path, name: str) -> np.ndarray[Any, Any]:
+    """One data set of somebody else's HDF5 file, chunked or compressed as they like, but inside that file.
+
+    Raises:
+        CacheError: when it is not there, lies elsewhere, or claims more than the file can hold uncompressed.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            there = dict(_datasets(path, file))
+            if name not in there:
+                raise CacheError(f"{path} has no data set {name}; it has: {', '.join(there) or 'none'}")
+            dataset = there[name]
+            properties = dataset.id.get_create_plist()
+            if properties.get_external_count() or properties.get_layout() == h5py.h5d.VIRTUAL:
+                raise CacheError(f"{path}: {name} points outside the file; only data inside it is read")
+            if dataset.nbytes > 100 * path.stat().st_size:
+                raise CacheError(f"{path}: {name} claims {dataset.nbytes:,} bytes in a file of {path.stat().st_size:,}")
+            text = h5py.check_string_dtype(dataset.dtype)
+            read: np.ndarray[Any, Any] = dataset.asstr()[()] if text else dataset[()]
+            return read
+    except OSError as error:
+        raise CacheError(f"{path} is not readable HDF5 ({error})") from None
+
+
+def _python(value: Any) -> Any:
+    plain = value.tolist() if isinstance(value, np.generic | np.ndarray) else value
+    return plain.decode() if isinstance(plain, bytes) else plain
+
+
+def _datasets(path: Path, group: h5py.Group, prefix: str = "") -> Iterator[tuple[str, h5py.Dataset]]:
+    if prefix.count("/") > 1:  # also ends a group that contains itself
+        raise CacheError(f"shard {path}: {prefix} is nested too deep; expected NAME or NAME/PART")
+    for name in group:
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise CacheError(f"shard {path}: {prefix}{name} is a link to elsewhere; only plain data sets are read")
+        member = group[name]
+        if isinstance(member, h5py.Group):
+            yield from _datasets(path, member, f"{prefix}{name}/")
+        elif isinstance(member, h5py.Dataset):
+            yield prefix + name, member
+
+
+def _plain(path: Path, dataset: h5py.Dataset, size: int) -> tuple[int, np.dtype[Any], tuple[int, ...]]:
+    properties = dataset.id.get_create_plist()
+    if properties.get_layout() != h5py.h5d.CONTIGUOUS or properties.get_external_count():
+        raise CacheError(f"shard {path}: {dataset.name} is not contiguous data inside the file")
+    if dataset.dtype.kind not in "fiu" or not dataset.dtype.isnative:
+        raise CacheError(f"shard {path}: {dataset.name} has type {dataset.dtype}, expected this machine's numbers")
+    if dataset.shape is None:
+        raise CacheError(f"shard {path}: {dataset.name} is null, expected numbers")
+    claimed = math.prod(dataset.shape) * dataset.dtype.itemsize  # Python's numbers do not wrap
+    offset = dataset.id.get_offset() if claimed else 0
+    if offset is None or offset + claimed > size:
+        raise CacheError(f"shard {path}: {dataset.name} claims bytes beyond the end of the file")
+    return offset, dataset.dtype, dataset.shape

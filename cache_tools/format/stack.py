@@ -1,0 +1,97 @@
+"""Which rows of which shards, and the shards' data at consecutive addresses: what a column's reader is made of."""
+
+import math
+import mmap
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from cache_tools.format.addresses import PAGE, AddressRange
+from cache_tools.format.shard import Header
+from cache_tools.format.store import Array
+
+
+class Selection:
+    """Rows of a corpus and the shards that hold them; columns with equal shards share one.
+
+    Args:
+        indices: rows, (batch,).
+        shard_rows: rows of a shard.
+        rows: of the corpus.
+
+    Raises:
+        IndexError: for a row beyond the end.
+        TypeError: for anything but a list of whole numbers.
+    """
+
+    def __init__(self, indices: Tensor | Array, shard_rows: int, rows: int):
+        given: Array = np.asarray(indices)
+        if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+            raise TypeError(
+                f"expected row numbers of shape (batch,), found {given.dtype} of shape {given.shape}; "
+                "a mask's rows are mask.nonzero().squeeze(1)"
+            )
+        self.wanted: Array = given.astype(np.int64, copy=False)
+        self.count, self.shard_rows = len(self.wanted), shard_rows
+        lowest, highest = (self.wanted.min(), self.wanted.max()) if self.count else (0, 0)
+        if lowest < 0 or highest >= max(1, rows):
+            raise IndexError(f"rows 0 to {rows - 1} are there; asked for {lowest if lowest < 0 else highest}")
+
+    @cached_property
+    def shards(self) -> Array:
+        """The shard of each row, (batch,)."""
+        return self.wanted // self.shard_rows
+
+    @cached_property
+    def touched(self) -> list[int]:
+        """Every shard that holds a row."""
+        return [int(number) for number in np.unique(self.shards)]
+
+    def pieces(self) -> Iterator[tuple[int, Array, Array]]:
+        """Per shard touched: its number, positions in the batch, rows inside the shard."""
+        for number in self.touched:
+            positions = np.flatnonzero(self.shards == number)
+            yield number, positions, self.wanted[positions] - number * self.shard_rows
+
+
+class Stack:
+    """One data set of all shards of a column at consecutive addresses: one gather reads it as if it were one array.
+
+    Args:
+        name: of the data set.
+        dtype: of its elements.
+        tail: shape of an element.
+        length: the most elements that a shard has; each gets room for so many, rounded up to whole pages.
+        shards: of the column.
+    """
+
+    def __init__(self, name: str, dtype: str, tail: Sequence[int], length: int, shards: int):
+        self.name, self.missing = name, set(range(shards))
+        self._mapped: list[int] = []
+        self._element = np.dtype(dtype).itemsize * math.prod(tail)
+        unit = math.lcm(PAGE, max(1, self._element))  # whole pages and whole elements
+        self._room = -(-max(1, length * self._element) // unit) * unit
+        self.stride = self._room // max(1, self._element)  # elements from a shard's first to the next one's
+        self.range = AddressRange(self._room * shards)
+        self.array = self.range.array(np.dtype(dtype), (self.stride * shards, *tail))
+
+    def place(self, number: int, path: Path, header: Header) -> None:
+        """Put a shard's data in its place: mapped where it begins at a page of the file, else copied."""
+        offset, dtype, shape = header.fields[self.name]
+        size, at = dtype.itemsize * math.prod(shape), number * self._room
+        if size and offset % PAGE:
+            with open(path, "rb") as file:
+                file.seek(offset)
+                self.range.fill(file.read(size), at)
+        elif size:
+            self.range.place(path, offset, size, at)
+            self._mapped.append(number)
+        self.missing.discard(number)
+
+    def release(self) -> None:
+        """Let go of the files' pages, also under a running gather: it gets them again from the file. Copies stay."""
+        for number in list(self._mapped):
+            self.range.advise(number * self._room, (number + 1) * self._room, mmap.MADV_DONTNEED)

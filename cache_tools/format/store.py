@@ -1,0 +1,288 @@
+"""The on-disk format, version 1: corpora and columns as folders of numbered shards, each with a manifest."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from cache_tools.errors import CacheError, CorpusError
+from cache_tools.format.shard import (
+    FORMAT_VERSION,
+    Arrays,
+    Header,
+    file_name,
+    map_shard,
+    read_header,
+    sha256,
+    sweep,
+    write_json,
+    write_shard,
+)
+
+SHARD_ROWS = 65_536
+
+MANIFEST = "manifest.json"
+
+CORPUS = "corpus.json"
+
+NOTES = "[0-9]*.json"  # the facts of shards that are made, until the column's last one is
+
+
+Array = np.ndarray[Any, Any]
+
+
+# ------------------------------------------------------------------------------------------------------ layout
+
+
+class Ragged(NamedTuple):
+    """Rows of different lengths, flat: ``values`` (total, ...) and ``counts`` (batch,)."""
+
+    values: Tensor
+    counts: Tensor
+    longest: int  # the largest count, known to the host: a student on a GPU need not wait for it
+
+
+def ragged(name: str, pieces: list[Array], dtype: str, shape: tuple[int, ...] = ()) -> Arrays:
+    """Lay rows of different lengths out flat: ``NAME/values`` (total, *shape) and ``NAME/offsets`` (rows + 1,)."""
+    empty = np.empty((0, *shape), dtype)
+    offsets = np.cumsum([0, *(len(piece) for piece in pieces)], dtype=np.int64)
+    return {f"{name}/values": np.concatenate([empty, *pieces]).astype(dtype), f"{name}/offsets": offsets}
+
+
+def ragged_bytes(name: str, pieces: list[bytes]) -> Arrays:
+    """Lay byte strings out flat, as :func:`ragged` does."""
+    offsets = np.cumsum([0, *(len(piece) for piece in pieces)], dtype=np.int64)
+    return {f"{name}/values": np.frombuffer(b"".join(pieces), np.uint8), f"{name}/offsets": offsets}
+
+
+def cut(arrays: Arrays, name: str) -> Iterator[bytes]:
+    """The byte strings that :func:`ragged_bytes` laid out."""
+    values, offsets = arrays[f"{name}/values"].tobytes(), arrays[f"{name}/offsets"].tolist()
+    return (values[start:end] for start, end in itertools.pairwise(offsets))
+
+
+def quantise(rows: Array) -> Arrays:
+    """``rows`` (rows, dim) as int8 with a scale and an offset per dimension: ``row ~ embedding * scale + offset``."""
+    low, high = (rows.min(0), rows.max(0)) if len(rows) else (np.zeros(rows.shape[1]),) * 2
+    low, high = low.astype(np.float32), high.astype(np.float32)
+    offset = low / 2 + high / 2  # halves first: the sum of two large floats may overflow
+    # of the larger half, for the offset is rounded; a hair above 127, so that what is read back never leaves float32
+    scale = np.maximum(np.maximum(high - offset, offset - low) / 127.0001, np.finfo(np.float32).tiny)
+    return {"embedding": np.rint((rows - offset) / scale).astype(np.int8), "scale": scale, "offset": offset}
+
+
+def dequantise(embedding: Array, scale: Array, offset: Array) -> Array:
+    """What :func:`quantise` kept of the rows, float32."""
+    rows: Array = embedding * scale + offset
+    return rows
+
+
+# --------------------------------------------------------------------------------------------------- manifests
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The JSON at ``path``, refused when missing, damaged or of a newer format.
+
+    Raises:
+        CacheError: with the path and what to run.
+    """
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        raise CacheError(f"nothing at {path}: build it first, for instance `make cache TEACHERS=mol`") from None
+    except ValueError as error:
+        raise CacheError(f"{path} is not JSON ({error}): restore it, or delete its folder and build again") from None
+    if not isinstance(content, dict):
+        raise CacheError(f"{path} is no manifest: restore it, or delete its folder and build again")
+    _check_version(path, content)
+    for number, shard in enumerate(content.get("shards", [])):
+        if shard.get("file") != file_name(number):  # a name that is no number could be anybody's file
+            raise CacheError(
+                f"{path} lists {shard.get('file')!r} as shard {number}, expected {file_name(number)}: "
+                "restore it, or delete its folder and build again"
+            )
+    return content
+
+
+def _check_version(path: Path, content: Mapping[str, Any]) -> None:
+    found = content.get("format_version")
+    if found != FORMAT_VERSION:
+        raise CacheError(f"{path} has format version {found}, this version reads {FORMAT_VERSION}: upgrade quorum-distill")
+
+
+def identity_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What the header of every shard of a column says of its origin."""
+    return {"corpus_fingerprint": manifest["corpus_fingerprint"], "producer": producer_key(manifest["producer"])}
+
+
+def producer_key(producer: Mapping[str, Any]) -> str:
+    """A short hash of what made a column; every shard carries it in its header."""
+    return hashlib.sha256(json.dumps(producer["fingerprint"], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def checked_header(path: Path, size: int | None, number: int, expected: Mapping[str, Any]) -> Header:
+    """The header of shard ``number``, refused when the shard belongs elsewhere.
+
+    Raises:
+        CacheError: when it is missing, of another size, not plain, of a newer format, or swapped with another.
+    """
+    header = read_header(path, size)
+    _check_version(path, header.attributes)
+    for key, value in {**expected, "shard": number}.items():
+        if header.attributes.get(key) != value:
+            found = header.attributes.get(key)
+            raise CacheError(f"shard {path}: header says {key} {found}, expected {value}: delete it, build again")
+    return header
+
+
+def check_hash(path: Path, shard: Mapping[str, Any]) -> None:
+    """Read all of a shard and compare it with what its manifest says.
+
+    Raises:
+        CacheError: when a byte changed.
+    """
+    if sha256(path) != shard["sha256"]:
+        raise CacheError(f"shard {path}: bytes changed since it was written (SHA-256 differs): delete it and build again")
+
+
+def whole(path: Path, shard: Mapping[str, Any]) -> bool:
+    """Whether the shard that a manifest lists is there with its size."""
+    return path.is_file() and bool(path.stat().st_size == shard["bytes"])
+
+
+def read_note(path: Path) -> dict[str, Any] | None:
+    """The facts of a finished shard, beside it while its column is unfinished; None when they are gone or damaged."""
+    try:
+        note: dict[str, Any] = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return note
+
+
+def listed_shards(folder: Path) -> dict[int, dict[str, Any]]:
+    """Number -> facts of the shards of a column, finished or not."""
+    # notes first: they go away when somebody has put them into the manifest
+    notes = {int(path.stem): note for path in folder.glob(NOTES) if (note := read_note(path))}
+    return dict(enumerate(read_manifest(folder / MANIFEST)["shards"])) | notes
+
+
+def state(folder: Path) -> str:
+    """How far a column is, for people."""
+    manifest = read_manifest(folder / MANIFEST)
+    done = sum(shard["rows"] for shard in listed_shards(folder).values())
+    return "finished" if manifest["finished"] else f"unfinished, {done:,} of {manifest['rows']:,} rows"
+
+
+# ------------------------------------------------------------------------------------------------ stored corpus
+
+
+@dataclass(frozen=True)
+class CorpusManifest:
+    """``corpus.json``: what a corpus folder holds."""
+
+    modality: str
+    rows: int
+    shard_rows: int
+    fingerprint: str
+    source: str
+    shards: list[dict[str, Any]]
+    format_version: int = FORMAT_VERSION
+    views: int = 1  # so many rows, one after the other, show the same item
+
+    def shard_span(self, number: int) -> tuple[int, int]:
+        """First row and rows of shard ``number``."""
+        first = number * self.shard_rows
+        return first, min(self.shard_rows, self.rows - first)
+
+    @property
+    def shard_count(self) -> int:
+        return -(-self.rows // self.shard_rows)
+
+
+def write_corpus(folder: Path, rows: Iterator[tuple[str, bytes]], manifest: CorpusManifest) -> CorpusManifest:
+    """Write ids and raw items as ragged bytes under ``folder/items``, then ``corpus.json``.
+
+    Args:
+        folder: of the corpus.
+        rows: every ``(id, item)``, read shard by shard.
+        manifest: what the corpus is; its list of shards is filled in.
+
+    Raises:
+        CorpusError: when they are not those whose fingerprint the manifest has.
+    """
+    (folder / "items").mkdir(parents=True, exist_ok=True)
+    for here in (folder, folder / "items"):
+        sweep(here)
+    shards, digest = [], hashlib.sha256()
+    for number in range(manifest.shard_count):
+        first, count = manifest.shard_span(number)
+        chunk = list(itertools.islice(rows, count))
+        if len(chunk) < count:
+            break
+        for row in chunk:
+            feed(digest, *row)
+        ids, items = [identity.encode() for identity, _ in chunk], [item for _, item in chunk]
+        header = {"corpus_fingerprint": manifest.fingerprint, "shard": number, "first_row": first, "rows": count}
+        remove_foreign(folder / "items" / file_name(number), number, header)
+        arrays = ragged_bytes("ids", ids) | ragged_bytes("items", items)
+        shards.append(write_shard(folder / "items", number, arrays, header) | {"rows": count})
+    if next(rows, None) is not None or digest.hexdigest() != manifest.fingerprint:
+        for number in range(manifest.shard_count):  # they say that they are the corpus, and are not
+            (folder / "items" / file_name(number)).unlink(missing_ok=True)
+        raise CorpusError(f"{manifest.source} changed while it was read: build again when it is at rest")
+    manifest = replace(manifest, shards=shards)
+    write_json(folder / CORPUS, asdict(manifest))
+    return manifest
+
+
+def feed(digest: "hashlib._Hash", identity: str, item: bytes) -> None:
+    """Add a row to a corpus's fingerprint."""
+    digest.update(b"%d %d " % (len(identity), len(item)) + identity.encode() + item)
+
+
+def remove_foreign(path: Path, number: int, header: Mapping[str, Any]) -> Header | None:
+    """The header of the shard at ``path``; what is there but is no such shard is removed."""
+    if not path.exists():
+        return None
+    try:
+        return checked_header(path, None, number, header)
+    except CacheError:
+        path.unlink(missing_ok=True)
+        return None
+
+
+def read_corpus(folder: Path) -> CorpusManifest:
+    """The manifest of the corpus at ``folder``.
+
+    Raises:
+        CacheError: when there is none.
+    """
+    return CorpusManifest(**read_manifest(folder / CORPUS))
+
+
+def read_items(folder: Path, number: int) -> tuple[list[str], list[bytes]]:
+    """Ids and raw items of shard ``number`` of the corpus at ``folder``."""
+    manifest = read_corpus(folder)
+    path = folder / "items" / file_name(number)
+    expected = {"corpus_fingerprint": manifest.fingerprint}
+    arrays, _ = map_shard(path, checked_header(path, manifest.shards[number]["bytes"], number, expected))
+    return [identity.decode() for identity in cut(arrays, "ids")], list(cut(arrays, "items"))
+
+
+# --------------------------------------------------------------------------------------------------- listings
+
+
+def corpora(cache: Path) -> list[Path]:
+    """Folders under ``cache`` that hold a corpus, also nested ones (tasks)."""
+    return sorted(path.parent for path in cache.rglob(CORPUS))
+
+
+def list_columns(corpus: Path) -> list[Path]:
+    """Folders of a corpus that hold a column, teachers first."""
+    return [path.parent for kind in ("teachers", "inputs") for path in sorted((corpus / kind).glob(f"*/{MANIFEST}"))]

@@ -1,0 +1,14 @@
+"""Student inputs as columns: what a student reads is made once, like an embedding, but rows differ in length."""
+
+from cache_tools.inputs.base import Featuriser
+from cache_tools.inputs.graph import MoleculeGraph
+from cache_tools.inputs.pixels import EncodedImage, Pixels
+from cache_tools.inputs.tokens import TokenIds
+
+__all__ = [
+    "EncodedImage",
+    "Featuriser",
+    "MoleculeGraph",
+    "Pixels",
+    "TokenIds",
+]

@@ -1,0 +1,82 @@
+"""Names of version 0.1 that moved: configurations, manifests, exports and modules of one's own still find them."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+MOVED = {  # module of version 0.1 -> where its names are now; a module that is a package now names them itself
+    "cache_tools.columns": "cache_tools.inputs",
+    "cache_tools.corpus": "cache_tools.corpora.base",
+    "cache_tools.network": "cache_tools.teachers.network",
+    "cache_tools.reader": "cache_tools.format.reader",
+    "cache_tools.statistics": "cache_tools.format.statistics",
+    "cache_tools.teacher": "cache_tools.teachers.base",
+    "cache_tools.transfer": "cache_tools.teachers.imported",
+    "distill.exported": "distill.export.student",
+    "distill.labelled": "distill.evaluation.tasks",
+    "distill.methods": "distill.heads",
+    "distill.methods.consolidation": "distill.heads",
+    "distill.methods.densities": "distill.heads",
+    "distill.methods.regression": "distill.heads",
+    "distill.methods.relations": "distill.heads",
+    "distill.methods.unic": "distill.objectives",
+    "distill.normalize": "distill.targets",
+    "distill.objective": "distill.objectives",
+    "distill.probes": "distill.evaluation.probes",
+    "distill.student": "distill.students.base",
+    "distill.suites": "distill.evaluation.tasks",
+    "distill.tasks": "distill.evaluation.tasks",
+}
+
+
+def current_class_path(class_path: str) -> str:
+    """Where the class that version 0.1 called ``class_path`` is now; any other path stays as it is.
+
+    Two names are equal in this sense when they stand for one class: ``cache_tools.columns.Pixels`` and
+    ``cache_tools.inputs.pixels.Pixels`` both become the latter.
+    """
+    module, _, name = class_path.rpartition(".")
+    if module not in MOVED:
+        return class_path
+    found = getattr(importlib.import_module(MOVED[module]), name, None)
+    return f"{found.__module__}.{found.__qualname__}" if isinstance(found, type) else class_path
+
+
+def current_names(content: Any) -> Any:
+    """``content``, as JSON has it, with every ``class_path`` in it as :func:`current_class_path` gives it."""
+    if isinstance(content, list):
+        return [current_names(each) for each in content]
+    if not isinstance(content, dict):
+        return content
+    found = {key: current_names(value) for key, value in content.items()}
+    path = found.get("class_path")
+    return found | {"class_path": current_class_path(path)} if isinstance(path, str) else found
+
+
+class MovedModules(MetaPathFinder, Loader):
+    """Imports a module of version 0.1 as one whose names are looked up where they are now."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        return ModuleSpec(fullname, self, is_package=True) if fullname in MOVED else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        home = MOVED[module.__name__]
+
+        def look_up(name: str) -> Any:
+            try:
+                return getattr(importlib.import_module(home), name)
+            except AttributeError:
+                raise AttributeError(f"{module.__name__}.{name} of version 0.1 is no longer there; see {home}") from None
+
+        module.__getattr__ = look_up  # type: ignore[method-assign]
+
+
+def install() -> None:
+    """Let ``import`` find the modules of version 0.1; called once, when ``cache_tools`` is imported."""
+    sys.meta_path.append(MovedModules())  # last: a module that is there is never looked for here

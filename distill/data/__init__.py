@@ -1,0 +1,1 @@
+"""Data: aligned batches of teachers' embeddings and student inputs, streamed from caches."""

@@ -1,0 +1,87 @@
+"""The DataLoader of aligned batches, which reads ahead and can go on inside an epoch."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils.pin_memory import pin_memory
+
+from distill.data.batch import Batch, join
+from distill.data.columns import Part
+from distill.data.order import BatchOrder, Step
+
+
+class AlignedRows(Dataset[Batch]):
+    """Batches of the rows of several corpora.
+
+    Args:
+        parts: a part per corpus.
+        dims: teacher -> its width, over all corpora.
+    """
+
+    def __init__(self, parts: Sequence[Part], dims: Mapping[str, int]):
+        self.parts, self.dims = list(parts), dict(dims)
+        self._windows: tuple[int, ...] = ()
+
+    def __getitems__(self, step: Step) -> Batch:
+        for part, window, before in zip(self.parts, step.windows, self._windows, strict=False):
+            if window != before:
+                part.columns.release()
+        self._windows = step.windows
+        for part, runs in zip(self.parts, step.ahead, strict=False):
+            for first, count in runs:
+                part.columns.read_ahead(first, count)
+        read = [part.read(rows, k) for k, (part, rows) in enumerate(zip(self.parts, step.rows, strict=True)) if len(rows)]
+        return read[0] if len(read) == 1 and read[0].targets.keys() == self.dims.keys() else join(read, self.dims)
+
+
+def as_is(batch: Any) -> Any:
+    """The collate function of :class:`AlignedRows`, which makes whole batches itself."""
+    return batch
+
+
+class AheadLoader(DataLoader[Batch]):
+    """A DataLoader that gathers the next two batches in a thread while a GPU works on this one.
+
+    Gathering is copying, which needs no Python lock; a worker process would add a pipe and one more copy. Without a GPU
+    the model's own threads gather best: two teams of threads on the same cores wait for each other.
+
+    A killed epoch goes on behind the last batch that was stepped on, which Lightning's progress tells.
+    """
+
+    progress: Callable[[], tuple[int, int]] | None = None  # the epoch to read, and its batches that were stepped on before
+
+    @property
+    def order(self) -> BatchOrder:
+        """What decides the batches."""
+        return cast(BatchOrder, self.batch_sampler)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: with it Lightning knows a loader that can go on."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing, see :meth:`state_dict`."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        if self.progress:  # Lightning's own set_epoch is one too high after some restarts
+            self.order.epoch, self.order.start = self.progress()
+        yield from self._batches()
+
+    def _batches(self) -> Iterator[Batch]:
+        if self.num_workers:
+            yield from super().__iter__()
+            return
+        dataset = cast(AlignedRows, self.dataset)
+        batches = (dataset.__getitems__(step) for step in self.order)
+        if not self.pin_memory:
+            yield from batches
+            return
+        with ThreadPoolExecutor(1) as thread:
+            pinned = map(pin_memory, batches)
+            coming = deque(thread.submit(next, pinned, None) for _ in range(2))
+            while (batch := coming.popleft().result()) is not None:
+                coming.append(thread.submit(next, pinned, None))
+                yield batch

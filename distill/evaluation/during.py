@@ -1,0 +1,39 @@
+"""Probes during a fit, so that a checkpoint can be kept by what a student is for."""
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from distill.evaluation.protocol import Evaluation
+
+
+class ProbeDuring(Callback):
+    """Logs ``probe/TASK`` and ``probe/mean`` of the student every ``every`` epochs.
+
+    Scores are of the tasks' validation rows: a checkpoint may be chosen by them, and `distill test` then has other rows.
+    Rank zero probes, the others wait for its figures.
+
+    Args:
+        evaluation: the run's; of it the tasks ``during``, the first split and the first seed.
+    """
+
+    def __init__(self, evaluation: Evaluation):
+        tasks = {name: evaluation.tasks[name] for name in evaluation.during}
+        self.evaluation = Evaluation(tasks, splits=evaluation.splits[:1], seeds=evaluation.seeds[:1], systems=["student"])
+        self.evaluation.unseen = True
+        self.every = evaluation.every
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.is_global_zero:
+            self.evaluation.prepare(trainer.datamodule.parts)  # type: ignore[attr-defined]
+        trainer.strategy.barrier()
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or (trainer.current_epoch + 1) % self.every:
+            return
+        scores: dict[str, float] = {}
+        if trainer.is_global_zero:
+            records = self.evaluation.run({"student": pl_module.student}, str(trainer.strategy.root_device), quiet=True)  # type: ignore[dict-item]
+            scores = {record.task: record.score for record in records}
+            scores["mean"] = float(np.mean(list(scores.values())))
+        for name, score in trainer.strategy.broadcast(scores).items():
+            pl_module.log(f"probe/{name}", score, prog_bar=name == "mean")

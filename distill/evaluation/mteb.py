@@ -1,0 +1,190 @@
+"""``distill mteb``: an exported student of texts on tasks of the Massive Text Embedding Benchmark, by mteb's own engine."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jsonargparse import auto_cli
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from cache_tools import ConfigError, first_line, stay_local
+from distill.export.student import load_student
+
+Array = np.ndarray[Any, Any]
+
+
+# The suite mteb-small: one or two of each type of MTEB(eng, v2), so that names, data and scores are the leaderboard's. They
+# are among those with the fewest texts, about 70,000 in all against millions, and of unlike domains. Summarization is left
+# out: its one task has 100 documents, and its score hardly tells good encoders apart.
+SMALL = (
+    *("Banking77Classification", "TweetSentimentExtractionClassification"),  # many classes of intent; three of mood
+    *("StackExchangeClustering.v2", "ArXivHierarchicalClusteringS2S"),  # titles of questions; of papers
+    "TwitterSemEval2015",  # pair classification
+    *("BIOSSES", "STSBenchmark"),  # similarity: biomedical; news, captions and forums
+    "AskUbuntuDupQuestions",  # reranking
+    "ArguAna",  # retrieval: 8,674 documents, the smallest corpus of all
+)
+
+
+class MtebEncoder:
+    """An exported student as an encoder of mteb 2: ``mteb.evaluate(MtebEncoder("student"), tasks)``.
+
+    It follows ``mteb.EncoderProtocol``. No prompt stands before a text. A blank text, which students refuse, is read as a
+    full stop: mteb wants a vector of every text.
+
+    Args:
+        student: the folder that ``distill export`` made, of a student that reads texts.
+        device: ``cpu``, ``cuda``, ...; by default the GPU when there is one.
+
+    Attributes:
+        mteb_model_meta: ``quorum-distill/FOLDER``; its revision is a hash of all that decides the embeddings.
+
+    Raises:
+        ConfigError: when there is no such export, it reads no texts, or mteb is not installed.
+    """
+
+    def __init__(self, student: str | Path, device: str | None = None):
+        engine()
+        from mteb.models.model_meta import ModelMeta, ScoringFunction
+
+        self.student = load_student(student, device)
+        reader = self.student.inputs[self.student.column("text")]
+        config, network = self.student.config, self.student.network.module
+        facts = json.dumps([config["student"], config["inputs"], config["weights_sha256"]], sort_keys=True)
+        tables = {each.weight for each in network.modules() if isinstance(each, nn.Embedding)}
+        weights = list(network.parameters())
+        self.mteb_model_meta = ModelMeta(
+            loader=None,  # mteb cannot make it from its name
+            name=f"quorum-distill/{Path(student).resolve().name}",
+            revision=hashlib.sha256(facts.encode()).hexdigest()[:40],
+            release_date=None,
+            languages=None,
+            n_parameters=sum(each.numel() for each in weights),
+            n_embedding_parameters=sum(each.numel() for each in tables),
+            memory_usage_mb=sum(each.numel() * each.element_size() for each in weights) / 1024**2,
+            max_tokens=getattr(reader, "max_length", None),
+            embed_dim=self.student.dim,
+            license=None,
+            open_weights=None,
+            public_training_code=None,
+            public_training_data=None,
+            framework=["PyTorch"],
+            similarity_fn_name=ScoringFunction.COSINE,
+            use_instructions=False,
+            training_datasets=None,  # unknown, which mteb does not take for zero-shot
+        )
+
+    def encode(self, inputs: Iterable[dict[str, Any]], *, batch_size: int | None = None, **_: Any) -> Array:
+        """The embedding of every text of mteb's batches, (texts, dim).
+
+        Args:
+            inputs: batches with a list of texts under ``text``.
+            batch_size: texts at a time.
+        """
+        texts = [text if text.strip() else "." for batch in inputs for text in batch["text"]]
+        return np.asarray(self.student.embed(texts, "text", batch_size))
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Cosines of all pairs, (first, second)."""
+        from mteb.similarity_functions import cos_sim
+
+        return cos_sim(embeddings1, embeddings2)
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
+        """Cosines of corresponding rows, (rows,)."""
+        from mteb.similarity_functions import pairwise_cos_sim
+
+        return pairwise_cos_sim(embeddings1, embeddings2)
+
+
+def mteb(student: Path, tasks: list[str] | None = None, out: Path = Path("runs/mteb"), device: str | None = None) -> None:
+    """Score an exported student of texts on tasks of MTEB, and show the main score of each.
+
+    Args:
+        student: the folder that ``distill export`` made.
+        tasks: names of tasks in mteb, of which the English part is run; when not given, those of the suite mteb-small.
+        out: mteb's own files of results go to OUT/results; a task that is there already is not run again.
+        device: cpu, cuda, ...; by default the GPU when there is one.
+
+    Raises:
+        ConfigError: when mteb is not installed or knows no such task, a data set is missing, or the student reads no texts.
+    """
+    encoder = MtebEncoder(student, device)
+    chosen = [named(name) for name in tasks or SMALL]
+    load(chosen)
+    results = engine().evaluate(
+        encoder,
+        chosen,
+        cache=engine().ResultCache(out),
+        co2_tracker=False,
+        encode_kwargs={"batch_size": encoder.student.rows},
+    )
+    scores = {each.task_name: each.get_score() for each in results.task_results}
+    shown = Table("task", "type", "score", "", title=f"{student}: MTEB")
+    for task in chosen:
+        facts = task.metadata
+        shown.add_row(facts.name, facts.type, facts.main_score, f"{scores[facts.name]:.3f}")
+    shown.add_row("mean", "", "", f"{np.mean(list(scores.values())):.3f}")
+    Console().print(shown)
+    meta = encoder.mteb_model_meta
+    Console().print(f"written: {out / 'results' / meta.model_name_as_path() / meta.revision}", soft_wrap=True)
+
+
+def engine() -> Any:
+    """The library.
+
+    Raises:
+        ConfigError: when it is not installed.
+    """
+    stay_local()
+    try:
+        import mteb as library
+    except ImportError as error:
+        raise ConfigError(f"mteb cannot be imported ({error}): pip install 'quorum-distill[eval]'") from None
+    return library
+
+
+def named(name: str) -> Any:
+    """A task of mteb by its name, in English.
+
+    Raises:
+        ConfigError: with a name that is alike, when there is none.
+    """
+    try:
+        return engine().get_task(name, languages=["eng"])
+    except KeyError as error:
+        raise ConfigError(f"{error.args[0].removeprefix('KeyError: ')} The tasks: `mteb available-tasks`") from None
+
+
+def load(tasks: Sequence[Any]) -> None:
+    """Load the data of all tasks, before a minute is spent on the first.
+
+    Raises:
+        ConfigError: naming the data sets that are neither in the local cache nor to be had.
+    """
+    lacking: dict[str, str] = {}
+    reason = ""
+    for task in tasks:
+        try:
+            task.load_data()
+        except (OSError, ValueError, LookupError) as error:  # as in cache_tools.hub.read_dataset
+            lacking[task.metadata.name] = task.metadata.dataset["path"]
+            reason = reason or first_line(error)
+    if lacking:
+        sets = ", ".join(f"{name} ({path})" for name, path in lacking.items())
+        code = f"import mteb; [mteb.get_task(each).load_data() for each in {list(lacking)}]"
+        raise ConfigError(
+            f"the data of {len(lacking)} of {len(tasks)} tasks is neither here nor to be had from the hub: {sets}. Name "
+            f'others with --tasks, or load these once on a machine with the hub (`python -c "{code}"`) and copy its '
+            f"~/.cache/huggingface here, or where HF_HOME points; HF_HUB_OFFLINE=1 then keeps off the network. ({reason})"
+        )
+
+
+def main(arguments: list[str]) -> None:
+    """Entry point of ``distill mteb``."""
+    auto_cli(mteb, args=arguments, as_positional=False, prog="distill mteb")

@@ -1,0 +1,22 @@
+"""Downstream tasks: items, labels, and how they are split."""
+
+from distill.evaluation.tasks.base import Task
+from distill.evaluation.tasks.image import IdxTask, ImageTask
+from distill.evaluation.tasks.labelled import Labelled
+from distill.evaluation.tasks.molecule import AdmetTask, CmetActivity, ComputedProperty, MoleculeTask, NciTpsa, PainsAlerts
+from distill.evaluation.tasks.text import TextPairTask, TextTask
+
+__all__ = [
+    "AdmetTask",
+    "CmetActivity",
+    "ComputedProperty",
+    "IdxTask",
+    "ImageTask",
+    "Labelled",
+    "MoleculeTask",
+    "NciTpsa",
+    "PainsAlerts",
+    "Task",
+    "TextPairTask",
+    "TextTask",
+]

@@ -1,0 +1,104 @@
+"""Tasks of labelled texts and pairs of texts."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cache_tools import CorpusError, read_table
+from distill.evaluation.probes import Probe
+from distill.evaluation.tasks.base import Array, Key, Kind
+from distill.evaluation.tasks.labelled import Labelled, class_numbers
+
+
+class TextTask(Labelled):
+    """Texts with a class each.
+
+    Args:
+        path: a csv, jsonl (both also as ``.gz``) or parquet file.
+        text: its column of texts.
+        label: its column of classes, numbers or names.
+        split: its column of split names; the seed cuts the rows where it is missing or empty.
+        kind: ``multiclass``, or ``clustering`` of the test rows (of all, where there is no split).
+        probes: instead of the kind's own.
+
+    Raises:
+        CorpusError: missing file or column, a row without a label.
+    """
+
+    modality = "text"
+    kinds = ("multiclass", "clustering")
+
+    def __init__(
+        self,
+        path: Path,
+        text: str = "text",
+        label: str = "label",
+        split: str = "split",
+        kind: Kind = "multiclass",
+        probes: list[Probe] | None = None,
+    ):
+        super().__init__(kind, probes)
+        self.path, self.text, self.label, self.part = Path(path), text, label, split
+
+    def load(self) -> tuple[Sequence[Key], Array]:
+        rows = list(_rows(self.path, [self.text, self.label]))
+        labels = class_numbers([row[self.label] for row in rows], self.path)
+        return self._keep([row[self.text] for row in rows], [row.get(self.part, "") for row in rows], labels)
+
+
+class TextPairTask(Labelled):
+    """Pairs of texts with a score, or with a label of 0 or 1.
+
+    Args:
+        path: a csv, jsonl (both also as ``.gz``) or parquet file.
+        label: its column of scores or labels.
+        kind: ``similarity`` (scores) or ``pairs`` (labels).
+        first: its column of first texts ...
+        second: ... and of second ones.
+        split: its column of split names; the seed cuts the rows where it is missing or empty.
+
+    Raises:
+        CorpusError: missing file or column, a label that is no number.
+    """
+
+    modality = "text"
+    kinds = ("similarity", "pairs")
+
+    def __init__(
+        self,
+        path: Path,
+        label: str = "score",
+        kind: Kind = "similarity",
+        first: str = "text1",
+        second: str = "text2",
+        split: str = "split",
+    ):
+        super().__init__(kind, None)
+        self.path, self.label, self.first, self.second, self.part = Path(path), label, first, second, split
+
+    def load(self) -> tuple[Sequence[Key], Array]:
+        rows = list(_rows(self.path, [self.first, self.second, self.label]))
+        labels = np.array([[self._number(row[self.label], line)] for line, row in enumerate(rows, 2)])
+        keys = [(row[self.first], row[self.second]) for row in rows]
+        return self._keep(keys, [row.get(self.part, "") for row in rows], labels)
+
+    def _number(self, text: str, line: int) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise CorpusError(f"{self.path} row {line}: {self.label} is {text!r}, expected a number") from None
+        if not np.isfinite(value):
+            raise CorpusError(f"{self.path} row {line}: {self.label} is {text!r}, expected a finite number")
+        if self.kind == "pairs" and value not in (0.0, 1.0):
+            raise CorpusError(f"{self.path} row {line}: {self.label} is {text!r}, expected 0 or 1")
+        return value
+
+
+def _rows(path: Path, columns: list[str]) -> Iterator[dict[str, str]]:
+    empty = True
+    for row in read_table(path, columns):
+        empty = False
+        yield row
+    if empty:
+        raise CorpusError(f"{path} holds no rows")

@@ -1,0 +1,1 @@
+"""Export: a trained student as a folder that needs nothing else."""

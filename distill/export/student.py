@@ -1,0 +1,398 @@
+"""A student outside its run: loaded from the folder that ``distill export`` made, fed with raw items."""
+
+import hashlib
+import importlib
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jsonargparse import ArgumentError, ArgumentParser
+from lightning_utilities import apply_to_collection
+from torch import Tensor, nn
+
+from cache_tools import (
+    BadItem,
+    ConfigError,
+    CorpusError,
+    Featuriser,
+    Network,
+    Pipeline,
+    Ragged,
+    Teacher,
+    choose_device,
+    read_safetensors,
+    rebuild,
+    weights_sha256,
+)
+from distill.heads import Head
+from distill.students.base import Student
+
+FORMAT_VERSION = 1
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+HERE = "{export}"  # stands for the folder in paths of its config.json
+
+NEEDED = ("student", "dim", "inputs", "teachers", "weights_sha256")
+
+ON_CPU, ON_GPU = 32, 512  # rows of a batch; a GPU's are halved until they fit
+
+AHEAD = 16  # batches of texts that are prepared together, so that those of like length share one
+
+
+Row = dict[str, np.ndarray[Any, Any]]  # what a featuriser makes of an item
+
+
+class TeacherSpace(nn.Module):
+    """A head and the way back from its target to the teacher's raw embedding: the mean, plus ``gain`` x target.
+
+    Args:
+        head: predicts the target.
+        dim: width of the teacher's embedding; dimensions that the target lacks stay at their mean.
+        targets: width of the target.
+    """
+
+    places: Tensor  # (targets,): dimensions of the embedding that the target has
+    gain: Tensor  # (targets,)
+    mean: Tensor  # (dim,): the embedding of a target of zeros
+
+    def __init__(self, head: Head, dim: int, targets: int):
+        super().__init__()
+        self.head = head
+        self.register_buffer("places", torch.arange(targets))
+        self.register_buffer("gain", torch.ones(targets))
+        self.register_buffer("mean", torch.zeros(dim))
+
+    def forward(self, student: Tensor) -> Tensor:
+        """The teacher's expected embedding, (batch, dim), of ``student`` (batch, student_dim)."""
+        predicted = self.head.predict(student)
+        assert predicted is not None, "such a head is not exported"
+        return self.mean.repeat(len(student), 1).index_add(1, self.places, self.gain * predicted)
+
+
+class ExportedStudent:
+    """A student that reads SMILES, texts or images; see :func:`load_student`.
+
+    Attributes:
+        dim: width of its embedding.
+        modalities: what it reads.
+        teachers: those whose raw embedding it can give; none when it was exported without heads.
+    """
+
+    def __init__(self, folder: Path, device: str | None = None):
+        self.folder, self.config = folder, read_config(folder)
+        self.dim: int = self.config["dim"]
+        self.inputs = {name: _featuriser(spec, folder) for name, spec in self.config["inputs"].items()}
+        self.modalities = list(dict.fromkeys(each.modality for each in self.inputs.values()))
+        student, spaces = _modules(folder, self.config)
+        self.teachers = list(spaces)
+        self.network = Network(str(folder), student, choose_device(device or "auto"), "float32")
+        self.rows = ON_CPU if self.network.device.type == "cpu" else ON_GPU
+        self.spaces = spaces.eval().requires_grad_(False).to(self.network.device)
+
+    def embed(
+        self,
+        items: Sequence[Any],
+        modality: str | None = None,
+        batch_size: int | None = None,
+        bad: Literal["error", "nan"] = "error",
+    ) -> Tensor:
+        """The embedding of every item, (items, dim), float32, on the CPU.
+
+        Args:
+            items: SMILES; texts; or images: paths, bytes of an image file, PIL images, uint8 arrays (height, width, 3).
+            modality: what they are, for a student that reads several.
+            batch_size: items at a time; halved where they do not fit into a GPU.
+            bad: an item that cannot be used is an ``error``, or a row of ``nan``.
+
+        Raises:
+            CorpusError: on an item that cannot be used, with its index and the reason.
+            ConfigError: when the student does not read this modality.
+        """
+        if bad not in ("error", "nan") or (batch_size is not None and batch_size < 1):
+            raise ConfigError(f"expected bad to be error or nan, and batch_size above 0; found {bad!r} and {batch_size}")
+        if isinstance(items, str | bytes | Path):
+            raise ConfigError(f"expected a list of items, found one {type(items).__name__}: write [item]")
+        reader = _Reader(self, modality, batch_size)
+        out = torch.full((len(items), self.dim), torch.nan)
+        size = (batch_size or self.rows) * (AHEAD if self.inputs[reader.input].padded else 1)
+        starts = range(0, len(items), size)
+        with Pipeline(reader, 0) as pipeline:
+            for start, made in zip(starts, pipeline([items[start : start + size] for start in starts]), strict=True):
+                if made.bad and bad == "error":
+                    first = min(made.bad)
+                    shown = repr(items[start + first])[:60]
+                    raise CorpusError(
+                        f"item {start + first} of {len(items)}, {shown}, cannot be embedded: {made.bad[first]}; "
+                        'leave it out, or ask for a row of NaN: embed(..., bad="nan")'
+                    )
+                if made.good:
+                    out[start + torch.tensor(made.good)] = torch.from_numpy(made.values)
+        return out
+
+    def teacher_space(self, items: Sequence[Any], teacher: str, **options: Any) -> Tensor:
+        """What a teacher's raw embedding of every item would be, (items, teacher_dim), as the student predicts it.
+
+        Args:
+            items: as for :meth:`embed`.
+            teacher: one of ``teachers``.
+            options: as for :meth:`embed`.
+
+        Raises:
+            ConfigError: when the export holds no head of this teacher.
+        """
+        if teacher not in self.teachers:
+            known = ", ".join(self.teachers) or "none: export with `--heads true`"
+            raise ConfigError(f"{self.folder} has no head of a teacher {teacher!r}; it has: {known}")
+        space, embedded = self.spaces[teacher], self.embed(items, **options)
+        with torch.inference_mode():
+            parts = [space(chunk.to(self.network.device)).float().cpu() for chunk in embedded.split(ON_GPU)]
+        return torch.cat(parts).masked_fill(embedded.isnan().any(1, keepdim=True), torch.nan)
+
+    def column(self, modality: str | None = None) -> str:
+        """The name of the input that reads ``modality``, or of the only one.
+
+        Raises:
+            ConfigError: when there is none, or a choice.
+        """
+        return _choose(self.config, modality, self.folder)
+
+    def prepare(self, item: bytes, column: str) -> Row:
+        """What the input ``column`` would hold of a raw item.
+
+        Raises:
+            BadItem: when the item cannot be used.
+        """
+        return self.inputs[column].featurise(self.inputs[column].prepare(item))
+
+    def run(self, rows: Sequence[Row], column: str, batch_size: int | None = None) -> Tensor:
+        """The embedding of prepared rows, (rows, dim), on the CPU; those of like length go together, the longest first."""
+        padded, order = self.inputs[column].padded, list(range(len(rows)))
+        if padded:
+            order.sort(key=lambda row: -len(rows[row][padded]))
+        size = batch_size or self.rows
+        chunks = [[rows[row] for row in order[start : start + size]] for start in range(0, len(rows), size)]
+        collate = partial(self._collate, column)
+        embedded = torch.cat([self.network(self._encode, each, collate).cpu() for each in chunks])
+        return embedded[torch.tensor(order).argsort()]
+
+    def _collate(self, column: str, rows: Sequence[Row]) -> tuple[dict[str, Any]]:
+        fields = {}
+        for name, (dtype, _) in self.inputs[column].fields.items():
+            counts = [len(row[name]) for row in rows]
+            values = np.concatenate([row[name] for row in rows]).astype(dtype, copy=False)
+            fields[name] = Ragged(torch.from_numpy(values), torch.tensor(counts), max(counts))
+        unpacked = self.inputs[column].unpack(fields)
+        return ({column: apply_to_collection(unpacked, Tensor, lambda each: each.to(self.network.device))},)
+
+    def _encode(self, batch: tuple[dict[str, Any]]) -> Tensor:
+        embedded: Tensor = self.network.module(batch[0])
+        return embedded
+
+
+class StudentTeacher(Teacher):
+    """An exported student as a teacher of the next one.
+
+    Args:
+        export: the folder that ``distill export`` made.
+        of: the modality that it embeds, for a student that reads several.
+
+    Raises:
+        ConfigError: when there is no such export, or it is damaged.
+    """
+
+    def __init__(self, export: Path, of: str | None = None):
+        self.export, self.of = Path(export), of
+
+    @cached_property
+    def modality(self) -> str:  # type: ignore[override]  # known when the export is read
+        config = read_config(self.export)
+        return str(config["inputs"][_choose(config, self.of, self.export)]["modality"])
+
+    def load(self, device: str) -> None:
+        self.student = load_student(self.export, device)
+        self.input, self.dim = self.student.column(self.of), self.student.dim
+
+    def prepare(self, item: bytes) -> Any:
+        return self.student.prepare(item, self.input)
+
+    def embed(self, items: Sequence[Any]) -> Any:
+        return self.student.run(items, self.input)
+
+    def fingerprint(self) -> dict[str, Any]:
+        known = {key: value for key, value in super().fingerprint().items() if key != "export"}
+        made = {"student": self.student.config["student"], "weights_sha256": weights_sha256(self.student.network.module)}
+        return known | made | {"input": self.student.inputs[self.input].fingerprint()}
+
+
+class _Reader(StudentTeacher):
+    """Reads items as people have them."""
+
+    def __init__(self, student: ExportedStudent, of: str | None, batch_size: int | None):
+        super().__init__(student.folder, of)
+        self.student, self.batch_size = student, batch_size
+        self.input, self.dim = student.column(of), student.dim
+
+    def prepare(self, item: Any) -> Any:
+        return super().prepare(_as_bytes(item, self.student.inputs[self.input].modality))
+
+    def embed(self, items: Sequence[Any]) -> Any:
+        return self.student.run(items, self.input, self.batch_size)
+
+
+def _as_bytes(item: Any, modality: str) -> bytes:
+    """An item as a corpus would hold it.
+
+    Raises:
+        BadItem: when it is nothing of this modality.
+    """
+    if isinstance(item, bytes):
+        return item
+    if modality == "image":
+        return _image_bytes(item)
+    if not isinstance(item, str):
+        raise BadItem(f"a {modality} is a str, found {type(item).__name__}")
+    return item.encode(errors="surrogatepass")
+
+
+def _image_bytes(item: Any) -> bytes:
+    from PIL import Image, ImageOps
+
+    try:
+        if isinstance(item, str | Path):
+            return Path(item).read_bytes()
+        if not isinstance(item, Image.Image):
+            array = np.asarray(item)
+            if array.dtype != np.uint8 or array.ndim not in (2, 3):
+                raise BadItem(f"an image is uint8 (height, width, 3), found {array.dtype} {array.shape}")
+            item = Image.fromarray(array)
+        image, file = ImageOps.exif_transpose(item), io.BytesIO()
+        image = image.convert("RGB") if image.mode in ("CMYK", "YCbCr", "LAB", "HSV") else image  # a PNG knows the others
+        image.save(file, "PNG", compress_level=0)
+        return file.getvalue()
+    except (OSError, ValueError, TypeError, SyntaxError) as error:
+        raise BadItem(f"no image that can be read: {error}") from None
+
+
+def load_student(folder: str | Path, device: str | None = None) -> ExportedStudent:
+    """Load a student from the folder that ``distill export`` made; nothing else is needed, and nothing is unpickled.
+
+    Args:
+        folder: of the export.
+        device: ``cpu``, ``cuda``, ...; by default the GPU when there is one.
+
+    Raises:
+        ConfigError: when the export is missing, damaged, of another format, or of a class that cannot be imported.
+    """
+    try:
+        return ExportedStudent(Path(folder), device)
+    except (AttributeError, KeyError, TypeError) as error:  # valid JSON of another shape
+        again = "it was changed by hand; export the student again"
+        raise ConfigError(f"{Path(folder) / CONFIG} is not as `distill export` writes it ({error!r}): {again}") from None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The ``config.json`` of an export.
+
+    Raises:
+        ConfigError: when there is none that this version reads.
+    """
+    path = folder / CONFIG
+    again = "export the student again with `distill export`"
+    try:
+        config = json.loads(path.read_text())
+    except OSError:
+        raise ConfigError(
+            f"no export at {folder.absolute()}: expected {CONFIG} there; make one with `distill export`"
+        ) from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON ({error}): {again}") from None
+    found = config.get("format_version") if isinstance(config, dict) else None
+    if found != FORMAT_VERSION:
+        raise ConfigError(
+            f"{path} has format version {found}, this version reads {FORMAT_VERSION}: upgrade quorum-distill, or {again}"
+        )
+    if lacking := [key for key in NEEDED if key not in config]:
+        raise ConfigError(f"{path} lacks {', '.join(lacking)}: {again}")
+    return dict(config)
+
+
+def instance(kind: Any, base: type, spec: Any, where: Path) -> Any:
+    """What a ``class_path`` with ``init_args`` stands for; only subclasses of ``base`` are ever called.
+
+    Args:
+        kind: how they are called: ``base`` itself, or a callable that gives one.
+        base: what the class must be.
+        spec: ``class_path`` and ``init_args``.
+        where: the file that says so.
+
+    Raises:
+        ConfigError: when the class is gone, is no ``base``, or does not take these arguments.
+    """
+    wrong = f"{where}: cannot make {spec['class_path'] if isinstance(spec, dict) and 'class_path' in spec else spec!r}"
+    try:
+        module, _, name = spec["class_path"].rpartition(".")
+        named = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{wrong} ({error}): a class of your own must be importable here as in the training") from None
+    if not (isinstance(named, type) and issubclass(named, base)):
+        raise ConfigError(f"{wrong}: it is no {base.__name__}; this export was changed by hand, take another")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--made", type=kind)
+    try:
+        return parser.instantiate(parser.parse_object({"made": spec})).made
+    except ArgumentError as error:
+        raise ConfigError(f"{wrong} ({' '.join(str(error).split())[:300]}): export the student again") from None
+
+
+def filled(content: Any, folder: Path) -> Any:
+    """``content`` with the export's folder put in where its paths begin."""
+    if isinstance(content, Mapping):
+        return {key: filled(value, folder) for key, value in content.items()}
+    if isinstance(content, list):
+        return [filled(value, folder) for value in content]
+    return content.replace(HERE, str(folder)) if isinstance(content, str) else content
+
+
+def _choose(config: Mapping[str, Any], modality: str | None, folder: Path) -> str:
+    """The input of an export that reads ``modality``, which may also be its own name; without one, the only input."""
+    known: dict[str, str] = {name: spec["modality"] for name, spec in config["inputs"].items()}
+    found = [name for name, reads in known.items() if modality in (None, reads, name)]
+    if len(found) != 1:
+        asked = f"there is no modality {modality!r}" if modality else "a modality must be named"
+        raise ConfigError(f"{folder}: {asked}, the student reads: {', '.join(known.values())}")
+    return found[0]
+
+
+def _featuriser(spec: Mapping[str, Any], folder: Path) -> Featuriser:
+    made = rebuild(filled(spec, folder), Featuriser)
+    assert isinstance(made, Featuriser)
+    made.load("cpu")
+    return made
+
+
+def _modules(folder: Path, config: Mapping[str, Any]) -> tuple[Student, nn.ModuleDict]:
+    """The student and its teachers' spaces with their weights."""
+    path = folder / WEIGHTS
+    try:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path} ({error.strerror}): copy the whole folder, or export again") from None
+    if found != config["weights_sha256"]:
+        raise ConfigError(f"{path} is damaged: its SHA-256 is not that of {CONFIG}: copy it again, or export again")
+    student: Student = instance(Student, Student, filled(config["student"], folder), folder / CONFIG)
+    spaces = nn.ModuleDict()
+    for name, spec in config["teachers"].items():
+        head = instance(Callable[[int, int], Head], Head, spec["head"], folder / CONFIG)
+        spaces[name] = TeacherSpace(head(student.dim, spec["targets"]), spec["dim"], spec["targets"])
+    try:
+        nn.ModuleDict({"student": student, "teachers": spaces}).load_state_dict(read_safetensors(path)[0], assign=True)
+    except RuntimeError as error:
+        raise ConfigError(f"{path} does not fit the student of {CONFIG}: {' '.join(str(error).split())[:300]}") from None
+    return student, spaces

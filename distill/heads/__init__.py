@@ -1,0 +1,43 @@
+"""Heads: a loss per row of one teacher's embedding given the student's. The Gaussian head is the paper's."""
+
+from distill.heads.base import DensityHead, Head, Ladder, MlpHead, Surroundings, mlp, outputs
+from distill.heads.consolidation import KlHead
+from distill.heads.densities import (
+    DiagonalHead,
+    LowRankGaussianHead,
+    MseDensityHead,
+    NaturalGaussianHead,
+    StudentTHead,
+    VidHead,
+    WarmGaussianHead,
+)
+from distill.heads.gaussian import BernoulliHead, GaussianHead
+from distill.heads.regression import AngleHead, CosineHead, MixHead, MseHead
+from distill.heads.relations import ContrastHead, QueueHead, RelationHead
+
+__all__ = [
+    "AngleHead",
+    "BernoulliHead",
+    "ContrastHead",
+    "CosineHead",
+    "DensityHead",
+    "DiagonalHead",
+    "GaussianHead",
+    "Head",
+    "KlHead",
+    "Ladder",
+    "LowRankGaussianHead",
+    "MixHead",
+    "MlpHead",
+    "MseDensityHead",
+    "MseHead",
+    "NaturalGaussianHead",
+    "QueueHead",
+    "RelationHead",
+    "StudentTHead",
+    "Surroundings",
+    "VidHead",
+    "WarmGaussianHead",
+    "mlp",
+    "outputs",
+]

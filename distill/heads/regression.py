@@ -1,0 +1,165 @@
+"""Regressions: mixes of cosine, smooth L1 and squared error, as of UNIC and AM-RADIO; the angle over its dispersion."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from cache_tools import ConfigError
+from distill.heads.base import Head, MlpHead, Surroundings, mlp
+
+
+class MseHead(MlpHead):
+    """Squared error of a regressor, summed over the teacher's dimensions.
+
+    Args:
+        student_dim: width of s.
+        teacher_dim: width of t.
+        layers: hidden layers, 2 when not given.
+        width: of the hidden layers, 512 when not given.
+        ladder: read the embeddings after every block of the student, by :class:`Ladder`, instead of ``layers``.
+    """
+
+    def __init__(
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        layers: int | None = None,
+        width: int | None = None,
+        ladder: bool = False,
+    ):
+        super().__init__()
+        self.ladder = ladder
+        self.mlp = mlp(student_dim, width, layers, teacher_dim)
+
+    def loss(self, out: Tensor, target: Tensor) -> Tensor:
+        return (out.float() - target.float()).square().sum(-1)
+
+    def predict(self, student: Tensor) -> Tensor:
+        out: Tensor = self.mlp(student)
+        return out.float()
+
+
+def has_direction(head: Head, teacher_dim: int) -> None:
+    """Refuse a head that compares directions for a teacher that has none: its gradient would be zero.
+
+    Raises:
+        ConfigError: when ``teacher_dim`` is below 2.
+    """
+    if teacher_dim < 2:
+        raise ConfigError(
+            f"{type(head).__name__} compares directions, and this teacher has {teacher_dim} dimension that varies: "
+            "give it a head of values under model.heads, as MseHead or GaussianHead"
+        )
+
+
+class CosineHead(MseHead):
+    """``1 - cos`` between a regressor and the target; same arguments as :class:`MseHead`.
+
+    Raises:
+        ConfigError: for a teacher of one dimension, which has no direction to learn.
+    """
+
+    sums_dimensions = False
+    scale_free = True
+
+    def __init__(self, student_dim: int, teacher_dim: int, **kwargs: Any):
+        super().__init__(student_dim, teacher_dim, **kwargs)
+        has_direction(self, teacher_dim)
+
+    def loss(self, out: Tensor, target: Tensor) -> Tensor:
+        return 1 - F.cosine_similarity(out.float(), target.float())
+
+
+ROWS = 16_384  # of the cache that a dispersion is computed of
+
+
+class MixHead(MseHead):
+    """``cosine (1 - cos) + smooth_l1 SmoothL1 + mse MSE`` of a regressor, means over the teacher's dimensions.
+
+    The defaults with ``ladder`` are UNIC's loss (arXiv 2408.05088); 0.9 and 0.1 are AM-RADIO's (arXiv 2312.06709).
+
+    Args:
+        student_dim: width of s.
+        teacher_dim: width of t.
+        cosine: weight of one minus the cosine.
+        smooth_l1: weight of the smooth L1 loss, beta 1.
+        mse: weight of the squared error.
+
+    Raises:
+        ConfigError: when no weight is above 0; when only that of the cosine is, for a teacher of one dimension.
+    """
+
+    sums_dimensions = False
+
+    def __init__(
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        cosine: float = 0.5,
+        smooth_l1: float = 0.5,
+        mse: float = 0.0,
+        **kwargs: Any,
+    ):
+        super().__init__(student_dim, teacher_dim, **kwargs)
+        if min(cosine, smooth_l1, mse) < 0 or not cosine + smooth_l1 + mse:
+            raise ConfigError(
+                f"a MixHead of cosine {cosine}, smooth_l1 {smooth_l1}, mse {mse}: expected one above 0, none below"
+            )
+        self.cosine, self.smooth_l1, self.mse = cosine, smooth_l1, mse
+        self.scale_free = not smooth_l1 + mse
+        if self.scale_free:
+            has_direction(self, teacher_dim)
+
+    def loss(self, out: Tensor, target: Tensor) -> Tensor:
+        out, target = out.float(), target.float()
+        loss = torch.zeros(len(out), device=out.device)
+        if self.cosine:
+            loss = loss + self.cosine * (1 - F.cosine_similarity(out, target))
+        if self.smooth_l1:
+            loss = loss + self.smooth_l1 * F.smooth_l1_loss(out, target, reduction="none").mean(-1)
+        if self.mse:
+            loss = loss + self.mse * (out - target).square().mean(-1)
+        return loss
+
+
+class AngleHead(MseHead):
+    """``angle(prediction, target)^2 / dispersion``, the summary loss of C-RADIOv4.
+
+    The dispersion is the mean squared angle of the teacher's embeddings to their mean direction, read off the cache: a
+    teacher whose embeddings fill a narrow cone counts as much as one that fills the sphere. Standardised targets
+    all fill it: the dispersion tells teachers apart under ``distill.targets.Raw``.
+
+    Args: those of :class:`distill.heads.MseHead`.
+
+    Raises:
+        ConfigError: for a teacher of one dimension.
+    """
+
+    sums_dimensions = False
+    scale_free = True
+    dispersion: Tensor
+
+    def __init__(self, student_dim: int, teacher_dim: int, **kwargs: Any):
+        super().__init__(student_dim, teacher_dim, **kwargs)
+        has_direction(self, teacher_dim)
+        self.register_buffer("dispersion", torch.ones(()))
+
+    def attach(self, surroundings: Surroundings) -> None:
+        super().attach(surroundings)
+        directions = F.normalize(surroundings.rows(ROWS).double())
+        self.dispersion = (
+            _angle(directions, directions.mean(0).expand_as(directions)).square().mean().clamp_min(1e-6).float()
+        )
+
+    def loss(self, out: Tensor, target: Tensor) -> Tensor:
+        return _angle(out.float(), target.float()).square() / self.dispersion
+
+
+def _angle(a: Tensor, b: Tensor) -> Tensor:
+    """Angles between rows, in radians; by the chord and its complement, whose gradient is finite everywhere but at pi."""
+    a, b = F.normalize(a, dim=-1), F.normalize(b, dim=-1)
+    tiny = torch.finfo(a.dtype).tiny
+    chord, complement = ((each.square().sum(-1) + tiny).sqrt() for each in (a - b, a + b))
+    return 2 * torch.atan2(chord, complement)

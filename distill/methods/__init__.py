@@ -1,1 +1,0 @@
-"""Methods beside the paper's, a file each: heads and objectives that a configuration names."""

@@ -1,0 +1,1 @@
+"""Reports: from records of scores to statistics, tables, figures and a page."""

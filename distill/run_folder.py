@@ -1,0 +1,95 @@
+"""The folder of a run: the one place that spells where its checkpoints, configuration, metrics and probes are."""
+
+import csv
+import math
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MAP = "map.npz"  # among the probes: two dimensions of the embeddings of one task
+
+
+class RunFolder:
+    """A run's folder.
+
+    Args:
+        path: the folder; it need not be there yet.
+
+    Attributes:
+        path: the folder.
+        config: ``config.yaml``, the whole configuration of the fit.
+        checkpoints: ``checkpoints/`` with ``best.ckpt`` and ``last.ckpt``.
+        conflict: ``conflict.csv``, cosines of the teachers' gradients.
+        probes: ``probes/``, the results and the report of ``distill test``.
+        export: ``export/``, the student as :func:`distill.load_student` loads it.
+
+    Example:
+        >>> RunFolder(Path("runs/mol")).best.as_posix()
+        'runs/mol/checkpoints/best.ckpt'
+        >>> RunFolder.of_checkpoint(Path("/runs/mol/checkpoints/last.ckpt")).config.as_posix()
+        '/runs/mol/config.yaml'
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.config, self.checkpoints = path / "config.yaml", path / "checkpoints"
+        self.best, self.last = self.checkpoints / "best.ckpt", self.checkpoints / "last.ckpt"
+        self.conflict, self.probes, self.export = path / "conflict.csv", path / "probes", path / "export"
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Path) -> "RunFolder":
+        """The run whose ``checkpoints`` folder holds ``checkpoint``."""
+        return cls(checkpoint.absolute().parents[1])
+
+    @cached_property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.path.absolute().name
+
+    def keep_metrics(self) -> None:
+        """Move the ``metrics.csv`` of a run that goes on out of the way: to ``metrics-1.csv``, ``metrics-2.csv`` ..."""
+        with suppress(FileNotFoundError):  # there is none, or another rank did it
+            count = len(list(self.path.glob("metrics-*.csv")))
+            (self.path / "metrics.csv").rename(self.path / f"metrics-{1 + count}.csv")
+
+    def metrics(self) -> list[dict[str, str]]:
+        """What the run logged, before it was killed too; of steps that it did twice, those that it went on from."""
+        earlier = sorted(self.path.glob("metrics-*.csv"), key=lambda path: int(path.stem.rpartition("-")[2]))
+        rows: list[dict[str, str]] = []
+        for path in [*earlier, self.path / "metrics.csv"]:
+            if path.is_file():
+                with open(path, newline="") as file:
+                    more = list(csv.DictReader(file))
+                first = min((int(row["step"]) for row in more), default=0)
+                rows = [row for row in rows if int(row["step"]) < first] + more
+        return rows
+
+    def seconds(self) -> float | None:
+        """From the fit's start to the last figure that it logged; None when it logged none.
+
+        Time before a kill counts; of steps that the run did twice, those that it went on from count.
+        """
+        from tensorboard.backend.event_processing.event_file_loader import EventFileLoader  # type: ignore[import-untyped]
+
+        total, last = 0.0, math.inf
+        for path in sorted(self.path.glob("events.out.tfevents.*"), reverse=True):
+            events = [(event.wall_time, event.step) for event in EventFileLoader(str(path)).Load()]
+            (begun, _), *logged = events or [(0.0, 0)]
+            total += max((time for time, step in logged if step < last), default=begun) - begun
+            last = min([last, *(step for _, step in logged)])
+        return total if last < math.inf else None
+
+    def last_conflict(self) -> tuple[int, list[str], np.ndarray[Any, Any]] | None:
+        """Step, teachers and cosines (teachers, teachers) of the last measurement of conflict; None when there is none."""
+        if not self.conflict.is_file():
+            return None
+        with open(self.conflict, newline="") as file:
+            rows = list(csv.DictReader(file))
+        rows = [row for row in rows if row["step"] == rows[-1]["step"]]
+        teachers = list(dict.fromkeys(row["teacher_a"] for row in rows))
+        rows = rows[-(len(teachers) ** 2) :]  # a run that went on did the step twice
+        values = np.array([float(row["cosine"]) for row in rows]).reshape(len(teachers), len(teachers))
+        return int(rows[-1]["step"]), teachers, values

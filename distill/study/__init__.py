@@ -1,0 +1,1 @@
+"""Studies: many runs planned, fitted and compared; tuned teachers; what each teacher contributes."""

@@ -1,0 +1,301 @@
+"""``distill specialise``: tune a teacher's network on the labels of a task; its logits can then be a column of a cache."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jsonargparse import auto_cli
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from cache_tools import (
+    BadItem,
+    ConfigError,
+    Teacher,
+    TrainingError,
+    Tunable,
+    choose_device,
+    class_path,
+    facts_of,
+    tunable,
+    write_specialist,
+)
+from distill.evaluation.probes import PROBES, LinearProbe
+from distill.evaluation.tasks.base import Array, Task, distinct
+
+log = logging.getLogger(__name__)
+
+
+KINDS = ("classification", "multiclass")  # of tasks that give logits
+
+SPLITS = ("own", "scaffold")  # the first that a task offers is its default
+
+LEAST = 10  # training rows
+
+CHOOSE = 0.1  # of the training rows, to choose the frozen classifier's regularisation on
+
+RISE = 0.1  # of the steps, over which the learning rate rises
+
+CLIP = 1.0  # norm of the gradient
+
+NARROW = 0.01  # of the widest dimension's deviation: GAT's 300 differ by a factor of two million
+
+
+def specialise(
+    teacher: Teacher,
+    task: Task,
+    out: Path,
+    split: str | None = None,
+    epochs: int = 10,
+    lr: float = 1e-4,
+    batch_size: int = 32,
+    seed: int = 0,
+    device: str = "auto",
+) -> None:
+    """Tune a teacher's network on a classification task, and keep the epoch that is best on the validation rows.
+
+    A linear classifier is fitted on the frozen network's embeddings first; then it and the whole network are tuned from
+    there (Kumar et al., ICLR 2022). The frozen network stays where no epoch is better.
+
+    Args:
+        teacher: whose network is tuned.
+        task: with a class for each item (``multiclass``), or with labels of 0 and 1, perhaps missing (``classification``).
+        out: the safetensors file for :class:`cache_tools.teachers.specialist.Specialist`.
+        split: of the task; by default its own, or else by scaffold.
+        epochs: over the training rows.
+        lr: the highest learning rate of AdamW; it rises, then falls.
+        batch_size: rows of a step.
+        seed: of the split, and of the order of rows.
+        device: auto (a GPU when there is one), cpu, cuda, ...
+
+    Raises:
+        TeacherError: when the teacher has no network, or cannot be loaded.
+        ConfigError: when the task is of another modality or kind, or has too few rows.
+        TrainingError: when the loss is not finite.
+    """
+    chosen = tunable(teacher)
+    split = split or next((each for each in SPLITS if task.offers(each)), SPLITS[0])
+    check(chosen, task, out, epochs, batch_size)
+    torch.manual_seed(seed)
+    chosen.load(choose_device(device))
+    facts = facts_of(chosen)
+    data = read(chosen, task)
+    parts = divide(data, task, split, seed)
+    fit = Fit(chosen, data, task.kind, parts, batch_size, seed)
+    frozen, best = fit.scores(), fit.tune(epochs, lr)
+    tuned = fit.scores()
+    facts |= {"task": class_path(task), "split": split, "logits": str(len(fit.bias)), "metric": fit.probe.metric}
+    facts |= {"frozen_score": f"{frozen[-1]:.4f}", "score": f"{tuned[-1]:.4f}", "epoch": str(best), "seed": str(seed)}
+    write_specialist(out, chosen.module.state_dict(), fit.classifier(), facts)
+    shown = Table("classifier on", *(f"{part} ({len(rows)})" for part, rows in zip(PARTS, parts, strict=True)))
+    shown.title = f"{fit.probe.metric}, {split} split"
+    for name, scores in (("the frozen network", frozen), (f"the tuned one, epoch {best} of {epochs}", tuned)):
+        shown.add_row(name, *(f"{score:.3f}" for score in scores))
+    Console().print(shown)
+    Console().print(f"written: {out}", soft_wrap=True)
+
+
+PARTS = ("training", "validation", "test")
+
+
+def check(teacher: Tunable, task: Task, out: Path, epochs: int, batch_size: int) -> None:
+    """Refuse what cannot be tuned, before anything is loaded.
+
+    Raises:
+        ConfigError: with what was expected.
+    """
+    if teacher.modality != task.modality:
+        raise ConfigError(f"{class_path(teacher)} reads {teacher.modality}s, the task has {task.modality}s: change one")
+    if task.kind not in KINDS:
+        raise ConfigError(f"the task is of kind {task.kind}; a specialist's logits need one of: {', '.join(KINDS)}")
+    if out.suffix != ".safetensors" or out.is_dir():
+        raise ConfigError(f"out is {out}, expected a file with the ending .safetensors")
+    if epochs < 0 or batch_size < 1:
+        raise ConfigError(f"epochs {epochs}, batch_size {batch_size}: expected at least 0 and at least 1")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What the teacher can read of a task: a key and an item a row, and labels (rows, labels)."""
+
+    keys: list[str]
+    items: list[bytes]
+    labels: Array
+
+
+def read(teacher: Tunable, task: Task) -> Examples:
+    """A task's rows; those that the teacher cannot read are left out with a warning."""
+    keys, labels = task.load()
+    content = dict(zip(distinct(keys), (item for _, item in task.corpus("").rows()), strict=True))
+    bad: dict[str, str] = {}
+    for key, item in content.items():
+        try:
+            teacher.prepare(item)
+        except (BadItem, UnicodeDecodeError) as error:
+            bad[key] = str(error)
+    if bad:
+        first = next(iter(bad))
+        log.warning("%d items are left out; the teacher cannot read them, for instance %s: %s", len(bad), first, bad[first])
+    kept = [row for row, key in enumerate(keys) if key not in bad]
+    names = [str(keys[row]) for row in kept]
+    return Examples(names, [content[name] for name in names], labels[kept])
+
+
+def divide(data: Examples, task: Task, split: str, seed: int) -> tuple[Array, Array, Array]:
+    """Row numbers for training, validation and test.
+
+    Raises:
+        ConfigError: when the task has no such split, or a part too few rows.
+    """
+    if not task.offers(split):
+        raise ConfigError(f"the task has no split {split!r}: name one that it has with --split, such as own or random")
+    train, valid, test = task.split(split, seed, data.keys)
+    if len(train) < LEAST or not len(valid) or not len(test):
+        found = ", ".join(f"{len(rows)} {part}" for rows, part in zip((train, valid, test), PARTS, strict=True))
+        raise ConfigError(f"the {split} split has {found} rows; expected {LEAST} training rows and one of each other")
+    known, taught = (data.labels[rows] for rows in (slice(None), train))
+    if task.kind == "multiclass":
+        if lacking := np.setdiff1d(known, taught).astype(int).tolist():
+            raise ConfigError(f"no training row of class {lacking[0]}: take another split or seed, or more rows")
+        one = len(np.unique(taught)) < 2
+    else:
+        one = not (np.nanmin(taught, 0, initial=1) < np.nanmax(taught, 0, initial=0)).any()
+    if one:
+        raise ConfigError(f"all {len(train)} training rows have one label: there is nothing to tell apart")
+    return train, valid, test
+
+
+class Fit:
+    """A network and a linear classifier on top of it, on the rows of a task.
+
+    The classifier is that of the house's probe, on standardised dimensions; it leaves out the narrowest, since a step that
+    moves those by nothing would move their standardised values by hundreds of deviations.
+
+    Args:
+        teacher: loaded.
+        data: the rows.
+        kind: of the labels.
+        parts: row numbers for training, validation and test.
+        size: rows of a step.
+        seed: of the order.
+    """
+
+    def __init__(self, teacher: Tunable, data: Examples, kind: str, parts: Sequence[Array], size: int, seed: int):
+        self.teacher, self.data, self.kind, self.parts, self.size = teacher, data, kind, parts, size
+        self.random = np.random.default_rng(seed)
+        made = PROBES[kind]()
+        assert isinstance(made, LinearProbe)
+        self.probe = made
+        x, y = np.asarray(self._over(parts[0]).cpu()), data.labels[parts[0]]
+        x[:, (spread := x.std(0)) < NARROW * spread.max()] = 0.0  # a constant, which the probe leaves out
+        order = self.random.permutation(len(x))
+        most = order[round(CHOOSE * len(x)) :], order[: round(CHOOSE * len(x))]
+        made.fit(x[most[0]], y[most[0]], x[most[1]], y[most[1]])
+        device = next(teacher.module.parameters()).device
+        self.shift, self.scale = (
+            torch.as_tensor(each, dtype=torch.float32, device=device) for each in (made.shift, made.scale)
+        )
+        bias, weight = made.weights.float().to(device).split([1, x.shape[1]], 1)  # (logits, 1), (logits, dim)
+        self.weight, self.bias = weight.clone().requires_grad_(), bias.squeeze(1).clone().requires_grad_()
+
+    def logits(self, rows: Array) -> Tensor:
+        """(rows, logits), with gradients."""
+        return F.linear((self._embed(rows) - self.shift) * self.scale, self.weight, self.bias)
+
+    def classifier(self) -> dict[str, Tensor]:
+        """Weight (logits, dim) and bias (logits,) of the classifier of embeddings as they are."""
+        weight = self.weight.detach() * self.scale
+        return {"weight": weight, "bias": self.bias.detach() - weight @ self.shift}
+
+    def tune(self, epochs: int, lr: float) -> int:
+        """Tune all weights, go back to the best epoch, and return its number; 0 is the frozen network.
+
+        Raises:
+            TrainingError: when the loss is not finite.
+        """
+        module, (train, valid, _) = self.teacher.module, self.parts
+        weights = [*module.requires_grad_(True).parameters(), self.weight, self.bias]
+        steps = epochs * len(self._batches(train))
+        optimiser = torch.optim.AdamW(weights, lr)
+        rise = min(max(RISE, 2 / max(steps, 1)), 0.9)  # of less than two steps it divides by zero
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, max(steps, 1), pct_start=rise)
+        best, at, kept = self._judge(valid), 0, self._copy()
+        for epoch in range(1, epochs + 1):
+            _train(module)
+            total = 0.0
+            for rows in self._batches(self.random.permutation(train)):
+                loss = self._loss(self.logits(rows), rows)
+                if not loss.isfinite():
+                    raise TrainingError(f"epoch {epoch}: the loss is {loss.item()}, expected a finite one: lower lr, {lr}")
+                optimiser.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(weights, CLIP)
+                optimiser.step()
+                schedule.step()
+                total += loss.item() * len(rows)
+            score = self._judge(valid)
+            log.info("epoch %d: loss %.4f, validation %s %.4f", epoch, total / len(train), self.probe.metric, score[0])
+            if np.nan_to_num(score).tolist() > np.nan_to_num(best).tolist():  # NaN: labels of one kind alone
+                best, at, kept = score, epoch, self._copy()
+        module.load_state_dict(kept[0])
+        module.requires_grad_(False).eval()
+        with torch.no_grad():
+            self.weight.copy_(kept[1])
+            self.bias.copy_(kept[2])
+        return at
+
+    def scores(self) -> list[float]:
+        """Of training, validation and test rows."""
+        return [self._judge(rows)[0] for rows in self.parts]
+
+    def _judge(self, rows: Array) -> tuple[float, float]:
+        """The score, and less the loss, which decides between equal ones."""
+        logits = self._over(rows, classify=True)
+        labels = self.data.labels[rows]
+        found = self.probe.judge(np.asarray(logits.cpu()), labels)[1][self.probe.metric]
+        score = float(np.mean(found[np.isfinite(found)])) if np.isfinite(found).any() else float("nan")
+        return score, -self._loss(logits, rows).item()
+
+    def _loss(self, logits: Tensor, rows: Array) -> Tensor:
+        labels = torch.as_tensor(self.data.labels[rows], device=logits.device)
+        if self.kind == "multiclass":
+            return F.cross_entropy(logits, labels[:, 0].long())
+        known = labels.isfinite()
+        each = F.binary_cross_entropy_with_logits(logits, labels.nan_to_num().float(), reduction="none")
+        return torch.where(known, each, 0.0).sum() / known.sum().clamp_min(1)
+
+    def _embed(self, rows: Array) -> Tensor:
+        return self.teacher.forward([self.teacher.prepare(self.data.items[row]) for row in rows])
+
+    def _over(self, rows: Array, classify: bool = False) -> Tensor:
+        """Embeddings or logits of many rows, (rows, ...), by the network as it is used."""
+        self.teacher.module.eval()
+        with torch.no_grad():
+            return torch.cat([self.logits(each) if classify else self._embed(each) for each in self._batches(rows)])
+
+    def _batches(self, rows: Array) -> list[Array]:
+        """Of like size, so that no step is of one row or two."""
+        return np.array_split(rows, -(-len(rows) // self.size))
+
+    def _copy(self) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        state = {name: each.detach().clone() for name, each in self.teacher.module.state_dict().items()}
+        return state, self.weight.detach().clone(), self.bias.detach().clone()
+
+
+def _train(module: nn.Module) -> None:
+    """Training mode, but for batch norms, which keep their statistics: the classifier was fitted on what these give."""
+    module.train()
+    for each in module.modules():
+        if isinstance(each, _BatchNorm):
+            each.eval()
+
+
+def main(arguments: list[str]) -> None:
+    """Entry point of ``distill specialise``."""
+    auto_cli(specialise, args=arguments, as_positional=False, prog="distill specialise")

@@ -1,0 +1,172 @@
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from cache_tools import open_column
+from cache_tools.building.corpus import store_corpus
+from cache_tools.corpora.base import Items
+from cache_tools.errors import CacheError
+from cache_tools.format import shard, store
+from cache_tools.format.statistics import Statistics
+from cache_tools.format.verify import column_faults, corpus_faults
+
+
+@pytest.fixture
+def copy(cache: Path, tmp_path: Path) -> Path:
+    """A corpus folder of one's own to damage."""
+    return Path(shutil.copytree(cache / "mol", tmp_path / "mol"))
+
+
+def faults(folder: Path) -> list[str]:
+    fingerprint = store.read_corpus(folder).fingerprint
+    return [fault for path in store.list_columns(folder) for fault in column_faults(path, fingerprint)] + corpus_faults(
+        folder
+    )
+
+
+def test_a_sound_cache_has_no_faults(cache):
+    assert faults(cache / "mol") == []
+
+
+@given(
+    data=st.data(), rows=st.integers(1, 9), dim=st.integers(1, 5), dtype=st.sampled_from(["float16", "float32", "uint8"])
+)
+@settings(max_examples=25, deadline=None)
+def test_what_is_written_is_mapped_back(tmp_path_factory, data, rows, dim, dtype):
+    array = data.draw(arrays.arrays(dtype, (rows, dim)))
+    folder = tmp_path_factory.mktemp("shard")
+    facts = shard.write_shard(folder, 3, {"a/b": array}, {"first_row": 7})
+    mapped, attributes = shard.map_shard(folder / facts["file"])
+    np.testing.assert_array_equal(mapped["a/b"], array)
+    assert attributes["first_row"] == 7
+    assert [path.name for path in folder.iterdir()] == ["00003.h5"]
+
+
+def test_rows_come_in_the_order_asked_for_across_shards(tmp_path):
+    items = [f"item {number}" for number in range(23)]
+    manifest = store_corpus(tmp_path / "c", Items(items, "text"), shard_rows=5)
+    assert manifest.shard_count == 5
+    read = [item.decode() for number in range(5) for item in store.read_items(tmp_path / "c", number)[1]]
+    assert read == items
+
+
+def test_a_column_of_many_shards_equals_a_column_of_one(tmp_path):
+    from cache_tools.building.column import Settings
+    from cache_tools.building.corpus import build
+    from cache_tools.corpora.molecule import RdkitSamples
+    from cache_tools.inputs import MoleculeGraph
+    from cache_tools.teachers.molecule import MorganBits, MorganCounts
+
+    columns = {}
+    for shard_rows in (16, 1000):
+        folder = build(
+            tmp_path / str(shard_rows),
+            "c",
+            RdkitSamples(limit=70),
+            {"bits": MorganBits(100), "counts": MorganCounts(64)},
+            {"graph": MoleculeGraph()},
+            Settings(shard_rows=shard_rows, workers=1),
+        )
+        columns[shard_rows] = {path.name: open_column(path) for path in store.list_columns(folder)}
+    indices = torch.tensor([69, 0, 17, 16, 15, 17, 40])
+    many, one = columns[16], columns[1000]
+    for name in ("bits", "counts"):
+        assert len(many[name].shards) == 5
+        assert torch.equal(many[name].rows(indices), one[name].rows(indices))
+        np.testing.assert_allclose(many[name].statistics.mean, one[name].statistics.mean, rtol=1e-12)
+        np.testing.assert_allclose(many[name].statistics.var, one[name].statistics.var, rtol=1e-10, atol=1e-14)
+    for field, ragged in one["graph"].rows(indices).items():
+        assert torch.equal(many["graph"].rows(indices)[field].values, ragged.values)
+        assert torch.equal(many["graph"].rows(indices)[field].counts, ragged.counts)
+
+
+def test_opening_reads_no_shard_and_pickles_without_rows(cache):
+    column = open_column(cache / "mol" / "teachers" / "counts")
+    column.rows(torch.tensor([1, 2]))
+    assert len(pickle.dumps(column)) < 20_000
+    assert pickle.loads(pickle.dumps(column)).rows(torch.tensor([3])).shape == (1, 128)
+
+
+def test_a_row_beyond_the_end_is_refused(cache):
+    column = open_column(cache / "mol" / "inputs" / "graph")
+    with pytest.raises(IndexError, match="rows 0 to 599"):
+        column.rows(torch.tensor([600]))
+
+
+@given(parts=st.lists(st.integers(0, 7), min_size=1, max_size=6), seed=st.integers(0, 99))
+@settings(deadline=None)
+def test_statistics_merge_exactly(parts, seed):
+    rows = np.random.default_rng(seed).normal(100, 3, (sum(parts), 3))
+    total = Statistics(0, np.zeros(0), np.zeros(0))
+    for part in np.split(rows, np.cumsum(parts)[:-1]):
+        total = total.merge(Statistics.of(part))
+    assert total.count == len(rows)
+    if len(rows):
+        np.testing.assert_allclose(total.mean, rows.mean(0), rtol=1e-12)
+        np.testing.assert_allclose(total.var, rows.var(0), rtol=1e-9, atol=1e-12)
+    first = total.without(Statistics.of(rows[parts[0] :]))
+    assert first.count == parts[0]
+    if parts[0]:
+        np.testing.assert_allclose(first.mean, rows[: parts[0]].mean(0), rtol=1e-12)
+        np.testing.assert_allclose(first.var, rows[: parts[0]].var(0), rtol=1e-7, atol=1e-9)
+
+
+def test_a_flipped_bit_is_found(copy):
+    file = copy / "teachers" / "counts" / "00000.h5"
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+    assert len(faults(copy)) == 1
+    assert "SHA-256" in faults(copy)[0]
+
+
+def test_a_truncated_and_a_missing_shard_are_found(copy):
+    file = copy / "teachers" / "counts" / "00000.h5"
+    file.write_bytes(file.read_bytes()[:-10])
+    (copy / "teachers" / "maccs" / "00000.h5").unlink()
+    assert len(faults(copy)) == 2
+    with pytest.raises(CacheError, match="its manifest says"):
+        open_column(copy / "teachers" / "counts").rows(torch.tensor([0]))
+    with pytest.raises(CacheError, match="missing"):
+        open_column(copy / "teachers" / "maccs").rows(torch.tensor([0]))
+
+
+def test_links_to_elsewhere_are_refused(tmp_path):
+    with h5py.File(tmp_path / "00000.h5", "w") as file:
+        file["embedding"] = h5py.ExternalLink("/etc/passwd", "/")
+    with pytest.raises(CacheError, match="link to elsewhere"):
+        shard.map_shard(tmp_path / "00000.h5")
+    with h5py.File(tmp_path / "00001.h5", "w") as file:
+        file.create_dataset("embedding", (10,), "u1", external=[("/etc/passwd", 0, 10)])
+    with pytest.raises(CacheError, match="not contiguous data inside"):
+        shard.map_shard(tmp_path / "00001.h5")
+
+
+def test_a_newer_format_is_refused(copy):
+    path = copy / "teachers" / "counts" / store.MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 2}))
+    with pytest.raises(CacheError, match="upgrade"):
+        open_column(path.parent)
+
+
+def test_an_unfinished_column_is_refused(copy):
+    path = copy / "teachers" / "counts" / store.MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), "finished": False, "shards": []}))
+    with pytest.raises(CacheError, match="0 of 600 rows.*run the same build again"):
+        open_column(path.parent)
+
+
+def test_a_row_cannot_be_changed_through_the_map(copy):
+    column = open_column(copy / "teachers" / "counts")
+    column.rows(torch.tensor([0])).fill_(9)
+    column._shard(0)["embedding"].fill(9)
+    assert column_faults(column.path, column.corpus_fingerprint) == []

@@ -1,0 +1,219 @@
+import numpy as np
+import pytest
+import torch
+
+from cache_tools.corpora.molecule import RdkitSamples
+from cache_tools.errors import BadItem, TeacherError
+from cache_tools.producer import rebuild
+from cache_tools.teachers.base import Teacher
+from cache_tools.teachers.gnn import KINDS, LAYERS, WIDTH, GatLayer, MolClrGcn, PretrainedGnn, collate
+from cache_tools.teachers.molecule import (
+    AtomPairs,
+    Avalon,
+    HfMolecule,
+    Maccs,
+    MorganBits,
+    MorganCounts,
+    RdkitDescriptors,
+    TopologicalTorsions,
+)
+
+FINGERPRINTS = [AtomPairs(), Avalon(), Maccs(), MorganBits(), MorganCounts(), TopologicalTorsions()]
+NAMES = [
+    "gcn_contextpred",
+    "gcn_supervised",
+    "graphsage_contextpred",
+    "graphsage_supervised",
+    "gat_contextpred",
+    "molclr_gcn",
+]
+
+
+def embed(teacher, smiles):
+    return teacher.embed([teacher.prepare(each.encode()) for each in smiles])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pretrained_gnns_agree_with_their_published_code(shared, name):
+    golden = np.load(shared / "golden" / "molecule_teachers.npz")
+    cls = MolClrGcn if name == "molclr_gcn" else PretrainedGnn
+    teacher = cls(str(shared / "weights" / "mol" / f"{name}.safetensors"))
+    teacher.load("cpu")
+    found = embed(teacher, golden["smiles"])
+    assert found.shape == golden[name].shape
+    assert np.abs(found - golden[name]).max() / np.abs(golden[name]).max() < 1e-4
+
+
+def molecules(teacher, smiles):
+    return collate([teacher.prepare(each.encode()) for each in smiles], "cpu")
+
+
+@pytest.fixture
+def prepare() -> PretrainedGnn:
+    return PretrainedGnn.__new__(PretrainedGnn, "unused")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gnn_layer_equals_a_loop_over_bonds(kind, prepare):
+    """The layers use sparse products; the definition is a sum over the bonds of each atom."""
+    torch.manual_seed(0)
+    layer = KINDS[kind]()
+    for parameter in layer.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    batch = molecules(prepare, ["CC(=O)Oc1ccccc1", "C", r"F/C=C/F"])
+    x = torch.randn(len(batch.atoms), WIDTH)
+    out = torch.zeros(len(x), WIDTH)
+    bonds = layer.edge_embedding1(batch.bonds[:, 0]) + layer.edge_embedding2(batch.bonds[:, 1])
+    for atom in range(len(x)):
+        mine = (batch.target == atom).nonzero().squeeze(1).tolist()
+        degree = {a: (batch.target == a).sum().item() for a in [atom, *batch.source[mine].tolist()]}
+        if kind == "gcn":
+            h = layer.linear(x)
+            out[atom] = sum(
+                (degree[int(batch.source[b])] * len(mine)) ** -0.5 * (h[batch.source[b]] + bonds[b]) for b in mine
+            )
+        elif kind == "graphsage":
+            h = layer.linear(x)
+            mean = sum(h[batch.source[b]] + bonds[b] for b in mine) / len(mine)
+            out[atom] = mean / mean.norm()
+        elif kind == "gin":
+            out[atom] = layer.mlp(sum(x[batch.source[b]] + bonds[b] for b in mine))
+        else:
+            h = layer.weight_linear(x).view(-1, GatLayer.heads, WIDTH)
+            values = torch.stack([h[batch.source[b]] + bonds[b].view(GatLayer.heads, WIDTH) for b in mine])
+            pairs = torch.cat([h[atom].expand_as(values), values], -1)
+            weight = torch.nn.functional.leaky_relu((pairs * layer.att).sum(-1), 0.2).softmax(0)
+            out[atom] = (weight.unsqueeze(-1) * values).sum(0).mean(0) + layer.bias
+    found = layer(x, batch)
+    torch.testing.assert_close(found, out, rtol=1e-4, atol=1e-5)
+    gradients = [torch.autograd.grad((each * x).sum(), list(layer.parameters())) for each in (found, out)]
+    for mine, expected in zip(*gradients, strict=True):  # of sums that cancel: relative to the largest
+        torch.testing.assert_close(mine / expected.abs().max(), expected / expected.abs().max(), rtol=0, atol=1e-4)
+
+
+def test_a_gnn_embeds_a_molecule_alike_alone_and_in_a_batch(shared):
+    teacher = PretrainedGnn(str(shared / "weights" / "mol" / "gat_contextpred.safetensors"))
+    teacher.load("cpu")
+    smiles = ["CCO", "c1ccccc1C(=O)NC", "C"]
+    np.testing.assert_allclose(embed(teacher, smiles)[1:2], embed(teacher, smiles[1:2]), rtol=1e-4, atol=1e-6)
+    assert LAYERS == 5
+
+
+def test_missing_or_wrong_weights_say_what_to_do(tmp_path, monkeypatch, shared):
+    monkeypatch.delenv("WEIGHTS", raising=False)
+    with pytest.raises(TeacherError, match="a variable is not set; give the folder"):
+        PretrainedGnn("${WEIGHTS}/gcn.safetensors")
+    monkeypatch.setenv("WEIGHTS", str(tmp_path))
+    with pytest.raises(TeacherError, match="point WEIGHTS at the folder"):
+        PretrainedGnn("${WEIGHTS}/gcn.safetensors")
+    (tmp_path / "gcn.safetensors").write_bytes(b"no tensors at all")
+    with pytest.raises(TeacherError, match="is not a safetensors file"):
+        PretrainedGnn("${WEIGHTS}/gcn.safetensors").load("cpu")
+    with pytest.raises(TeacherError, match="MolClrGcn reads molclr_gcn"):
+        MolClrGcn(str(shared / "weights" / "mol" / "gcn_contextpred.safetensors")).load("cpu")
+
+
+@pytest.mark.parametrize("teacher", FINGERPRINTS, ids=lambda each: type(each).__name__)
+def test_fingerprints_of_real_molecules(teacher):
+    smiles = [item.decode() for item in RdkitSamples(limit=40).read()[1]]
+    embedding = embed(teacher, smiles)
+    assert embedding.shape == (40, teacher.dim)
+    assert len({row.tobytes() for row in embedding}) > 30
+    assert set(np.unique(embedding)) == {0, 1} or not teacher.binary
+    # the same molecule written in another way
+    np.testing.assert_array_equal(*embed(teacher, ["OCC(N)=O", "NC(=O)CO"]))
+
+
+def test_descriptors_are_rdkits_robustly_scaled_and_finite():
+    from rdkit import Chem
+    from rdkit.Chem import Descriptors
+
+    teacher = RdkitDescriptors()
+    smiles = [item.decode() for item in RdkitSamples(limit=60).read()[1]]
+    embedding = embed(teacher, smiles)
+    assert np.isfinite(embedding).all()
+    assert np.abs(embedding).max() <= 10
+    position = teacher.names.index("TPSA")
+    raw = np.array([Descriptors.TPSA(Chem.MolFromSmiles(each)) for each in smiles])
+    expected = np.clip((raw - teacher.median[position]) / teacher.scale[position], -10, 10)
+    np.testing.assert_allclose(embedding[:, position], expected, rtol=1e-5)
+    assert np.isfinite(embed(teacher, ["[Na+].[Cl-]", "[H][H]"])).all()
+
+
+@pytest.mark.parametrize("teacher", [RdkitDescriptors(), Maccs()], ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize("smiles", [b"", b"not a molecule", b"C1CC", b"\xff"])
+def test_what_is_no_molecule_is_a_bad_item(teacher, smiles):
+    with pytest.raises((BadItem, UnicodeDecodeError)):
+        teacher.prepare(smiles)
+
+
+@pytest.mark.parametrize("smiles", [b"*CC", b"[U+6]"])
+def test_a_gnn_refuses_atoms_outside_its_table_or_embeds_them(prepare, smiles):
+    if smiles == b"*CC":
+        with pytest.raises(BadItem, match="dummy atom"):
+            prepare.prepare(smiles)
+    else:
+        assert prepare.prepare(smiles)[0] == [(91, 0)]
+
+
+def test_a_manifest_rebuilds_its_teacher_and_nothing_else():
+    from cache_tools.errors import CacheError
+    from cache_tools.producer import class_path
+
+    teacher = MorganCounts(dim=64, radius=3)
+    manifest = {"class_path": class_path(teacher), "init_args": teacher.init_args}
+    again = rebuild(manifest, Teacher)
+    assert (type(again), again.dim, again.radius) == (MorganCounts, 64, 3)
+    with pytest.raises(CacheError, match="is no Teacher"):
+        rebuild({"class_path": "os.system", "init_args": {"command": "true"}}, Teacher)
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory) -> str:
+    """A folder as save_pretrained makes it: a tiny encoder with random weights (unit test only)."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaModel
+
+    folder = tmp_path_factory.mktemp("roberta")
+    words = ["<s>", "<pad>", "</s>", "<unk>", *"CNOFcno()=#123+-[]H"]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, pad_token_id=1
+    )
+    RobertaModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_hf_molecule_pools_without_the_padding(roberta, pooling):
+    teacher = HfMolecule(roberta, pooling)
+    teacher.load("cpu")
+    together, alone = embed(teacher, ["CCO", "CC(=O)NCCCCCO"]), embed(teacher, ["CCO"])
+    assert together.shape == (2, teacher.dim) == (2, 16)
+    np.testing.assert_allclose(together[:1], alone, rtol=1e-4, atol=1e-5)
+    hidden = teacher.network.module(**teacher.tokenizer("CCO", return_tensors="pt")).last_hidden_state[0]
+    expected = hidden[0] if pooling == "cls" else hidden.mean(0)
+    np.testing.assert_allclose(alone[0], expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_hf_molecule_masks_what_is_too_long_and_names_a_missing_model(roberta, tmp_path):
+    teacher = HfMolecule(roberta, max_length=8)
+    teacher.load("cpu")
+    with pytest.raises(BadItem, match="12 tokens, at most 8"):
+        teacher.prepare(b"CCCCCCCCCC")
+    with pytest.raises(TeacherError, match="the path of a folder that save_pretrained made"):
+        HfMolecule(str(tmp_path / "none")).load("cpu")
+
+
+def test_hf_molecule_is_the_same_teacher_wherever_it_lies(roberta, tmp_path):
+    import shutil
+
+    teachers = [HfMolecule(roberta), HfMolecule(str(shutil.copytree(roberta, tmp_path / "moved")))]
+    for teacher in teachers:
+        teacher.load("cpu")
+    assert teachers[0].fingerprint() == teachers[1].fingerprint()
+    assert HfMolecule(roberta, "cls").init_args != teachers[0].init_args

@@ -1,0 +1,214 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from cache_tools import open_column
+from cache_tools.building.column import Settings
+from cache_tools.cli.transfer import import_
+from cache_tools.errors import ConfigError
+from distill.data.columns import open_part
+from distill.evaluation.baselines import before
+from distill.evaluation.during import ProbeDuring
+from distill.evaluation.protocol import Evaluation
+from distill.evaluation.tasks import MoleculeTask
+from distill.export.student import load_student
+from distill.export.write import export, rebuild_run
+from distill.students.molecule import GraphStudent
+from distill.students.text import TextStudent
+
+STUDENT = {"class_path": "distill.students.molecule.GraphStudent", "init_args": {"layers": 2, "width": 16, "dim": 12}}
+SMILES = ["CCO", "CCN", "CCC", "c1ccccc1", "CCCl", "CC=O", "CC#N", "CCS"]
+
+
+def test_an_imported_teacher_joins_the_probes_when_it_has_the_tasks_items(tmp_path: Path, caplog):
+    from cache_tools.building.corpus import build
+    from cache_tools.corpora.base import Items
+    from cache_tools.inputs import MoleculeGraph
+    from cache_tools.teachers.molecule import Maccs
+
+    corpus = build(tmp_path, "c", Items(SMILES, "molecule"), {"maccs": Maccs()}, {"graph": MoleculeGraph()})
+    np.save(tmp_path / "e.npy", np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32))
+    (tmp_path / "e.ids.txt").write_text("\n".join(SMILES) + "\n")
+    import_(corpus, "elsewhere", tmp_path / "e.npy", key="item")
+    (tmp_path / "task.csv").write_text("smiles,y\nCCO,1\nCCN,2\nCCC,3\nCCCC,4\n")
+    evaluation = Evaluation({"y": MoleculeTask(tmp_path / "task.csv", "regression")})
+    parts = [open_part(corpus, ["maccs", "elsewhere"])]
+
+    evaluation.prepare(parts, Settings(workers=1))
+    assert evaluation.prepared["y"].teachers == ["maccs"]
+    assert "teacher elsewhere was imported and is left out of the probes" in caplog.text
+    command = caplog.text.split("distill-cache import ")[1].split()
+
+    import_(Path(command[1]), command[3], tmp_path / "e.npy", key="item")
+    evaluation.prepare(parts, Settings(workers=1))
+    assert evaluation.prepared["y"].teachers == ["maccs", "elsewhere"]
+    column = open_column(Path(command[1]) / "teachers" / "elsewhere")
+    assert column.valid(torch.arange(4)).tolist() == [True, True, True, False]
+
+
+def test_a_split_is_the_same_whoever_else_is_probed(tmp_path: Path):
+    """One molecule that a teacher cannot read is left out, and moves no other one."""
+    from cache_tools.building.corpus import build
+    from cache_tools.corpora.base import Items
+    from cache_tools.inputs import MoleculeGraph
+    from cache_tools.teachers.molecule import Maccs
+
+    molecules = ["C" * n + "O" for n in range(1, 41)]
+    corpus = build(tmp_path, "c", Items(molecules, "molecule"), {"maccs": Maccs()}, {"graph": MoleculeGraph()})
+    (tmp_path / "task.csv").write_text("\n".join(["smiles,y", *(f"{each},{len(each)}" for each in molecules)]) + "\n")
+    tasks, student = {"y": MoleculeTask(tmp_path / "task.csv", "regression")}, GraphStudent(layers=1, width=8)
+    found: dict[str, list[list[str]]] = {}
+    for systems in (["student"], ["student", "teachers"]):
+        evaluation = Evaluation(tasks, seeds=[0, 1], systems=systems)
+        evaluation.prepare([open_part(corpus, None)], Settings(workers=1))
+        keep = tmp_path / "-".join(systems)
+        keep.mkdir()
+        evaluation.run({"student": student}, "cpu", quiet=True, keep=keep)
+        for path in sorted((keep / "predictions").glob("*.npz")):
+            kept = np.load(path)
+            items = json.loads(kept["items"].tobytes())
+            found.setdefault(path.name, []).append(
+                [items[row] for part in ("train", "valid", "test") for row in kept[part]]
+            )
+        if "teachers" not in systems:
+            np.save(tmp_path / "e.npy", np.random.default_rng(0).normal(size=(39, 3)).astype(np.float32))
+            (tmp_path / "e.ids.txt").write_text("\n".join(molecules[:7] + molecules[8:]) + "\n")
+            for place in (corpus, evaluation.prepared["y"].folder):
+                import_(place, "elsewhere", tmp_path / "e.npy", key="item")
+    assert len(found) == 2
+    for alone, beside in found.values():
+        assert len(alone) == 40
+        assert beside == [each for each in alone if each != molecules[7]]
+
+
+def test_test_rows_that_stand_in_the_corpus_are_counted_and_left_out_when_asked(tmp_path: Path):
+    from cache_tools.building.corpus import build
+    from cache_tools.corpora.base import Items
+    from cache_tools.inputs import MoleculeGraph
+    from cache_tools.teachers.molecule import Maccs
+
+    chains = ["C" * n + "O" for n in range(1, 61)]
+    corpus = build(tmp_path, "c", Items(chains[:30], "molecule"), {"maccs": Maccs()}, {"graph": MoleculeGraph()})
+    rows = [f"O{'C' * n},{n}" for n in range(1, 61)]  # the same molecules, written the other way round
+    (tmp_path / "task.csv").write_text("\n".join(["smiles,y", *rows]) + "\n")
+    tasks = {"y": MoleculeTask(tmp_path / "task.csv", "regression")}
+    found = {}
+    for exclude in (False, True):
+        evaluation = Evaluation(tasks, seeds=[0], systems=["teachers"], exclude_seen=exclude)
+        evaluation.prepare([open_part(corpus, ["maccs"])], Settings(workers=1))
+        (found[exclude],) = evaluation.run({}, "cpu")
+    assert found[False].test_rows == 6
+    assert 0 < found[False].seen_rows == found[True].seen_rows < 6
+    assert found[True].test_rows == 6 - found[True].seen_rows
+
+
+@pytest.fixture(scope="module")
+def chains(tmp_path_factory) -> Path:
+    """A corpus of two teachers, a task, and a run whose checkpoint is that of its student at the start."""
+    from cache_tools.building.corpus import build
+    from cache_tools.corpora.base import Items
+    from cache_tools.inputs import MoleculeGraph
+    from cache_tools.teachers.molecule import Maccs, MorganCounts
+
+    folder = tmp_path_factory.mktemp("chains")
+    molecules = [f"{'C' * n}{end}" for n in range(1, 21) for end in ("O", "N", "Cl", "c1ccccc1")]
+    teachers = {"maccs": Maccs(), "morgan": MorganCounts(dim=64)}
+    build(folder, "c", Items(molecules, "molecule"), teachers, {"graph": MoleculeGraph()}, Settings(workers=1))
+    lines = [f"{'C' * n}{end},{n + 3 * (end == 'F')}" for n in range(1, 31) for end in ("F", "S")]
+    (folder / "task.csv").write_text("\n".join(["smiles,y", *lines]) + "\n")
+    config = {"data": {"corpus": str(folder / "c"), "batch_size": 16}, "model": {"student": STUDENT}}
+    (folder / "run" / "checkpoints").mkdir(parents=True)
+    (folder / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    torch.manual_seed(5)
+    _, model = rebuild_run(config, folder / "run" / "config.yaml")
+    state = {"state_dict": model.state_dict(), "epoch": 0, "global_step": 0}
+    torch.save(state, folder / "run" / "checkpoints" / "best.ckpt")
+    return folder
+
+
+def test_students_from_elsewhere_are_systems_like_its_own(chains: Path):
+    checkpoint = chains / "run" / "checkpoints" / "best.ckpt"
+    export(chains / "run" / "export", checkpoint)
+    made = Evaluation(
+        {"y": MoleculeTask(chains / "task.csv", "regression")},
+        seeds=[0],
+        systems=["student"],
+        students={"exported": chains / "run" / "export"},
+    )
+    made.prepare([open_part(chains / "c", ["maccs", "morgan"])], Settings(workers=1))
+    student = load_student(chains / "run" / "export").network.module
+    scores = {record.system: record.score for record in made.run({"student": student}, "cpu", quiet=True)}
+    assert scores["exported"] == pytest.approx(scores["student"], abs=0.01)  # float16 columns
+    costs = made.costs({"student": student}, "cpu")
+    assert costs["exported"].parameters == costs["student"].parameters == sum(p.numel() for p in student.parameters())
+
+
+def test_the_principal_components_are_those_of_the_corpus_and_as_many_as_the_student_has(chains: Path):
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import StandardScaler
+
+    part = open_part(chains / "c", ["maccs", "morgan"])
+    dense = [np.asarray(column.rows(torch.arange(80)).float()) for column in part.teachers.values()]
+    scale = StandardScaler().fit(np.concatenate(dense, 1))
+    expected = PCA(12).fit(scale.transform(np.concatenate(dense, 1)))
+    evaluation = Evaluation(
+        {"y": MoleculeTask(chains / "task.csv", "regression")}, seeds=[0], systems=["pca", "concatenated"]
+    )
+    evaluation.prepare([part], Settings(workers=1))
+    prepared = evaluation.prepared["y"]
+    found = prepared.embed(["pca", "concatenated"], {}, prepared.reduction(12), "cpu").systems
+    wanted = expected.transform(scale.transform(found["concatenated"][1]))
+    np.testing.assert_allclose(np.abs(found["pca"][1]), np.abs(wanted), rtol=1e-2, atol=1e-2)  # signs are free
+    assert found["concatenated"][1].shape == (60, 167 + 64)
+
+
+def test_a_student_that_began_with_weights_is_judged_with_them_and_without(tmp_path: Path):
+    from transformers import BertConfig, BertModel
+
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 9}
+    BertModel(BertConfig(**small)).save_pretrained(tmp_path / "bert")
+    spec = {
+        "class_path": "distill.students.text.TextStudent",
+        "init_args": {"model": str(tmp_path / "bert"), "pretrained": True},
+    }
+    student = TextStudent(str(tmp_path / "bert"))
+    found = before(student, spec)
+    assert set(found) == {"untrained", "pretrained"}
+    states = {name: each.state_dict() for name, each in {**found, "student": student}.items()}
+    key = "network.embeddings.word_embeddings.weight"
+    assert torch.equal(states["pretrained"][key], states["student"][key])
+    assert not torch.equal(states["untrained"][key], states["student"][key])
+    new = {**spec, "init_args": {"model": "bert", "pretrained": True, "config": small}}
+    assert set(before(TextStudent("bert", config=small), new)) == {"untrained"}
+
+
+def test_two_systems_of_one_name_are_refused(chains: Path):
+    part = open_part(chains / "c", ["maccs"])
+    for name in ("maccs", "student"):
+        evaluation = Evaluation({"y": MoleculeTask(chains / "task.csv", "regression")}, students={name: chains / "run"})
+        with pytest.raises(ConfigError, match=f"two systems are called {name}"):
+            evaluation.prepare([part])
+
+
+def test_what_a_checkpoint_is_chosen_by_is_not_what_it_is_tested_on(chains: Path):
+    class Watched(MoleculeTask):
+        def split(self, name, seed, items):
+            parts = super().split(name, seed, items)
+            self.tested = {items[row] for row in parts[2]}
+            return parts
+
+    task = Watched(chains / "task.csv", "regression")
+    during = ProbeDuring(Evaluation({"y": task}, every=1)).evaluation
+    during.prepare([open_part(chains / "c", ["maccs", "morgan"])], Settings(workers=1))
+    student = load_student(chains / "run" / "export").network.module
+    during.run({"student": student}, "cpu", quiet=True, keep=chains)
+    (path,) = (chains / "predictions").glob("y-random-0.npz")
+    kept = np.load(path)
+    items = json.loads(bytes(kept["items"]))
+    used = [items[row] for part in ("train", "valid", "test") for row in kept[part]]
+    assert len(used) == len(set(used)) == 54
+    assert not task.tested & set(used)

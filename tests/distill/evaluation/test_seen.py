@@ -1,0 +1,31 @@
+import io
+
+import numpy as np
+from PIL import Image
+
+from cache_tools.building.corpus import store_corpus
+from cache_tools.corpora.base import Items
+from distill.evaluation import seen
+from distill.evaluation.seen import canonical, corpus_hashes, hashes
+
+
+def png(colour: int, kind: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (4, 5), (colour, 0, 0)).save(file, kind)
+    return file.getvalue()
+
+
+def test_equal_items_have_one_form():
+    assert canonical(b"OCC", "molecule") == canonical(b"CCO", "molecule") != canonical(b"CCC", "molecule")
+    assert canonical(b" A  cat\n", "text") == canonical(b"a cat", "text") != canonical(b"acat", "text")
+    assert canonical(png(1), "image") == canonical(png(1, "BMP"), "image") != canonical(png(2), "image")
+    assert canonical(b"not a molecule", "molecule") == b"not a molecule"
+
+
+def test_a_corpus_is_read_once(tmp_path, monkeypatch):
+    store_corpus(tmp_path, Items(["CCO", "OCC", "CCC"], "molecule"), 2)
+    found = corpus_hashes(tmp_path)
+    assert found[0] == found[1] != found[2]
+    np.testing.assert_array_equal(found, hashes([b"CCO", b"CCO", b"CCC"], "molecule"))
+    monkeypatch.setattr(seen, "hashes", None)
+    np.testing.assert_array_equal(corpus_hashes(tmp_path), found)

@@ -1,0 +1,120 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from distill.records import Record
+from distill.report.page import markdown
+from distill.report.scores import Scores, half_width
+from distill.report.tables import duel_table, score_table, table
+
+BASE = Record("student", "student", "t1", "measured", "random", 0, "r2", 0.0, 10)
+KINDS = {"student": "student", "a": "teachers", "b": "teachers", "untrained": "untrained"}
+VALUES = {  # system -> task -> a score per seed
+    "student": {"t1": [0.8, 0.9], "t2": [0.6, 0.5]},
+    "a": {"t1": [0.7, 0.7], "t2": [0.7, 0.6]},
+    "b": {"t1": [0.1, 0.2], "t2": [0.2, 0.3]},
+    "untrained": {"t1": [0.0, 0.1], "t2": [0.1, 0.2]},
+}
+RECORDS = [
+    replace(BASE, system=system, kind=KINDS[system], task=task, seed=seed, score=score)
+    for system, tasks in VALUES.items()
+    for task, scores in tasks.items()
+    for seed, score in enumerate(scores)
+]
+
+
+def test_systems_are_ordered_by_their_mean():
+    scores = Scores(RECORDS, "random")
+    assert scores.systems == ["student", "a", "b", "untrained"]
+    np.testing.assert_allclose(scores.mean(), [0.7, 0.675, 0.2, 0.1])
+    np.testing.assert_allclose(scores.mean_rank(), [1.5, 1.5, 3, 4])
+    np.testing.assert_allclose(scores.teachers_mean(), [0.425, 0.45])
+
+
+def test_the_interval_is_the_t_interval_over_seeds():
+    from scipy import stats
+
+    sample = np.array([0.3, 0.5, 0.9])
+    low, high = stats.t.interval(0.95, 2, loc=sample.mean(), scale=stats.sem(sample))
+    assert half_width(sample) == pytest.approx((high - low) / 2)
+    assert np.isnan(half_width(sample[:1]))
+
+
+def test_a_cell_that_could_not_be_scored_does_not_hide_the_rest():
+    scores = Scores([record for record in RECORDS if (record.task, record.seed) != ("t2", 1)], "random")
+    np.testing.assert_allclose(scores.mean()[0], np.mean([0.8, 0.9, 0.6]))
+    assert np.isfinite(scores.mean_rank()).all()
+
+
+def test_tables_fit_a_terminal_of_80_columns_and_name_the_labels():
+    scores = Scores(RECORDS, "random")
+    console = Console(width=80, record=True)
+    console.print(table(scores, "title", 80))
+    text = console.export_text()
+    assert "Labels measured: t1, t2" in text
+    assert any(line.strip().startswith("mean of teachers") and "0.438" in line for line in text.splitlines())
+    assert "| student | 0.850 | 0.550 | 0.700 | 0.000 | 1.50 |" in markdown([score_table(scores)])
+
+
+def test_the_rank_interval_is_a_bootstrap_over_tasks():
+    low, high = Scores(RECORDS, "random").rank_interval()
+    np.testing.assert_allclose([low[0], high[0]], [1, 2], err_msg="first on one task, second on the other")
+    np.testing.assert_allclose([low[3], high[3]], [4, 4])
+
+
+def test_a_system_is_compared_task_by_task():
+    many = [
+        replace(BASE, system=system, kind="student", task=f"t{task}", seed=seed, score=score + 0.001 * seed + 0.01 * task)
+        for task in range(8)
+        for seed in range(3)
+        for system, score in {"one": 0.5, "other": (0.4, 0.5, 0.6)[min(task // 3, 2)] + 0.0001 * (seed == 1)}.items()
+    ]
+    scores = Scores(many, "random")
+    duel = scores.against(scores.systems.index("one"), scores.systems.index("other"))
+    assert (duel.won, duel.tied, duel.lost) == (3, 3, 2)
+    assert duel.difference == pytest.approx((3 * 0.1 - 2 * 0.1) / 8, abs=1e-3)
+    assert duel.low < 0 < duel.high
+    assert {("one - other", "+0.012"), ("other - one", "-0.012")} & {tuple(row[:2]) for row in duel_table(scores).rows}
+
+
+def test_the_share_of_the_concatenated_teachers_is_told():
+    records = [*RECORDS, *(replace(each, system="both", kind="concatenated", score=1.4) for each in RECORDS[:4])]
+    scores = Scores(records, "random")
+    assert scores.kept()[scores.systems.index("student")] == pytest.approx(0.5)
+    assert "50%" in score_table(scores).rows[scores.systems.index("student")]
+    assert np.isnan(Scores(RECORDS, "random").kept()).all()
+
+
+def test_the_critical_difference_is_that_of_demsar():
+    many = [replace(BASE, system=f"s{system}", task=f"t{task}", score=system) for system in range(4) for task in range(14)]
+    scores = Scores(many, "random")
+    assert scores.critical_difference() == pytest.approx(1.25, abs=0.005), "4 classifiers on 14 sets: his section 3.2.4"
+    assert scores.not_told_apart(np.array([1.0, 1.5, 2.4, 4.0])) == [(0, 1), (1, 2)]
+    assert scores.not_told_apart(np.array([1.0, 3.0, 5.0])) == []
+
+
+def test_of_one_seed_nothing_is_won():
+    records = [
+        replace(BASE, system=s, kind="student", task=f"t{k}", score=0.5 + (s == "a") * 1e-4) for s in "ab" for k in range(5)
+    ]
+    duel = Scores(records, "random").against(0, 1)
+    assert (duel.won, duel.tied, duel.lost) == (0, 5, 0)
+
+
+def test_a_seed_that_a_task_lacks_widens_no_interval():
+    scored = {"t1": [0.9, 0.9, 0.9], "t2": [0.1, 0.1]}
+    records = [replace(BASE, task=t, seed=seed, score=x) for t, found in scored.items() for seed, x in enumerate(found)]
+    assert Scores(records, "random").half_width()[0] == 0
+
+
+def test_no_share_of_concatenated_teachers_that_know_nothing():
+    worse = replace(BASE, system="both", kind="concatenated", score=-0.4)
+    assert np.isnan(Scores([replace(BASE, score=-0.2), worse], "random").kept()).all()
+
+
+def test_tasks_that_do_not_fit_are_left_to_the_report():
+    many = [replace(each, task=f"{each.task}-{k}") for each in RECORDS for k in range(8)]
+    shown = table(Scores(many, "random"), "title", 80)
+    assert [column.header for column in shown.columns] == ["system", "mean", "± 95 %", "mean\nrank"]
