@@ -26,7 +26,7 @@ from distill.evaluation.prepared import Students
 from distill.evaluation.protocol import Evaluation
 from distill.export.write import export_of
 from distill.records import FOLDER, Results
-from distill.report import scores
+from distill.report import tables
 from distill.report import sections as report
 from distill.run_folder import RunFolder
 from distill.training.conflict import Conflict
@@ -186,7 +186,7 @@ class DistillCLI(LightningCLI):
         results = {"student": [Results.load(run)]}
         by_split = report.write(run / FOLDER, f"Probes of {run}", results, f"Checkpoint `{checkpoint}`.")
         for split, found in by_split.items():
-            Console().print(scores.table(found, f"{checkpoint}: probes, {split} split"))
+            Console().print(tables.table(found, f"{checkpoint}: probes, {split} split"))
         Console().print(f"written: {run / FOLDER}/report.html, report.md, results.json, predictions/")
 
 

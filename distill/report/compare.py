@@ -10,7 +10,7 @@ from rich.console import Console
 
 from cache_tools import ConfigError
 from distill.records import Record, Results, read_scores, save_scores
-from distill.report import page, scores
+from distill.report import page, tables
 from distill.report import sections as report
 from distill.report.page import Block, Heading, Table, Text
 from distill.report.scores import Scores
@@ -34,7 +34,7 @@ def compare(runs: list[Path], out: Path) -> None:
     results = {name: [Results.load(run)] for name, run in zip(names, runs, strict=True)}
     by_split = report.write(out, f"{len(runs)} runs compared", results, f"Runs: {', '.join(map(str, runs))}.")
     for split, found in by_split.items():
-        Console().print(scores.table(found, f"{split} split"))
+        Console().print(tables.table(found, f"{split} split"))
     Console().print(f"written: {out}/report.html, report.md")
 
 
@@ -78,7 +78,7 @@ def together(studies: Sequence[Path], out: Path) -> None:
     page.write(out, f"{len(studies)} studies together", blocks)
     save_scores(out, [record for each in records.values() for record in each])
     for split, each in by_split.items():
-        Console().print(scores.table(each, f"{split} split"))
+        Console().print(tables.table(each, f"{split} split"))
     Console().print(f"written: {out}/report.html, report.md")
 
 

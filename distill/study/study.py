@@ -19,7 +19,7 @@ from rich.console import Console
 
 from cache_tools import ConfigError, QuorumError
 from distill.records import SYSTEMS, Record, Results, merged
-from distill.report import scores
+from distill.report import tables
 from distill.report import sections as report
 from distill.report.page import Block, Heading, Table
 from distill.run_folder import RunFolder
@@ -106,7 +106,7 @@ def study(
         extra += tell(attributions(grid, merged(by_system)[0], subsets), runs / "attribution.json")
     by_split = report.write(out, f"Study {runs.name}", by_system, f"{origin}.", extra)
     for split, found in by_split.items():
-        Console().print(scores.table(found, f"{split} split"))
+        Console().print(tables.table(found, f"{split} split"))
     Console().print(f"written: {out}/report.html, report.md")
 
 
