@@ -26,8 +26,8 @@ from distill.evaluation.prepared import Students
 from distill.evaluation.protocol import Evaluation
 from distill.export.write import export_of
 from distill.records import FOLDER, Results
-from distill.report import tables
 from distill.report import sections as report
+from distill.report import tables
 from distill.run_folder import RunFolder
 from distill.training.conflict import Conflict
 from distill.training.distiller import Distiller

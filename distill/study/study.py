@@ -19,8 +19,8 @@ from rich.console import Console
 
 from cache_tools import ConfigError, QuorumError
 from distill.records import SYSTEMS, Record, Results, merged
-from distill.report import tables
 from distill.report import sections as report
+from distill.report import tables
 from distill.report.page import Block, Heading, Table
 from distill.run_folder import RunFolder
 from distill.study.attribution import Attribution, Subsets, attribute, caption, choose, draw, table
