@@ -44,7 +44,7 @@ probe: install ## probe the newest student on the tasks of its configuration
 lint: install ## style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo --no-cache
 
 type: install ## types
 	$(BIN)/mypy
@@ -52,7 +52,7 @@ type: install ## types
 test: install ## all tests, with style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo --no-cache
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: install ## speed as ratios, measured side by side
