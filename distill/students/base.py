@@ -3,12 +3,30 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cache_tools import ConfigError
+from cache_tools import ConfigError, EncodedImage, Featuriser, Pixels
+
+LARGEST = 65_536  # rows of a batch, and tokens of a text, that a traced program accepts
+
+
+class Traceable(NamedTuple):
+    """What torch.export needs to trace a student.
+
+    Attributes:
+        module: the network as a function of tensors.
+        inputs: one example of each tensor.
+        dynamic_shapes: for each tensor, the axes whose size is free, as torch.export takes them.
+    """
+
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+    dynamic_shapes: tuple[dict[int, Any], ...]
 
 
 class Student(nn.Module, ABC):
@@ -68,6 +86,32 @@ class Student(nn.Module, ABC):
         """
         return self.encode(self._mine(inputs))
 
+    def portable(self, init_args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        """Arguments that build the same network from ``folder`` alone; the weights come from elsewhere.
+
+        A student whose arguments name no file or model needs no more than this method: it returns them as they are.
+
+        Args:
+            init_args: the arguments that this student was built with.
+            folder: does not exist yet; a subclass writes the files that its arguments need there.
+        """
+        return dict(init_args)
+
+    def traceable(self, featuriser: Featuriser) -> Traceable | None:
+        """This student as torch.export can trace it, or None when it has no such form.
+
+        Every student that reads pixels has one: it takes ``pixels`` (batch, size, size, 3), uint8.
+
+        Args:
+            featuriser: makes the column that the student reads.
+        """
+        if not isinstance(featuriser, Pixels | EncodedImage):
+            return None
+        from torch.export import Dim
+
+        pixels = torch.zeros(2, featuriser.size, featuriser.size, 3, dtype=torch.uint8)
+        return Traceable(_Encoder(self), (pixels,), ({0: Dim("batch", min=1, max=LARGEST)},))
+
     def _mine(self, inputs: Mapping[str, Any]) -> Any:
         if self.input not in inputs:
             raise ConfigError(
@@ -75,6 +119,17 @@ class Student(nn.Module, ABC):
                 f"set data.input to {self.input}, or take another student"
             )
         return inputs[self.input]
+
+
+class _Encoder(nn.Module):
+    """A student as a function of one tensor, its column's rows."""
+
+    def __init__(self, student: Student):
+        super().__init__()
+        self.student = student
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self.student.encode(rows)
 
 
 def recomputed(module: nn.Module, block: Callable[..., Tensor], *inputs: Any) -> Tensor:

@@ -1,5 +1,8 @@
 """Students of images."""
 
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -136,6 +139,10 @@ class ImageStudent(_PixelStudent):
         else:
             enable()
 
+    def portable(self, init_args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        model = _description(init_args["model"], init_args.get("library", "timm"), folder)
+        return {**init_args, "model": model, "pretrained": False, "weights": None}
+
     @property
     def widths(self) -> list[int]:
         training, side = self.training, self.backbone.size
@@ -243,6 +250,27 @@ class _Transformers(_Backbone):
             last = out.last_hidden_state
             pooled = last.mean((2, 3)) if last.ndim == 4 else last[:, 0]
         return [*inner, pooled.flatten(1)]
+
+
+def _description(model: str, library: str, folder: Path) -> str:
+    """The name of a backbone without its weights; what it needs is written to ``folder``."""
+    if library == "transformers":
+        from transformers import AutoConfig, AutoImageProcessor
+
+        for part in (AutoConfig, AutoImageProcessor):
+            part.from_pretrained(locate(model)).save_pretrained(folder)
+        return str(folder)
+    source, _, place = locate(model).partition(":")
+    if place and library == "timm":  # local-dir: or hf-hub:, not one of timm's own
+        from huggingface_hub import hf_hub_download
+
+        name, _, revision = place.partition("@")
+        config = "config.json"
+        folder.mkdir(parents=True)
+        path = Path(place) / config if source == "local-dir" else hf_hub_download(name, config, revision=revision or None)
+        shutil.copyfile(path, folder / config)
+        return f"local-dir:{folder}"
+    return model
 
 
 def _random(model: str) -> Any:

@@ -1,12 +1,13 @@
 """One student of several modalities."""
 
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from cache_tools import ConfigError
+from cache_tools import ConfigError, Featuriser
 from distill.students.base import Student
 
 
@@ -64,3 +65,13 @@ class MixedStudent(Student):
 
     def forward(self, inputs: Mapping[str, Any]) -> Tensor:
         return self.embeddings(inputs)[-1]
+
+    def portable(self, init_args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        encoders = {}
+        for name, spec in init_args["encoders"].items():
+            encoder = cast(Student, self.encoders[name])
+            encoders[name] = {**spec, "init_args": encoder.portable(spec.get("init_args") or {}, folder / name)}
+        return {**init_args, "encoders": encoders}
+
+    def traceable(self, featuriser: Featuriser) -> None:
+        """None: a batch of several modalities is no fixed list of tensors."""

@@ -1,12 +1,14 @@
 """Students of texts."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cache_tools import ConfigError, Ragged, TextPooling, locate, missing, pool
-from distill.students.base import Student
+from cache_tools import ConfigError, Featuriser, Ragged, TextPooling, locate, missing, pool
+from distill.students.base import LARGEST, Student, Traceable
 
 
 class TextStudent(Student):
@@ -66,6 +68,18 @@ class TextStudent(Student):
         out: Tensor = self.project(pool(hidden, mask, self.pooling))
         return out
 
+    def portable(self, init_args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        self.network.config.save_pretrained(folder)
+        return {**init_args, "model": str(folder), "pretrained": False, "config": None}
+
+    def traceable(self, featuriser: Featuriser) -> Traceable:
+        """This student as torch.export can trace it: token ids and a mask, both (batch, tokens), to (batch, dim)."""
+        from torch.export import Dim
+
+        ids = torch.full((2, 7), self.vocabulary - 1)
+        sizes = {0: Dim("batch", min=1, max=LARGEST), 1: Dim("tokens", min=1, max=min(self.longest or LARGEST, LARGEST))}
+        return Traceable(_PaddedEncoder(self), (ids, torch.ones_like(ids)), (sizes, sizes))
+
     def _padded(self, tokens: Ragged) -> tuple[Tensor, Tensor]:
         """Ids (batch, tokens) and a mask that is 1 where they are no padding."""
         if tokens.values.device.type == "cpu":  # a GPU's host shall not wait; there an unknown token ends in CUDA's error
@@ -85,6 +99,19 @@ class TextStudent(Student):
             )
         if self.longest and longest > self.longest:
             raise ConfigError(f"the student reads {self.longest} tokens at most, its input has {longest}: lower max_length")
+
+
+class _PaddedEncoder(nn.Module):
+    """A student of texts as a function of padded tensors."""
+
+    def __init__(self, student: TextStudent):
+        super().__init__()
+        self.network, self.project, self.pooling = student.network, student.project, student.pooling
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        hidden = self.network(input_ids=ids, attention_mask=mask).last_hidden_state  # (batch, tokens, width)
+        embedded: Tensor = self.project(pool(hidden, mask, self.pooling))
+        return embedded
 
 
 def _longest(network: Any) -> int | None:

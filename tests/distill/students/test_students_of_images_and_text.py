@@ -7,6 +7,7 @@ from torch import nn
 
 from cache_tools.errors import ConfigError, TeacherError
 from cache_tools.format.store import Ragged
+from cache_tools.inputs import Pixels, TokenIds
 from cache_tools.teachers.network import pool
 from distill.students.base import Student
 from distill.students.image import MEAN, STD, ImageStudent, SmallResNet
@@ -463,3 +464,48 @@ def test_a_copied_mixed_student_is_another_one():
 def test_a_student_of_another_column_names_both(student: Student):
     with pytest.raises(ConfigError, match=f"reads the input column {student.input}, the data gives graph, other"):
         student({"graph": np.zeros(1), "other": None})
+
+
+PORTABLE = {
+    "text": lambda vision: (TextStudent, {"model": "bert", "pretrained": False, "config": BERT, "dim": 5}),
+    "timm": lambda vision: (ImageStudent, {"model": "test_resnet", "pretrained": False, "dim": 5}),
+    "torchvision": lambda vision: (ImageStudent, {"model": "resnet18", "library": "torchvision", "pretrained": False}),
+    "transformers": lambda vision: (ImageStudent, {"model": f"{vision}/vit", "library": "transformers"}),
+}
+
+
+@pytest.mark.parametrize("name", PORTABLE)
+def test_portable_arguments_build_the_same_network_without_its_weights(vision, tmp_path, name):
+    kind, arguments = PORTABLE[name](vision)
+    student, folder = kind(**arguments), tmp_path / "network"
+    portable = student.portable(arguments, folder)
+    assert not portable["pretrained"] and portable.get("dim") == arguments.get("dim")
+    assert portable["model"] in (arguments["model"], str(folder))
+    assert {*portable} >= {*arguments} and not list(tmp_path.rglob("*.safetensors"))
+    kind(**portable).load_state_dict(student.state_dict())  # fails unless the network is the same
+
+
+def test_the_arguments_of_a_mixed_student_are_portable_encoder_by_encoder(tmp_path):
+    text = {"model": "bert", "pretrained": False, "config": BERT}
+    student = MixedStudent({"words": TextStudent(**text), "views": SmallResNet(1, 8)}, dim=8)
+    spec = {"words": {"class_path": "T", "init_args": text}, "views": {"class_path": "S", "init_args": {"blocks": 1}}}
+    portable = student.portable({"encoders": spec, "dim": 8}, tmp_path / "network")
+    assert portable["encoders"]["words"]["init_args"]["model"] == str(tmp_path / "network" / "words")
+    assert portable["encoders"]["views"] == spec["views"] and portable["dim"] == 8
+
+
+def test_a_traceable_student_gives_its_own_embedding():
+    text = TextStudent("bert", pretrained=False, config=BERT, dim=5).eval()
+    module, inputs, _ = text.traceable(TokenIds("any"))
+    ids, mask = torch.tensor([[2, 7, 9], [3, 0, 0]]), torch.tensor([[1, 1, 1], [1, 0, 0]])
+    torch.testing.assert_close(module(ids, mask), text.encode(tokens([2, 7, 9], [3])))
+    assert [tuple(example.shape) for example in inputs] == [(2, 7), (2, 7)]
+
+    image, rows = SmallResNet(1, 8).eval(), pixels(16)
+    module, (example,), _ = image.traceable(Pixels(16))
+    torch.testing.assert_close(module(rows), image.encode(rows), rtol=0, atol=0)
+    assert example.shape[1:] == rows.shape[1:] and example.dtype == rows.dtype
+
+
+def test_a_student_of_several_modalities_is_not_traceable():
+    assert MixedStudent({"views": SmallResNet(1, 8)}, dim=8).traceable(Pixels(16)) is None
