@@ -2,12 +2,15 @@
 
 import csv
 import math
+import re
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from cache_tools import ConfigError
 
 MAP = "map.npz"  # among the probes: two dimensions of the embeddings of one task
 
@@ -93,3 +96,23 @@ class RunFolder:
         rows = rows[-(len(teachers) ** 2) :]  # a run that went on did the step twice
         values = np.array([float(row["cosine"]) for row in rows]).reshape(len(teachers), len(teachers))
         return int(rows[-1]["step"]), teachers, values
+
+
+def newest_run(named: Path | None = None) -> RunFolder:
+    """The run whose best checkpoint is the newest.
+
+    Args:
+        named: only ``named``, ``named-2``, ``named-3`` ... count; all runs below ``runs/`` when not given.
+
+    Raises:
+        ConfigError: when none of them has a best checkpoint.
+    """
+    if named:
+        its_own = re.compile(re.escape(named.name) + r"(-\d+)*")
+        folders = [path for path in named.parent.glob("*") if its_own.fullmatch(path.name)]
+    else:
+        folders = [path.parents[1] for path in Path("runs").glob("**/checkpoints/best.ckpt")]
+    runs = [run for run in map(RunFolder, folders) if run.best.is_file()]
+    if not runs:
+        raise ConfigError(f"no finished run at {named or 'runs/'}: train one with `distill fit --config configs/mol.yaml`")
+    return max(runs, key=lambda run: run.best.stat().st_mtime)

@@ -1,5 +1,6 @@
 """``distill fit | validate | test``: LightningCLI with a run folder and the probes."""
 
+import argparse
 import logging
 import os
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
@@ -24,11 +26,8 @@ from distill.evaluation.during import ProbeDuring
 from distill.evaluation.origin import about
 from distill.evaluation.prepared import Students
 from distill.evaluation.protocol import Evaluation
-from distill.export.write import export_of
-from distill.records import FOLDER, Results
-from distill.report import sections as report
-from distill.report import tables
-from distill.run_folder import RunFolder
+from distill.records import Results
+from distill.run_folder import RunFolder, newest_run
 from distill.training.conflict import Conflict
 from distill.training.distiller import Distiller
 
@@ -39,26 +38,75 @@ USAGE = "distill {} --config configs/mol.yaml [--KEY VALUE ...]   (every key: di
 
 COMMANDS = ("fit", "validate", "test")
 
+# how a checkpoint is compared by each kind of figure that a fit logs
 BETTER = {"val": "min", "loss": "min", "nll": "min", "r2": "max", "cosine": "max", "nats": "max", "probe": "max"}
 
 
-def run(arguments: list[str]) -> None:
-    """Run one of the three commands, with all that it needs to know.
+def main(arguments: list[str]) -> None:
+    """Entry point of ``distill fit``, ``validate`` and ``test``.
 
     Args:
         arguments: ``fit``, ``validate`` or ``test``, and the words that follow it on the command line.
+
+    Raises:
+        ConfigError: when a configuration or checkpoint is missing, or they do not fit together.
     """
-    DistillCLI(
-        Distiller,
-        DistillData,
-        args=arguments,
-        seed_everything_default=0,
-        parser_kwargs={name: {"usage": USAGE.format(name, name)} for name in COMMANDS},
-        parser_class=Parser,
-        # only a fit writes the run's configuration: that of a test would take its place
-        save_config_callback=SaveConfig if arguments[:1] == ["fit"] else None,
-        save_config_kwargs={"overwrite": True},
-    )
+    arguments = complete(arguments)
+    try:
+        DistillCLI(
+            Distiller,
+            DistillData,
+            args=arguments,
+            seed_everything_default=0,
+            parser_kwargs={name: {"usage": USAGE.format(name, name)} for name in COMMANDS},
+            parser_class=Parser,
+            # only a fit writes the run's configuration: that of a test would take its place
+            save_config_callback=SaveConfig if arguments[0] == "fit" else None,
+            save_config_kwargs={"overwrite": True},
+        )
+    except RuntimeError as error:
+        if "loading state_dict" not in str(error):
+            raise
+        raise ConfigError(
+            "the checkpoint's student and heads are not those of the configuration; name its own, "
+            f"RUN/config.yaml: {' '.join(str(error).split())[:400]}"
+        ) from None
+
+
+def complete(arguments: list[str]) -> list[str]:
+    """Fill in what ``distill test`` or ``validate`` leaves out: the newest run, its configuration, its best checkpoint.
+
+    Raises:
+        ConfigError: when there is no run, or no such checkpoint.
+    """
+    if arguments[0] == "fit" or {"-h", "--help", "--print_config"} & set(arguments):
+        return arguments
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # jsonargparse parses all words or none
+    parser.add_argument("-c", "--config", action="append", default=[], type=Path)
+    parser.add_argument("--ckpt_path", type=Path)
+    parser.add_argument("--run", type=Path)
+    given, _ = parser.parse_known_args(arguments[1:])
+    checkpoint = given.ckpt_path or (RunFolder(given.run) if given.run else newest_run(_run_of(given.config))).best
+    if not checkpoint.is_file():
+        where = checkpoint.absolute()
+        raise ConfigError(f"no checkpoint at {where}: expected RUN/checkpoints/best.ckpt of a `distill fit`")
+    run = RunFolder(checkpoint.parents[1])
+    log.info("%s: %s", arguments[0], checkpoint)
+    added = ["--config", str(run.config)] if run.config.is_file() else []  # first, so that other keys win over it
+    return [
+        arguments[0],
+        *added,
+        *arguments[1:],
+        *([] if given.ckpt_path else ["--ckpt_path", str(checkpoint)]),
+        *([] if given.run else ["--run", str(run.path)]),
+    ]
+
+
+def _run_of(configs: list[Path]) -> Path | None:
+    """The run that the last of the configurations with one names."""
+    contents = [yaml.safe_load(path.read_text()) or {} for path in configs if path.is_file()]
+    runs = [content["run"] for content in contents if content.get("run")]
+    return Path(runs[-1]) if runs else None
 
 
 class Parser(LightningArgumentParser):
@@ -99,11 +147,11 @@ class DistillCLI(LightningCLI):
                 checkpoint = Path(config["ckpt_path"])
                 if not checkpoint.is_file():
                     raise ConfigError(f"no checkpoint at {checkpoint.absolute()}: expected RUN/checkpoints/last.ckpt")
-                config["run"] = checkpoint.absolute().parents[1]
+                config["run"] = RunFolder.of_checkpoint(checkpoint).path
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        run = self._get(self.config, "run")
-        kwargs["default_root_dir"] = run
+        run = RunFolder(self._get(self.config, "run"))
+        kwargs["default_root_dir"] = run.path
         kwargs["use_distributed_sampler"] = False  # BatchOrder already knows ranks
         chosen = self._get(self.config_init, "trainer")
         fitting = self.subcommand == "fit"
@@ -116,20 +164,20 @@ class DistillCLI(LightningCLI):
         if not fitting:
             return super().instantiate_trainer(logger=False, callbacks=callbacks, **kwargs)
         if chosen["enable_checkpointing"] is not False:
-            callbacks += self._checkpoints(run / "checkpoints", probing)
+            callbacks += self._checkpoints(run, probing)
         if every := self._get(self.config, "conflict"):
             callbacks.append(Conflict(every))
-        RunFolder(run).keep_metrics()
-        kwargs["logger"] = [TensorBoardLogger(run, "", ""), CSVLogger(run, "", "")]
+        run.keep_metrics()
+        kwargs["logger"] = [TensorBoardLogger(run.path, "", ""), CSVLogger(run.path, "", "")]
         kwargs["plugins"] = [*_listed(chosen["plugins"]), WholeCheckpoints()]
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
-    def _checkpoints(self, folder: Path, probing: Evaluation) -> list[ModelCheckpoint]:
+    def _checkpoints(self, run: RunFolder, probing: Evaluation) -> list[ModelCheckpoint]:
         """best.ckpt, and last.ckpt at every validation and every so many steps."""
         monitor = self._get(self.config, "monitor")
         kind, _, name = monitor.partition("/")
         if kind not in BETTER or (kind == "probe" and not probing.every):
-            known = ", ".join(f"{each}/..." for each in BETTER)
+            known = ", ".join(f"{kind}/..." for kind in BETTER)
             raise ConfigError(f"monitor is {monitor}, expected one of {known}; probe/... needs probe.every")
         if kind == "probe" and name.split()[0] not in (probed := ["mean", *probing.during]):
             raise ConfigError(f"monitor is {monitor}; probed during the fit are: probe/{', probe/'.join(probed)}")
@@ -137,9 +185,15 @@ class DistillCLI(LightningCLI):
         steps = self._get(self.config, "checkpoint_every")
         return [  # without version counters: a moved run keeps one file of each
             ModelCheckpoint(
-                folder, "best", monitor, save_last=True, mode=mode, every_n_epochs=epochs, enable_version_counter=False
+                run.checkpoints,
+                run.best.stem,
+                monitor,
+                save_last=True,
+                mode=mode,
+                every_n_epochs=epochs,
+                enable_version_counter=False,
             ),
-            ModelCheckpoint(folder, "last", every_n_train_steps=steps, enable_version_counter=False),
+            ModelCheckpoint(run.checkpoints, run.last.stem, every_n_train_steps=steps, enable_version_counter=False),
         ]
 
     def before_fit(self) -> None:
@@ -148,22 +202,16 @@ class DistillCLI(LightningCLI):
             log.info("fit: %s; teachers: %s", self.trainer.default_root_dir, teachers)
 
     def after_fit(self) -> None:
-        best = Path(self.trainer.default_root_dir) / "checkpoints" / "best.ckpt"
+        best = RunFolder(Path(self.trainer.default_root_dir)).best
         if self.trainer.checkpoint_callbacks and not best.exists():
             self.trainer.save_checkpoint(best)  # it ended before its first validation
         if self.trainer.is_global_zero and best.exists():
             log.info("written: %s; next: distill test --run %s", best, self.trainer.default_root_dir)
         if self.trainer.received_sigterm:
-            sys.exit(143)  # not 0: what was asked for is not done
+            sys.exit(143)  # not 0: the fit that was asked for is not finished
 
     def before_test(self) -> None:
         self.evaluation: Evaluation = self._get(self.config_init, "probe")
-        others = self.evaluation.students
-        if lost := [at for at in others.values() if not at.exists()]:
-            raise ConfigError(
-                f"probe.students: no {lost[0].absolute()}; expected a folder of `distill export` or a checkpoint"
-            )
-        self.evaluation.students = {name: at if at.is_dir() else export_of(at) for name, at in others.items()}
         self.evaluation.prepare(self.datamodule.parts)
         spec = self._get(self.config, "model").student.as_dict()
         self.before = before(self.model.student, spec)  # the checkpoint is loaded later, by the trainer
@@ -171,33 +219,39 @@ class DistillCLI(LightningCLI):
     def after_test(self) -> None:
         if not self.trainer.is_global_zero:
             return
+        from distill.report import sections, tables  # here, since a fit draws nothing
+
+        run, device = RunFolder(Path(self.trainer.default_root_dir)), str(self.trainer.strategy.root_device)
+        checkpoint = str(self.trainer.ckpt_path)
+        self._probe(run, device, checkpoint)
+        results, origin = {"student": [Results.load(run.path)]}, f"Checkpoint `{checkpoint}`."
+        for split, scores in sections.write(run.probes, f"Probes of {run.path}", results, origin).items():
+            Console().print(tables.table(scores, f"{checkpoint}: probes, {split} split"))
+        Console().print(f"written: {run.probes}/report.html, report.md, results.json, predictions/")
+
+    def _probe(self, run: RunFolder, device: str, checkpoint: str) -> None:
+        """Write the results of the probes into the run; those of an earlier test stay until these are complete."""
         students: Students = {"student": self.model.student, **self.before}
-        run, device = Path(self.trainer.default_root_dir), str(self.trainer.strategy.root_device)
-        with TemporaryDirectory(prefix=f".{FOLDER}", dir=run) as temporary:  # an earlier test's stay until these are whole
-            folder = Path(temporary) / FOLDER
+        with TemporaryDirectory(prefix=f".{run.probes.name}", dir=run.path) as temporary:
+            folder = RunFolder(Path(temporary)).probes
             folder.mkdir()
             records = self.evaluation.run(students, device, keep=folder)
-            costs, checkpoint = self.evaluation.costs(students, device), str(self.trainer.ckpt_path)
-            made = about(checkpoint, device, self.datamodule.parts, self.evaluation.left_out)
-            Results(folder, records, costs, made).save()
-            if (run / FOLDER).exists():
-                (run / FOLDER).rename(Path(temporary) / "before")
-            folder.rename(run / FOLDER)
-        results = {"student": [Results.load(run)]}
-        by_split = report.write(run / FOLDER, f"Probes of {run}", results, f"Checkpoint `{checkpoint}`.")
-        for split, found in by_split.items():
-            Console().print(tables.table(found, f"{checkpoint}: probes, {split} split"))
-        Console().print(f"written: {run / FOLDER}/report.html, report.md, results.json, predictions/")
+            costs = self.evaluation.costs(students, device)
+            origin = about(checkpoint, device, self.datamodule.parts, self.evaluation.left_out)
+            Results(folder, records, costs, origin).save()
+            if run.probes.exists():
+                run.probes.rename(Path(temporary) / "earlier")
+            folder.rename(run.probes)
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes config.yaml when training begins: a checkpoint that is refused leaves the run's own."""
+    """Writes config.yaml when training begins, so that a checkpoint that is refused leaves the run's own file."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         pass
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.config["ckpt_path"] = None  # else a new run of this configuration would go on with an old one
+        self.config["ckpt_path"] = None  # else a new run of this configuration would continue an old one
         data, parts = self.config["data"], trainer.datamodule.parts  # type: ignore[attr-defined]
         # by name, so that a column that the cache gets later is no teacher of this run
         for place, part in zip(data["corpora"] or [data], parts, strict=True):
@@ -206,7 +260,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """A checkpoint is there whole or not at all: Lightning's comes from the temporary folder, perhaps on another disk."""
+    """Writes a checkpoint beside its place, then renames it: Lightning's temporary folder may be on another disk."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         beside = Path(path).with_name(f".{Path(path).name}.tmp")
@@ -219,17 +273,18 @@ def _listed(given: Any) -> list[Any]:
 
 
 def _place(run: Path, environment: Mapping[str, str]) -> tuple[Path, str | None]:
-    """Folder of a new run, and the checkpoint that it goes on from.
+    """The folder of a new run, and the checkpoint that it continues from.
 
-    A folder is ``run``, or ``run-2``, ``run-3`` ... when a run is there already; under SLURM it is named for the job. A job
-    that SLURM or torchrun started again goes on in the folder that it had.
+    The folder is ``run``, or ``run-2``, ``run-3`` ... when a run is there already; under SLURM it is named for the job. A
+    job that SLURM or torchrun restarted continues in the folder that it had.
     """
     if job := environment.get("SLURM_JOB_ID"):
         run = run.with_name(f"{run.name}-{job}")
-    restarts = max(int(environment.get(f"{each}_RESTART_COUNT", 0)) for each in ("SLURM", "TORCHELASTIC"))
-    candidates = [run, *(run.with_name(f"{run.name}-{number}") for number in range(2, 10_000))]
-    number = next(number for number, each in enumerate(candidates) if not (each / "config.yaml").exists())
-    last = candidates[number - 1] / "checkpoints" / "last.ckpt"
-    if restarts and number and last.is_file():
-        return candidates[number - 1], str(last)
-    return candidates[number], None
+    restarts = max(int(environment.get(f"{launcher}_RESTART_COUNT", 0)) for launcher in ("SLURM", "TORCHELASTIC"))
+    earlier, folder, number = None, RunFolder(run), 1
+    while folder.config.exists():
+        number += 1
+        earlier, folder = folder, RunFolder(run.with_name(f"{run.name}-{number}"))
+    if restarts and earlier and earlier.last.is_file():
+        return earlier.path, str(earlier.last)
+    return folder.path, None

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -183,8 +182,3 @@ def load(tasks: Sequence[Any]) -> None:
             f'others with --tasks, or load these once on a machine with the hub (`python -c "{code}"`) and copy its '
             f"~/.cache/huggingface here, or where HF_HOME points; HF_HUB_OFFLINE=1 then keeps off the network. ({reason})"
         )
-
-
-def main(arguments: list[str]) -> None:
-    """Entry point of ``distill mteb``."""
-    auto_cli(mteb, args=arguments, as_positional=False, prog="distill mteb")

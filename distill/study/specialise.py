@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jsonargparse import auto_cli
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -294,8 +293,3 @@ def _train(module: nn.Module) -> None:
     for each in module.modules():
         if isinstance(each, _BatchNorm):
             each.eval()
-
-
-def main(arguments: list[str]) -> None:
-    """Entry point of ``distill specialise``."""
-    auto_cli(specialise, args=arguments, as_positional=False, prog="distill specialise")

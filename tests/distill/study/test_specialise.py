@@ -29,9 +29,10 @@ from cache_tools.teachers.gnn import KINDS, MolClrGcn, MolClrLayer, PretrainedGn
 from cache_tools.teachers.molecule import Maccs
 from cache_tools.teachers.specialist import Specialist, facts_of
 from convnet import CifarResNet, MobileNet, _CifarResNet
+from distill.cli.specialise import main
 from distill.evaluation.tasks import ImageTask, MoleculeTask
 from distill.study import specialise as module
-from distill.study.specialise import main, specialise
+from distill.study.specialise import specialise
 
 GRAPH = {
     "input": [1, 32, 32, 3],
