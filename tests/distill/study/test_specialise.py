@@ -268,7 +268,7 @@ def test_the_same_seed_makes_the_same_specialist(made, teachers, images, tmp_pat
 
 def test_one_line_of_yaml_makes_its_logits_a_column_that_knows_what_made_it(made, teachers, images, tmp_path, monkeypatch):
     base = teachers["resnet"]
-    spec = {"class_path": "benchmarks.convnet.CifarResNet", "init_args": {"weights": base.weights}}
+    spec = {"class_path": "convnet.CifarResNet", "init_args": {"weights": base.weights}}
     line = {
         "class_path": "cache_tools.teachers.specialist.Specialist",
         "init_args": {"teacher": spec, "weights": str(made)},
@@ -378,7 +378,7 @@ def lone(folder: Path, images: Path) -> ImageTask:
 def test_the_command_reads_its_arguments_from_a_file(teachers, images, tmp_path, capsys):
     task = {"class_path": "distill.evaluation.tasks.ImageTask", "init_args": {"path": str(images), "include": "d*"}}
     teacher = {
-        "class_path": "benchmarks.convnet.CifarResNet",
+        "class_path": "convnet.CifarResNet",
         "init_args": {"weights": teachers["resnet"].weights},
     }
     (tmp_path / "specialist.yaml").write_text(json.dumps({"teacher": teacher, "task": task, "epochs": 0}))
