@@ -17,7 +17,7 @@ import yaml
 
 from cache_tools.cli import main as cache_command
 from distill.cli import main as distill
-from distill.study.study import main as study
+from distill.cli.study import main as study
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,6 +1,5 @@
 """``distill compare``: what `distill test` measured of several runs side by side, or what several studies found."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -102,24 +101,3 @@ def per_study(records: dict[str, list[Record]]) -> Table:
     counts = ", ".join(f"{name} {len(each.tasks)}" for name, each in found.items())
     strong = frozenset(system for each in found.values() for system, kind in each.kinds.items() if kind == "student")
     return Table(["system", *means, "mean"], rows, f"Tasks: {counts}. The mean is over studies.", strong)
-
-
-def main(arguments: list[str]) -> None:
-    """Entry point of ``distill compare``."""
-    parser = argparse.ArgumentParser("distill compare", description="Put the probes of several runs into one report.")
-    parser.add_argument("runs", nargs="*", type=Path, help="folders of runs that `distill test` probed alike")
-    parser.add_argument(
-        "--studies",
-        nargs="+",
-        type=Path,
-        default=[],
-        help="instead: folders of reports of `distill study`, their methods in one",
-    )
-    parser.add_argument("--out", type=Path, default=Path("compare"), help="a folder for report.html, report.md and figures")
-    given = parser.parse_args(arguments)
-    if bool(given.runs) == bool(given.studies):
-        parser.error("name runs or --studies")
-    if given.studies:
-        together(given.studies, given.out)
-    else:
-        compare(given.runs, given.out)

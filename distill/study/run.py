@@ -9,16 +9,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
 from cache_tools import ConfigError, QuorumError
-from distill.cli.fit import run as distill
 from distill.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -103,22 +101,6 @@ class Run:
 
     def _configured(self) -> list[dict[str, Any]]:
         return [yaml.safe_load(path.read_text()) or {} for path in self.configs]
-
-    def resolved(self) -> str:
-        """All that ``distill fit`` reads in its configurations, defaults too, as YAML.
-
-        Raises:
-            ConfigError: when it refuses them.
-        """
-        told, wrong = StringIO(), StringIO()
-        try:
-            with redirect_stdout(told), redirect_stderr(wrong):
-                distill(["fit", *_words(self.configs), "--print_config"])
-        except SystemExit as stop:
-            if stop.code:
-                why = wrong.getvalue().rpartition("error: ")[2].strip() or stop.code
-                raise ConfigError(f"{self.method}, of {', '.join(map(str, self.configs))}: {why}") from None
-        return told.getvalue()
 
     def options(self) -> list[str]:
         """Words of the command line that configurations do not say.

@@ -7,14 +7,12 @@ import json
 import logging
 import os
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from jsonargparse import auto_cli
 from rich.console import Console
 
 from cache_tools import ConfigError, QuorumError
@@ -30,42 +28,21 @@ from distill.study.slurm import queue
 log = logging.getLogger(__name__)
 
 
-def study(
+def run_study(
     base: list[Path] | Path,
     methods: dict[str, list[Path] | Path],
     out: Path,
-    runs: Path = Path("runs/study"),
-    seeds: list[int] | None = None,
-    jobs: int = 1,
-    teachers: list[str] | None = None,
-    subsets: Subsets | None = None,
-    sweep: Sweep | None = None,
-    only: int | None = None,
-    slurm: bool = False,
+    runs: Path,
+    seeds: list[int] | None,
+    jobs: int,
+    teachers: list[str] | None,
+    subsets: Subsets | None,
+    sweep: Sweep | None,
+    only: int | None,
+    array_of: Mapping[str, object] | None,
+    resolve: Callable[[Sequence[Path]], str],
 ) -> None:
-    """Fit and probe every method with every seed and subset of the teachers, then write the report.
-
-    Args:
-        base: configuration that all methods share, or several in order.
-        methods: name -> configuration of the method, or several, laid over ``base``.
-        out: a folder for report.html, report.md and figures.
-        runs: a folder per run goes here.
-        seeds: each one is a run's seed and the seed of its probes' splits.
-        jobs: runs at a time; they share the cores.
-        teachers: columns of one ``data.corpus``, to tell what each of them brings.
-        subsets: of ``teachers``. ``leave-one-out``: all, and all but each. ``all``: every subset, which gives exact Shapley
-            values. A number: those of so many random orders in which the teachers join, which gives estimates.
-        sweep: a learning rate that every method is tried with before its runs, by the first seed; all of its runs have the
-            one with the least loss on held-out rows.
-        only: make this one run, counted from 0, and no report.
-        slurm: write a SLURM array of all runs into ``runs`` and tell how to submit it, instead of making them here.
-
-    Raises:
-        ConfigError: when the arguments do not go together.
-        QuorumError: when runs failed; all others are done then.
-    """
-    settings = {key: value for key, value in locals().items() if key not in ("only", "slurm", "sweep")}
-    settings |= {"sweep": asdict(sweep)} if sweep else {}
+    """Make what ``distill study`` is asked for; its arguments are those of :func:`distill.cli.study.study`."""
     if (teachers is None) != (subsets is None):
         raise ConfigError("teachers and subsets go together: name both in the study's configuration, or neither")
     seeds = [0, 1, 2] if seeds is None else seeds
@@ -90,9 +67,9 @@ def study(
         if not 0 <= only < len(grid):
             raise ConfigError(f"only is {only}, the study has the runs 0 to {len(grid) - 1}")
         return finish(grid[only : only + 1], 1)
-    tell_apart(grid)
-    if slurm:
-        return queue(settings, runs, len(grid))
+    tell_apart(grid, resolve)
+    if array_of is not None:
+        return queue(array_of, runs, len(grid))
     log.info("%s: %d runs", runs, len(grid))
     finish(grid, jobs)
     by_system: dict[str, list[Results]] = {}
@@ -148,15 +125,23 @@ def plan(
     return grid
 
 
-def tell_apart(grid: Iterable[Run]) -> None:
+def tell_apart(grid: Iterable[Run], resolve: Callable[[Sequence[Path]], str]) -> None:
     """Refuse methods whose configurations are not valid, or come to the same.
+
+    Args:
+        grid: runs of a study.
+        resolve: configuration files -> all that ``distill fit`` reads in them.
 
     Raises:
         ConfigError: which ones.
     """
     found: dict[str, str] = {}
     for method, run in {run.method: run for run in grid}.items():
-        if (same := found.setdefault(run.resolved(), method)) != method:
+        try:
+            whole = resolve(run.configs)
+        except ConfigError as error:
+            raise ConfigError(f"{method}, of {', '.join(map(str, run.configs))}: {error}") from None
+        if (same := found.setdefault(whole, method)) != method:
             raise ConfigError(
                 f"the methods {same} and {method} come to one configuration. An option that an earlier file gives to a "
                 "class stays when a later one names that class without it: say there what it is to be, perhaps null"
@@ -260,12 +245,3 @@ def tell(found: Sequence[Attribution], path: Path) -> list[Block]:
         head, lines = table(each)
         blocks.append(Table(head, lines, f"{each.method}, {each.split} split. {caption(each)}"))
     return blocks
-
-
-def main(arguments: list[str]) -> None:
-    """Entry point of ``distill study``."""
-    auto_cli(study, args=arguments, as_positional=False, prog="distill study")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from cache_tools.errors import ConfigError
+from distill.cli.compare import main
 from distill.records import Record, Results, merged, read_scores, save_scores
-from distill.report.compare import compare, main, together
+from distill.report.compare import compare, together
 from distill.report.sections import alike
 
 BASE = Record("student", "student", "t1", "measured", "random", 0, "r2", 0.5, 10)

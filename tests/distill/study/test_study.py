@@ -17,11 +17,12 @@ import yaml
 from scipy import stats
 
 from cache_tools.errors import ConfigError, QuorumError
+from distill.cli.study import main, study
 from distill.records import Record
 from distill.run_folder import RunFolder
 from distill.study.attribution import attribute, caption, choose, draw, joining, shapley, table
 from distill.study.run import Run, Sweep
-from distill.study.study import main, plan, study
+from distill.study.study import plan
 
 TEACHERS = ["a", "b", "c", "d"]
 WORTH = {"a": 0.1, "b": 0.2, "c": 0.2}  # of the stub's teachers; c knows what b knows

@@ -1,0 +1,79 @@
+"""``distill study``: fit and probe one student under several methods, seeds and subsets of its teachers."""
+
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict
+from io import StringIO
+from pathlib import Path
+
+from jsonargparse import auto_cli
+
+from cache_tools import ConfigError
+from distill.study.attribution import Subsets
+from distill.study.run import Sweep
+from distill.study.study import run_study
+
+
+def study(
+    base: list[Path] | Path,
+    methods: dict[str, list[Path] | Path],
+    out: Path,
+    runs: Path = Path("runs/study"),
+    seeds: list[int] | None = None,
+    jobs: int = 1,
+    teachers: list[str] | None = None,
+    subsets: Subsets | None = None,
+    sweep: Sweep | None = None,
+    only: int | None = None,
+    slurm: bool = False,
+) -> None:
+    """Fit and probe every method with every seed and subset of the teachers, then write the report.
+
+    A study that was killed continues where it stopped.
+
+    Args:
+        base: configuration that all methods share, or several in order.
+        methods: name -> configuration of the method, or several, laid over ``base``.
+        out: a folder for report.html, report.md and figures.
+        runs: a folder per run goes here.
+        seeds: each one is a run's seed and the seed of its probes' splits; 0, 1 and 2 when not given.
+        jobs: runs at a time; they share the cores.
+        teachers: columns of one ``data.corpus``, to measure what each of them contributes.
+        subsets: of ``teachers``. ``leave-one-out``: all, and all but each. ``all``: every subset, which gives exact Shapley
+            values. A number: those of so many random orders in which the teachers join, which gives estimates.
+        sweep: a learning rate that every method is tried with before its runs, by the first seed; all of its runs have the
+            one with the least loss on held-out rows.
+        only: make this one run, counted from 0, and no report.
+        slurm: write a SLURM array of all runs into ``runs`` and print how to submit it, instead of making them here.
+
+    Raises:
+        ConfigError: when the arguments do not go together.
+        QuorumError: when runs failed; all others are done then.
+    """
+    given = {key: value for key, value in locals().items() if key not in ("only", "slurm", "sweep")}
+    settings = given | ({"sweep": asdict(sweep)} if sweep else {})
+    run_study(**given, sweep=sweep, only=only, array_of=settings if slurm else None, resolve=resolve)
+
+
+def resolve(configs: Sequence[Path]) -> str:
+    """Everything that ``distill fit`` reads from its configuration files, defaults included, as YAML.
+
+    Raises:
+        ConfigError: when it refuses them.
+    """
+    from distill.cli.fit import main as fit
+
+    printed, errors = StringIO(), StringIO()
+    words = [word for path in configs for word in ("--config", str(path))]
+    try:
+        with redirect_stdout(printed), redirect_stderr(errors):
+            fit(["fit", *words, "--print_config"])
+    except SystemExit as stop:
+        if stop.code:
+            raise ConfigError(errors.getvalue().rpartition("error: ")[2].strip() or str(stop.code)) from None
+    return printed.getvalue()
+
+
+def main(arguments: list[str]) -> None:
+    """Entry point of ``distill study``."""
+    auto_cli(study, args=arguments, as_positional=False, prog="distill study")
