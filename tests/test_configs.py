@@ -9,14 +9,37 @@ import yaml
 
 from cache_tools import cli as cache_cli
 from distill import cli as distill_cli
-from distill.study.specialise import main as specialise
+from distill.cli.specialise import main as specialise
+from distill.cli.study import resolve
 from distill.study.study import plan, tell_apart
 
 ROOT = Path(__file__).parents[1]
-FITS = sorted((ROOT / "configs").glob("*.yaml"))
-CACHES = sorted((ROOT / "configs" / "cache").glob("*.yaml")) + sorted((ROOT / "configs" / "studies").glob("*-cache.yaml"))
-STUDIES = [path for path in sorted((ROOT / "configs" / "studies").glob("*.yaml")) if "methods:" in path.read_text()]
-SPECIALISTS = sorted((ROOT / "configs" / "specialists").glob("*.yaml"))
+CONFIGS, OURS = ROOT / "configs", ROOT / "benchmarks" / "studies"
+
+
+def naming(key: str, *folders: Path) -> list[Path]:
+    """The configurations of ``folders`` whose top level has ``key``."""
+    return [path for folder in folders for path in sorted(folder.glob("*.yaml")) if key in yaml.safe_load(path.read_text())]
+
+
+FITS = naming("model", CONFIGS)
+CACHES = naming("teachers", CONFIGS / "cache") + sorted(OURS.glob("*-cache.yaml"))
+STUDIES = naming("methods", CONFIGS, OURS)
+SPECIALISTS = naming("task", CONFIGS, OURS / "specialists")
+
+
+def test_every_kind_of_configuration_is_found():
+    everything = [FITS, CACHES, STUDIES, SPECIALISTS]
+    assert all(everything)
+    for_users = {*CONFIGS.glob("*.yaml"), *(CONFIGS / "cache").glob("*.yaml")}
+    assert {path for paths in everything for path in paths} >= for_users
+
+
+def test_nothing_that_a_user_runs_or_reads_names_the_workplace():
+    texts = [ROOT / "README.md", ROOT / "Makefile", OURS.parent / "Makefile", *(ROOT / "docs").glob("*.md")]
+    texts += [path for folder in (CONFIGS, OURS) for path in folder.rglob("*.yaml")]
+    texts += [path for package in ("cache_tools", "distill") for path in (ROOT / package).rglob("*.py")]
+    assert [path for path in texts if "../shared" in path.read_text()] == []
 
 
 @pytest.mark.parametrize("config", FITS, ids=lambda path: path.stem)
@@ -62,7 +85,7 @@ def test_no_two_methods_of_a_study_are_the_same(config, monkeypatch):
     given = yaml.safe_load(config.read_text())
     paths = [[Path(each) for each in ([found] if isinstance(found, str) else found)] for found in given["methods"].values()]
     base = [Path(each) for each in ([given["base"]] if isinstance(given["base"], str) else given["base"])]
-    tell_apart(plan(base, dict(zip(given["methods"], paths, strict=True)), Path("runs"), [0]))
+    tell_apart(plan(base, dict(zip(given["methods"], paths, strict=True)), Path("runs"), [0]), resolve)
 
 
 @pytest.mark.parametrize("config", CACHES, ids=lambda path: path.stem)
