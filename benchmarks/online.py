@@ -9,7 +9,7 @@ from cache_tools.format import store
 from cache_tools.producer import rebuild
 from cache_tools.teachers.base import Teacher
 from distill.data.batch import Batch
-from distill.data.columns import Part
+from distill.data.columns import CorpusColumns
 from distill.data.module import DistillData
 
 
@@ -26,8 +26,8 @@ class OnlineData(DistillData):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         if not self.live:
-            self.live = [self._load(part, batch.rows.device) for part in self.parts]
-        for number, (part, teachers) in enumerate(zip(self.parts, self.live, strict=True)):
+            self.live = [self._load(part, batch.rows.device) for part in self.corpora]
+        for number, (part, teachers) in enumerate(zip(self.corpora, self.live, strict=True)):
             mine = (batch.corpora == number).nonzero().squeeze(1)
             items = [self._item(part, number, row) for row in batch.rows[mine].tolist()]
             for name, teacher in teachers.items():
@@ -40,7 +40,7 @@ class OnlineData(DistillData):
         return super().on_after_batch_transfer(batch, dataloader_idx)
 
     @staticmethod
-    def _load(part: Part, device: torch.device) -> dict[str, Teacher]:
+    def _load(part: CorpusColumns, device: torch.device) -> dict[str, Teacher]:
         teachers = {}
         for name, column in part.teachers.items():
             teacher = rebuild(column.manifest["producer"], Teacher)
@@ -49,7 +49,7 @@ class OnlineData(DistillData):
             teachers[name] = teacher
         return teachers
 
-    def _item(self, part: Part, number: int, row: int) -> bytes:
+    def _item(self, part: CorpusColumns, number: int, row: int) -> bytes:
         shard, place = divmod(row, part.corpus.shard_rows)
         if (number, shard) not in self.items:
             self.items[number, shard] = store.read_items(part.columns.corpus, shard)[1]

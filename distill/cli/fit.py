@@ -212,7 +212,7 @@ class DistillCLI(LightningCLI):
 
     def before_test(self) -> None:
         self.evaluation: Evaluation = self._get(self.config_init, "probe")
-        self.evaluation.prepare(self.datamodule.parts)
+        self.evaluation.prepare(self.datamodule.corpora)
         spec = self._get(self.config, "model").student.as_dict()
         self.before = before(self.model.student, spec)  # the checkpoint is loaded later, by the trainer
 
@@ -237,7 +237,7 @@ class DistillCLI(LightningCLI):
             folder.mkdir()
             records = self.evaluation.run(students, device, keep=folder)
             costs = self.evaluation.costs(students, device)
-            origin = about(checkpoint, device, self.datamodule.parts, self.evaluation.left_out)
+            origin = about(checkpoint, device, self.datamodule.corpora, self.evaluation.left_out)
             Results(folder, records, costs, origin).save()
             if run.probes.exists():
                 run.probes.rename(Path(temporary) / "earlier")
@@ -252,7 +252,7 @@ class SaveConfig(SaveConfigCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.config["ckpt_path"] = None  # else a new run of this configuration would continue an old one
-        data, parts = self.config["data"], trainer.datamodule.parts  # type: ignore[attr-defined]
+        data, parts = self.config["data"], trainer.datamodule.corpora  # type: ignore[attr-defined]
         # by name, so that a column that the cache gets later is no teacher of this run
         for place, part in zip(data["corpora"] or [data], parts, strict=True):
             place["teachers"], place["input"] = list(part.teachers), part.inputs.name

@@ -35,7 +35,7 @@ KINDS = ("teachers", "inputs")
 STUDENT = "distill.export.student.StudentTeacher"  # its columns teach only when they are named
 
 
-class Part:
+class CorpusColumns:
     """The columns of one corpus that a run reads.
 
     Args:
@@ -77,7 +77,7 @@ def featuriser_of(column: Column) -> Featuriser:
     return made_by
 
 
-def open_part(corpus: Path, names: list[str] | None, input: str | None = None) -> Part:
+def open_corpus(corpus: Path, names: list[str] | None, input: str | None = None) -> CorpusColumns:
     """Open the student's input and the teachers of the corpus folder ``corpus``; all of its teachers without ``names``.
 
     Raises:
@@ -101,7 +101,7 @@ def open_part(corpus: Path, names: list[str] | None, input: str | None = None) -
         found = ", ".join(there["inputs"]) or "none: add one with `distill-cache build`"
         raise CacheError(f"{corpus}: which input column shall the student read? Name it in data.input; there are: {found}")
     chosen = input or there["inputs"][0]
-    return Part(aligned(corpus, [Path("inputs") / chosen, *(Path("teachers") / name for name in names)]), chosen)
+    return CorpusColumns(aligned(corpus, [Path("inputs") / chosen, *(Path("teachers") / name for name in names)]), chosen)
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Sampled(Statistics):
         return torch.cat(found)[:count]
 
 
-def merge_statistics(parts: Sequence[Part]) -> dict[str, Statistics]:
+def merge_statistics(parts: Sequence[CorpusColumns]) -> dict[str, Statistics]:
     """Each teacher's statistics over all corpora that it has seen.
 
     Raises:

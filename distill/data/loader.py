@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from distill.data.batch import Batch, join
-from distill.data.columns import Part
+from distill.data.columns import CorpusColumns
 from distill.data.order import BatchOrder, Step
 
 
@@ -21,19 +21,19 @@ class AlignedRows(Dataset[Batch]):
         dims: teacher -> its width, over all corpora.
     """
 
-    def __init__(self, parts: Sequence[Part], dims: Mapping[str, int]):
-        self.parts, self.dims = list(parts), dict(dims)
+    def __init__(self, parts: Sequence[CorpusColumns], dims: Mapping[str, int]):
+        self.corpora, self.dims = list(parts), dict(dims)
         self._windows: tuple[int, ...] = ()
 
     def __getitems__(self, step: Step) -> Batch:
-        for part, window, before in zip(self.parts, step.windows, self._windows, strict=False):
+        for part, window, before in zip(self.corpora, step.windows, self._windows, strict=False):
             if window != before:
                 part.columns.release()
         self._windows = step.windows
-        for part, runs in zip(self.parts, step.ahead, strict=False):
+        for part, runs in zip(self.corpora, step.ahead, strict=False):
             for first, count in runs:
                 part.columns.read_ahead(first, count)
-        read = [part.read(rows, k) for k, (part, rows) in enumerate(zip(self.parts, step.rows, strict=True)) if len(rows)]
+        read = [part.read(rows, k) for k, (part, rows) in enumerate(zip(self.corpora, step.rows, strict=True)) if len(rows)]
         return read[0] if len(read) == 1 and read[0].targets.keys() == self.dims.keys() else join(read, self.dims)
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from cache_tools import ConfigError, Statistics
 from distill.data.augment import crop_and_mirror, is_image
 from distill.data.batch import Batch
-from distill.data.columns import Part, Sampled, merge_statistics, open_part
+from distill.data.columns import CorpusColumns, Sampled, merge_statistics, open_corpus
 from distill.data.loader import AheadLoader, AlignedRows, as_is
 from distill.data.order import BatchOrder, Source
 
@@ -94,17 +94,17 @@ class DistillData(LightningDataModule):
         if bad := [each for each in chosen if each.weight is not None and not 0 < each.weight < math.inf]:
             raise ConfigError(f"the weight of {bad[0].path} is {bad[0].weight}, expected a finite number above 0")
         self.batch_size, self.seed, self.num_workers, self.augmentation = batch_size, seed, num_workers, augmentation
-        self.parts = [open_part(Path(each.path), each.teachers, each.input) for each in chosen]
+        self.corpora = [open_corpus(Path(each.path), each.teachers, each.input) for each in chosen]
         self._check_augmentation()
         self.sources = [
             self._source(part, each, held_out, block_rows, window_blocks)
-            for part, each in zip(self.parts, chosen, strict=True)
+            for part, each in zip(self.corpora, chosen, strict=True)
         ]
-        self.statistics = {name: self._sampled(name, known) for name, known in merge_statistics(self.parts).items()}
+        self.statistics = {name: self._sampled(name, known) for name, known in merge_statistics(self.corpora).items()}
 
     def _sampled(self, name: str, known: Statistics) -> Sampled:
         """Statistics of the rows to train on: the cache's, without those that are held out."""
-        both = zip(self.parts, self.sources, strict=True)
+        both = zip(self.corpora, self.sources, strict=True)
         columns = [(part.teachers[name], source) for part, source in both if name in part.teachers]
         for column, source in columns:
             held = (source.held_out[:, None] * source.views + np.arange(source.views)).ravel()
@@ -112,7 +112,7 @@ class DistillData(LightningDataModule):
         return Sampled(known.count, known.mean, known.var, columns)
 
     def _check_augmentation(self) -> None:
-        images = [part for part in self.parts if part.corpus.modality == "image"]
+        images = [part for part in self.corpora if part.corpus.modality == "image"]
         if self.augmentation != "clean" and not images:
             raise ConfigError(f"data.augmentation {self.augmentation} is for images; there is no corpus of images here")
         for part in images:
@@ -122,7 +122,7 @@ class DistillData(LightningDataModule):
                     "with the corpus cache_tools.corpora.image.Views"
                 )
 
-    def _source(self, part: Part, chosen: CorpusSource, held: int | None, block: int, window: int) -> Source:
+    def _source(self, part: CorpusColumns, chosen: CorpusSource, held: int | None, block: int, window: int) -> Source:
         views = part.corpus.views
         rows, block = len(part.inputs) // views, -(-block // views)  # items from here on
         count = max(1, min(1000, rows // 10)) if held is None else held
@@ -150,7 +150,7 @@ class DistillData(LightningDataModule):
             raise ConfigError(f"data.batch_size is {self.batch_size}, expected a multiple of the {ranks} processes")
         if (least := min(source.held for source in self.sources)) < ranks:
             raise ConfigError(f"data.held_out is {least}, expected one row for each of the {ranks} processes")
-        lengths = [part.lengths if part.featuriser.padded else None for part in self.parts]
+        lengths = [part.lengths if part.featuriser.padded else None for part in self.corpora]
         return BatchOrder(self.sources, self.batch_size, self.seed, rank, ranks, shuffle, lengths)
 
     def _loader(self, shuffle: bool) -> DataLoader[Batch]:
@@ -158,7 +158,7 @@ class DistillData(LightningDataModule):
         if shuffle and order.dropped and not order.rank:
             log.info("each epoch leaves out %d rows, always others: they fill no batch of %d", order.dropped, order.batch)
         loader = AheadLoader(
-            AlignedRows(self.parts, {name: len(each.mean) for name, each in self.statistics.items()}),
+            AlignedRows(self.corpora, {name: len(each.mean) for name, each in self.statistics.items()}),
             batch_sampler=order,  # type: ignore[arg-type]
             collate_fn=as_is,
             num_workers=self.num_workers,

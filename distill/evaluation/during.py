@@ -24,7 +24,7 @@ class ProbeDuring(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.is_global_zero:
-            self.evaluation.prepare(trainer.datamodule.parts)  # type: ignore[attr-defined]
+            self.evaluation.prepare(trainer.datamodule.corpora)  # type: ignore[attr-defined]
         trainer.strategy.barrier()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

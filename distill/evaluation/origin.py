@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from cache_tools import libraries
-from distill.data.columns import Part
+from distill.data.columns import CorpusColumns
 
 
-def about(checkpoint: str, device: str, parts: Sequence[Part], left_out: Sequence[str] = ()) -> dict[str, Any]:
+def about(checkpoint: str, device: str, parts: Sequence[CorpusColumns], left_out: Sequence[str] = ()) -> dict[str, Any]:
     """How results are made, here and now; ``left_out`` are teachers that could not embed the tasks."""
     corpora = {
         str(part.columns.corpus): {

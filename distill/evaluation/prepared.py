@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from cache_tools import TASKS, CacheError, Column, ConfigError, Settings, build_like, finish
-from distill.data.columns import Part
+from distill.data.columns import CorpusColumns
 from distill.evaluation.baselines import add_column, embed, is_live, other_student, principal
 from distill.evaluation.costs import cost_of_student, cost_of_teacher
 from distill.evaluation.seen import corpus_hashes
@@ -55,7 +55,7 @@ class Prepared:
     input: str
     teachers: list[str]
     others: dict[str, str]
-    parts: Sequence[Part]
+    parts: Sequence[CorpusColumns]
     seen: set[str]
 
     def column(self, name: str, kind: str = "teachers") -> Column:
@@ -122,7 +122,7 @@ class Prepared:
 
 def prepare(
     tasks: Mapping[str, Task],
-    parts: Sequence[Part],
+    parts: Sequence[CorpusColumns],
     systems: Sequence[System],
     students: Mapping[str, Path],
     settings: Settings | None,
@@ -152,7 +152,7 @@ def prepare(
 
 def _of_modality(
     tasks: Mapping[str, Task],
-    parts: Sequence[Part],
+    parts: Sequence[CorpusColumns],
     systems: Sequence[System],
     students: Mapping[str, Path],
     settings: Settings | None,

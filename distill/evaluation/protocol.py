@@ -15,7 +15,7 @@ import torch
 from rich.progress import track
 
 from cache_tools import ConfigError, Settings
-from distill.data.columns import Part
+from distill.data.columns import CorpusColumns
 from distill.evaluation.baselines import on_a_plane
 from distill.evaluation.prepared import Embedded, Prepared, Reduction, Students, prepare
 from distill.evaluation.probes import PROBES, Probe
@@ -84,7 +84,7 @@ class Evaluation:
         if unknown := sorted(set(self.during) - set(self.tasks)):
             raise ConfigError(f"probe.during names {unknown[0]}; probe.tasks has: {', '.join(self.tasks) or 'none'}")
 
-    def prepare(self, parts: Sequence[Part], settings: Settings | None = None) -> None:
+    def prepare(self, parts: Sequence[CorpusColumns], settings: Settings | None = None) -> None:
         """Embed every task's items; see :func:`distill.evaluation.prepared.prepare`.
 
         Raises:

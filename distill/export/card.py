@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from cache_tools import Column, TeacherError, locate
-from distill.data.columns import Part
+from distill.data.columns import CorpusColumns
 from distill.records import FILE, FOLDER, Results
 from distill.report import figures, page
 from distill.report import sections as report
@@ -26,7 +26,12 @@ UNKNOWN = "unknown, see the model's page"
 
 
 def write(
-    folder: Path, name: str, checkpoint: Path, config: Mapping[str, Any], parts: list[Part], exported: Mapping[str, Any]
+    folder: Path,
+    name: str,
+    checkpoint: Path,
+    config: Mapping[str, Any],
+    parts: list[CorpusColumns],
+    exported: Mapping[str, Any],
 ) -> None:
     """Write README.md with its plots into an export.
 
@@ -75,7 +80,7 @@ def _usage(name: str, modalities: list[str], exported: Mapping[str, Any]) -> str
     return text
 
 
-def _teachers(parts: list[Part]) -> str:
+def _teachers(parts: list[CorpusColumns]) -> str:
     columns = {name: column for part in reversed(parts) for name, column in part.teachers.items()}
     lines = [_row("teacher", "class", "dim", "model", "revision", "SHA-256 of weights", "licence"), _row(*["---"] * 7)]
     lines += [_teacher(name, column) for name, column in columns.items()]
@@ -115,7 +120,7 @@ def _licence(model: str, revision: str | None) -> str:
     return stated[1] if stated else UNKNOWN
 
 
-def _corpora(parts: list[Part]) -> str:
+def _corpora(parts: list[CorpusColumns]) -> str:
     lines = [_row("corpus", "modality", "rows", "source", "fingerprint", "input"), _row(*["---"] * 6)]
     for part in parts:
         about, name = part.corpus, part.columns.corpus.name

@@ -30,7 +30,7 @@ from cache_tools import (
     read_corpus,
     require_same,
 )
-from distill.data.columns import Part, featuriser_of
+from distill.data.columns import CorpusColumns, featuriser_of
 from distill.data.module import DistillData
 from distill.export import card
 from distill.export.formats import PROGRAM, SENTENCES, _write_program, _write_sentences
@@ -66,7 +66,7 @@ def export(
         raise ConfigError(f"{out.absolute()} is there already: choose another --out, or move it away")
     config, data, model, checkpoint = open_run(ckpt_path, heads)
     student = model.student.eval()
-    inputs = _inputs(data.parts)
+    inputs = _inputs(data.corpora)
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".export", dir=out.absolute().parent) as temporary:
         folder = Path(temporary) / out.name
@@ -92,7 +92,7 @@ def export(
             _write_program(student, inputs, folder / PROGRAM)
         if sentence_transformers:
             _write_sentences(student, inputs, folder / SENTENCES)
-        card.write(folder, out.name, ckpt_path, config, data.parts, json.loads(text))
+        card.write(folder, out.name, ckpt_path, config, data.corpora, json.loads(text))
         folder.rename(out)
     log.info("written: %s; `distill.load_student(%r).embed([...])` anywhere, how is in its README.md", out, str(out))
 
@@ -194,7 +194,7 @@ def rebuild_run(config: Mapping[str, Any], path: Path) -> tuple[DistillData, Dis
     return made.data, made.model
 
 
-def _inputs(parts: list[Part]) -> dict[str, Featuriser]:
+def _inputs(parts: list[CorpusColumns]) -> dict[str, Featuriser]:
     """Input column -> its featuriser, loaded.
 
     Raises:

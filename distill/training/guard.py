@@ -141,7 +141,7 @@ class Guard(Callback):
 def _item(trainer: Trainer, row: int, corpus: int) -> str:
     """A row, where it stands, and its id."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    folder = data.parts[corpus].columns.corpus
+    folder = data.corpora[corpus].columns.corpus
     shard, place = divmod(row, read_corpus(folder).shard_rows)
     return f"{row} of {folder} (id {read_items(folder, shard)[0][place]})"
 

@@ -89,7 +89,7 @@ def test_statistics_of_a_teacher_are_merged_over_corpora(two):
     rows = torch.cat(
         [
             part.teachers["maccs"].rows(rows[rows < (600, 59)[k]]).double()
-            for k, (part, rows) in enumerate(zip(data.parts, trained, strict=True))
+            for k, (part, rows) in enumerate(zip(data.corpora, trained, strict=True))
         ]
     )
     torch.testing.assert_close(torch.from_numpy(data.statistics["maccs"].mean), rows.mean(0))
@@ -120,9 +120,9 @@ def test_the_loader_gives_the_rows_of_the_order_whoever_gathers_them(two, option
     loader = data.train_dataloader()
     for batch, step in zip(itertools.islice(loader, 12), loader.batch_sampler, strict=False):
         for number, rows in enumerate(step.rows):
-            kept = rows[data.parts[number].inputs.valid(rows).numpy()]
+            kept = rows[data.corpora[number].inputs.valid(rows).numpy()]
             assert batch.rows[batch.corpora == number].tolist() == kept.tolist()
-            expected = data.parts[number].teachers["maccs"].rows(kept)
+            expected = data.corpora[number].teachers["maccs"].rows(kept)
             assert torch.equal(batch.targets["maccs"][batch.corpora == number], expected)
 
 
@@ -218,8 +218,8 @@ def test_hundreds_of_mapped_shards_need_no_file_descriptors(tmp_path):
     folder = build(tmp_path, "c", items, {"maccs": Maccs()}, {"graph": MoleculeGraph()}, Settings(shard_rows=1, workers=1))
     before = len(os.listdir("/proc/self/fd"))
     data = DistillData(folder, batch_size=8, held_out=8)
-    column = data.parts[0].teachers["maccs"]
+    column = data.corpora[0].teachers["maccs"]
     column.rows(torch.arange(100))
-    data.parts[0].inputs.rows(torch.arange(100))
+    data.corpora[0].inputs.rows(torch.arange(100))
     assert not column._stacks["embedding"].missing
     assert len(os.listdir("/proc/self/fd")) <= before + 5

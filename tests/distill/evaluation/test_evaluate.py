@@ -10,7 +10,7 @@ from cache_tools import open_column
 from cache_tools.building.column import Settings
 from cache_tools.cli.transfer import import_
 from cache_tools.errors import ConfigError
-from distill.data.columns import open_part
+from distill.data.columns import open_corpus
 from distill.evaluation.baselines import before
 from distill.evaluation.during import ProbeDuring
 from distill.evaluation.protocol import Evaluation
@@ -36,7 +36,7 @@ def test_an_imported_teacher_joins_the_probes_when_it_has_the_tasks_items(tmp_pa
     import_(corpus, "elsewhere", tmp_path / "e.npy", key="item")
     (tmp_path / "task.csv").write_text("smiles,y\nCCO,1\nCCN,2\nCCC,3\nCCCC,4\n")
     evaluation = Evaluation({"y": MoleculeTask(tmp_path / "task.csv", "regression")})
-    parts = [open_part(corpus, ["maccs", "elsewhere"])]
+    parts = [open_corpus(corpus, ["maccs", "elsewhere"])]
 
     evaluation.prepare(parts, Settings(workers=1))
     assert evaluation.prepared["y"].teachers == ["maccs"]
@@ -64,7 +64,7 @@ def test_a_split_is_the_same_whoever_else_is_probed(tmp_path: Path):
     found: dict[str, list[list[str]]] = {}
     for systems in (["student"], ["student", "teachers"]):
         evaluation = Evaluation(tasks, seeds=[0, 1], systems=systems)
-        evaluation.prepare([open_part(corpus, None)], Settings(workers=1))
+        evaluation.prepare([open_corpus(corpus, None)], Settings(workers=1))
         keep = tmp_path / "-".join(systems)
         keep.mkdir()
         evaluation.run({"student": student}, "cpu", quiet=True, keep=keep)
@@ -99,7 +99,7 @@ def test_test_rows_that_stand_in_the_corpus_are_counted_and_left_out_when_asked(
     found = {}
     for exclude in (False, True):
         evaluation = Evaluation(tasks, seeds=[0], systems=["teachers"], exclude_seen=exclude)
-        evaluation.prepare([open_part(corpus, ["maccs"])], Settings(workers=1))
+        evaluation.prepare([open_corpus(corpus, ["maccs"])], Settings(workers=1))
         (found[exclude],) = evaluation.run({}, "cpu")
     assert found[False].test_rows == 6
     assert 0 < found[False].seen_rows == found[True].seen_rows < 6
@@ -139,7 +139,7 @@ def test_students_from_elsewhere_are_systems_like_its_own(chains: Path):
         systems=["student"],
         students={"exported": chains / "run" / "export"},
     )
-    made.prepare([open_part(chains / "c", ["maccs", "morgan"])], Settings(workers=1))
+    made.prepare([open_corpus(chains / "c", ["maccs", "morgan"])], Settings(workers=1))
     student = load_student(chains / "run" / "export").network.module
     scores = {record.system: record.score for record in made.run({"student": student}, "cpu", quiet=True)}
     assert scores["exported"] == pytest.approx(scores["student"], abs=0.01)  # float16 columns
@@ -151,7 +151,7 @@ def test_the_principal_components_are_those_of_the_corpus_and_as_many_as_the_stu
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import StandardScaler
 
-    part = open_part(chains / "c", ["maccs", "morgan"])
+    part = open_corpus(chains / "c", ["maccs", "morgan"])
     dense = [np.asarray(column.rows(torch.arange(80)).float()) for column in part.teachers.values()]
     scale = StandardScaler().fit(np.concatenate(dense, 1))
     expected = PCA(12).fit(scale.transform(np.concatenate(dense, 1)))
@@ -187,7 +187,7 @@ def test_a_student_that_began_with_weights_is_judged_with_them_and_without(tmp_p
 
 
 def test_two_systems_of_one_name_are_refused(chains: Path):
-    part = open_part(chains / "c", ["maccs"])
+    part = open_corpus(chains / "c", ["maccs"])
     for name in ("maccs", "student"):
         evaluation = Evaluation({"y": MoleculeTask(chains / "task.csv", "regression")}, students={name: chains / "run"})
         with pytest.raises(ConfigError, match=f"two systems are called {name}"):
@@ -203,7 +203,7 @@ def test_what_a_checkpoint_is_chosen_by_is_not_what_it_is_tested_on(chains: Path
 
     task = Watched(chains / "task.csv", "regression")
     during = ProbeDuring(Evaluation({"y": task}, every=1)).evaluation
-    during.prepare([open_part(chains / "c", ["maccs", "morgan"])], Settings(workers=1))
+    during.prepare([open_corpus(chains / "c", ["maccs", "morgan"])], Settings(workers=1))
     student = load_student(chains / "run" / "export").network.module
     during.run({"student": student}, "cpu", quiet=True, keep=chains)
     (path,) = (chains / "predictions").glob("y-random-0.npz")

@@ -16,7 +16,7 @@ from cache_tools.errors import ConfigError, CorpusError
 from cache_tools.format import store
 from cache_tools.inputs import Featuriser
 from cache_tools.teachers.base import Teacher
-from distill.data.columns import open_part
+from distill.data.columns import open_corpus
 from distill.evaluation.probes import KnnProbe, SoftmaxProbe
 from distill.evaluation.protocol import Evaluation
 from distill.evaluation.tasks import ImageTask, TextPairTask, TextTask
@@ -451,7 +451,7 @@ def tasks_of(folder):
 def records(fruits):
     folder, corpus = fruits
     evaluation = Evaluation(tasks_of(folder), splits=["own", "5-shot"], seeds=[0, 1])
-    evaluation.prepare([open_part(corpus, None)], Settings(workers=1))
+    evaluation.prepare([open_corpus(corpus, None)], Settings(workers=1))
     return evaluation.run({"student": LetterCounts(), "untrained": LetterCounts()}, "cpu")
 
 
@@ -498,7 +498,7 @@ def test_a_pairs_items_are_embedded_once_in_the_order_of_first_use(fruits, recor
     folder, corpus = fruits
     task = tasks_of(folder)["similar"]
     evaluation = Evaluation({"similar": task}, splits=["own"])
-    evaluation.prepare([open_part(corpus, None)], Settings(workers=1))
+    evaluation.prepare([open_corpus(corpus, None)], Settings(workers=1))
     stored = store.read_corpus(evaluation.prepared["similar"].folder)
     assert stored.rows == len(distinct(task.load()[0])) == 180
 
@@ -508,7 +508,7 @@ def test_only_the_systems_asked_for_are_scored(fruits):
     evaluation = Evaluation(
         {"classes": tasks_of(folder)["classes"]}, splits=["own"], seeds=[0], systems=["student", "teachers"]
     )
-    evaluation.prepare([open_part(corpus, ["oracle"])], Settings(workers=1))
+    evaluation.prepare([open_corpus(corpus, ["oracle"])], Settings(workers=1))
     found = evaluation.run({"student": LetterCounts(), "untrained": LetterCounts()}, "cpu")
     assert [each.system for each in found] == ["student", "oracle"]
 
@@ -517,7 +517,7 @@ def test_items_that_cannot_be_embedded_are_left_out_for_all(fruits, tmp_path):
     rows = texts(60, thirds)
     rows[1]["text"] = rows[8]["text"] = " "
     evaluation = Evaluation({"gaps": TextTask(table(tmp_path, rows))}, splits=["own"], seeds=[0])
-    evaluation.prepare([open_part(fruits[1], None)], Settings(workers=1))
+    evaluation.prepare([open_corpus(fruits[1], None)], Settings(workers=1))
     found = evaluation.run({"student": LetterCounts()}, "cpu")
     assert {each.test_rows for each in found} == {11}
     assert next(each.score for each in found if each.system == "oracle") == 1
@@ -531,7 +531,7 @@ def test_a_system_whose_embeddings_are_all_the_same_hides_no_other(fruits):
 
     folder, corpus = fruits
     evaluation = Evaluation(tasks_of(folder), splits=["own"], seeds=[0])
-    evaluation.prepare([open_part(corpus, None)], Settings(workers=1))
+    evaluation.prepare([open_corpus(corpus, None)], Settings(workers=1))
     found = evaluation.run({"student": LetterCounts(), "untrained": Collapsed()}, "cpu")
     per_task = Counter(each.task for each in found)
     assert set(per_task.values()) == {6}
@@ -541,16 +541,16 @@ def test_a_system_whose_embeddings_are_all_the_same_hides_no_other(fruits):
 def test_a_split_that_no_task_offers_is_an_error(fruits):
     folder, corpus = fruits
     with pytest.raises(ConfigError, match="probe.splits names random, which none of the tasks .*classes.* offers"):
-        Evaluation(tasks_of(folder)).prepare([open_part(corpus, None)])
+        Evaluation(tasks_of(folder)).prepare([open_corpus(corpus, None)])
     with pytest.raises(ConfigError, match="names 5-shot, which none of the tasks pairs offers"):
         pairs = {"pairs": tasks_of(folder)["pairs"]}
-        Evaluation(pairs, splits=["own", "5-shot"]).prepare([open_part(corpus, None)])
+        Evaluation(pairs, splits=["own", "5-shot"]).prepare([open_corpus(corpus, None)])
 
 
 def test_a_task_without_a_corpus_of_its_modality_is_an_error(fruits, tmp_path):
     tasks = {"pictures": ImageTask(images(tmp_path, in_classes(2)))}
     with pytest.raises(ConfigError, match="task pictures has images, the run has no corpus of them"):
-        Evaluation(tasks, splits=["own"]).prepare([open_part(fruits[1], None)], Settings(workers=1))
+        Evaluation(tasks, splits=["own"]).prepare([open_corpus(fruits[1], None)], Settings(workers=1))
 
 
 def test_a_student_of_another_column_is_an_error(fruits):
@@ -559,6 +559,6 @@ def test_a_student_of_another_column_is_an_error(fruits):
 
     folder, corpus = fruits
     evaluation = Evaluation({"classes": tasks_of(folder)["classes"]}, splits=["own"], seeds=[0])
-    evaluation.prepare([open_part(corpus, None)], Settings(workers=1))
+    evaluation.prepare([open_corpus(corpus, None)], Settings(workers=1))
     with pytest.raises(ConfigError, match="Other reads the input column words, the data gives letters"):
         evaluation.run({"student": Other()}, "cpu")

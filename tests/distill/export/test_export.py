@@ -136,7 +136,7 @@ def made(origin, tmp_path_factory) -> dict:
         forms = {"program": name in ("text", "image"), "sentence_transformers": name == "text"}
         export(out / name, checkpoint, heads=name != "encoded", **forms)
         _, data, model, _ = exporting.open_run(checkpoint, heads=True)
-        for part in data.parts:
+        for part in data.corpora:
             _, items = read_items(part.columns.corpus, 0)
             reference = torch.from_numpy(embed(model.student, part.inputs, torch.arange(len(items)), "cpu"))
             found[name if name != "mixed" else f"mixed {part.corpus.modality}"] = (

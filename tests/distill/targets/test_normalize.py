@@ -89,7 +89,7 @@ def test_phi_s_gives_every_dimension_variance_1_where_there_is_a_hadamard_matrix
 def test_statistics_for_whitening_come_from_the_rows_to_train_on(cache):
     data = DistillData(cache / "mol", batch_size=32, held_out=200)
     known, held = data.statistics["counts"], data.sources[0].held_out
-    column = data.parts[0].teachers["counts"]
+    column = data.corpora[0].teachers["counts"]
     train = np.setdiff1d(np.arange(len(column)), held)
     torch.testing.assert_close(known.rows(10**6), column.rows(train).float())
     assert len(known.rows(10)) == 10
@@ -97,7 +97,7 @@ def test_statistics_for_whitening_come_from_the_rows_to_train_on(cache):
 
 def test_means_and_variances_are_those_of_the_rows_to_train_on(cache):
     data = DistillData(cache / "mol", batch_size=32, held_out=200)
-    for name, column in data.parts[0].teachers.items():
+    for name, column in data.corpora[0].teachers.items():
         train = np.setdiff1d(np.arange(len(column)), data.sources[0].held_out)
         rows, known = column.rows(train)[column.valid(train)].double().numpy(), data.statistics[name]
         assert known.count == len(rows)

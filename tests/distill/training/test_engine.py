@@ -76,7 +76,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_teacher_and_item(data
         trainer(tmp_path, poison, kept, max_epochs=5).fit(model(data), data)
     text = str(told.value)
     assert text.startswith("step 6: the loss of teacher counts is nan, about ")
-    assert f"worst in row {poison.row} of {data.parts[0].columns.corpus} (id " in text
+    assert f"worst in row {poison.row} of {data.corpora[0].columns.corpus} (id " in text
     assert f"go on with --ckpt_path {tmp_path}/last.ckpt, from before" in text
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=False)
     assert checkpoint["global_step"] == 4, "the checkpoint is from before"
@@ -340,7 +340,7 @@ def test_rows_that_fill_no_batch_are_said_once(data, tmp_path, caplog):
     assert [each.getMessage() for each in caplog.records if each.name == "distill.data"] == [
         "each epoch leaves out 0 rows, always others: they fill no batch of 64"
     ] * bool((600 - 24) % 64)
-    odd = DistillData(data.parts[0].columns.corpus, batch_size=50, held_out=24)
+    odd = DistillData(data.corpora[0].columns.corpus, batch_size=50, held_out=24)
     trainer(tmp_path, max_epochs=2).fit(model(odd), odd)
     assert caplog.text.count("each epoch leaves out 26 rows") == 1
 

@@ -15,7 +15,7 @@ from cache_tools.inputs import EncodedImage, Pixels, TokenIds
 from cache_tools.items.image import decode
 from cache_tools.teachers.base import Teacher
 from distill.data.augment import crop_and_mirror
-from distill.data.columns import open_part
+from distill.data.columns import open_corpus
 from distill.data.module import CorpusSource, DistillData
 from distill.evaluation.protocol import Evaluation
 from distill.evaluation.tasks import ImageTask, TextTask
@@ -132,7 +132,7 @@ def test_one_student_of_two_modalities_learns_both_and_is_probed_on_both(caches,
     assert trainer.callback_metrics["r2/words"] > 0.3
     tasks = {"reviews": TextTask(reviews), "pictures": ImageTask(pictures)}
     evaluation = Evaluation(tasks, splits=["own"], seeds=[0])
-    evaluation.prepare(data.parts, SETTINGS)
+    evaluation.prepare(data.corpora, SETTINGS)
     records = {(record.task, record.system): record.score for record in evaluation.run({"student": student}, "cpu")}
     assert records["pictures", "student"] == 1.0
     assert records["reviews", "student"] > 0.9
@@ -144,12 +144,12 @@ def test_encoded_images_unpack_to_nearly_the_same_pixels(pictures, tmp_path):
     inputs = {"pixels": Pixels(16), "encoded": EncodedImage(16, 95)}
     corpus = build(tmp_path, "c", ImageFolder(pictures, limit=8), {"colour": MeanColour()}, inputs, SETTINGS)
     rows = torch.tensor([5, 0, 7])
-    exact, close = (open_part(corpus, None, name).read(rows.numpy()).inputs[name] for name in inputs)
+    exact, close = (open_corpus(corpus, None, name).read(rows.numpy()).inputs[name] for name in inputs)
     assert exact.shape == close.shape == (3, 16, 16, 3)
     assert exact.dtype == close.dtype == torch.uint8
     assert (exact.float() - close.float()).abs().mean() < 8
     with pytest.raises(CacheError, match=r"which input column .* encoded, pixels"):
-        open_part(corpus, None)
+        open_corpus(corpus, None)
 
 
 def test_the_student_sees_the_very_view_that_the_teacher_saw(pictures, tmp_path):
