@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+import convnet
 from cache_tools.building.column import Settings
 from cache_tools.building.corpus import build
 from cache_tools.cli import main as cache_command
@@ -182,7 +183,12 @@ def test_another_process_gives_the_same_logits(teachers, smiles, images, tmp_pat
     code += "made, items, expected = pickle.load(open(sys.argv[1], 'rb')); made.load('cpu'); "
     code += "found = np.asarray(made.embed(items)); print(found.dtype, made.dim, np.array_equal(found, expected))"
     command = [sys.executable, "-c", code, str(tmp_path / "made.pickle")]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.split() == ["float32", "3", "True"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(convnet.__file__).parent),
+    }  # the pickles name classes of that module
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == ["float32", "3", "True"]
 
 
 def test_tuning_learns_what_the_frozen_network_cannot_see_and_the_score_is_the_files(teachers, images, tmp_path, capsys):
@@ -238,11 +244,13 @@ def test_a_failing_fit_leaves_no_file(teachers, images, tmp_path, monkeypatch):
 
 def test_a_killed_writer_leaves_the_file_as_it_was(tmp_path):
     out = tmp_path / "out.safetensors"
-    specialist.write(out, {"a": torch.ones(2)}, {"weight": torch.ones(1, 2), "bias": torch.ones(1)}, {"of": "first"})
-    code = "import os, signal, sys, torch; from pathlib import Path; from cache_tools import shard; "
+    specialist.write_specialist(
+        out, {"a": torch.ones(2)}, {"weight": torch.ones(1, 2), "bias": torch.ones(1)}, {"of": "first"}
+    )
+    code = "import os, signal, sys, torch; from pathlib import Path; from cache_tools.format import shard; "
     code += "from cache_tools.teachers import specialist; "
     code += f"shard._publish = lambda *_: os.kill(os.getpid(), {int(signal.SIGKILL)}); "
-    code += "specialist.write(Path(sys.argv[1]), {'a': torch.zeros(2)}, {}, {'of': 'second'})"
+    code += "specialist.write_specialist(Path(sys.argv[1]), {'a': torch.zeros(2)}, {}, {'of': 'second'})"
     done = subprocess.run([sys.executable, "-c", code, str(out)], check=False)
     assert done.returncode == -signal.SIGKILL
     assert read(out)[1] == {"of": "first"}
@@ -292,7 +300,7 @@ def test_one_line_of_yaml_makes_its_logits_a_column_that_knows_what_made_it(made
         part: {k.removeprefix(part): v + 1 for k, v in state.items() if k.startswith(part)}
         for part in ("network.", "classifier.")
     }
-    specialist.write(other, parts["network."], parts["classifier."], facts)
+    specialist.write_specialist(other, parts["network."], parts["classifier."], facts)
     with pytest.raises(CacheError, match=r"stripes was made with \w+ = "):
         build(
             tmp_path / "cache",
@@ -305,7 +313,7 @@ def test_one_line_of_yaml_makes_its_logits_a_column_that_knows_what_made_it(made
 
 
 def test_a_specialist_of_another_teacher_or_file_is_refused(made, teachers, tmp_path):
-    with pytest.raises(TeacherError, match=r"tuned from a teacher with teacher cache_tools\S+CifarResNet, this one has"):
+    with pytest.raises(TeacherError, match=r"tuned from a teacher with teacher convnet.CifarResNet, this one has"):
         Specialist(again(teachers["mobilenet"]), str(made)).load("cpu")
     state = {name: each + 1 for name, each in read(Path(teachers["resnet"].weights))[0].items()}
     other = CifarResNet(save(tmp_path, "other", state, depth="8"))
@@ -313,9 +321,7 @@ def test_a_specialist_of_another_teacher_or_file_is_refused(made, teachers, tmp_
         Specialist(other, str(made)).load("cpu")
     with pytest.raises(TeacherError, match="no weights at .*nowhere.safetensors: `distill specialise` makes"):
         Specialist(again(teachers["resnet"]), str(tmp_path / "nowhere.safetensors"))
-    with pytest.raises(
-        TeacherError, match=r"Maccs has no network that can be tuned: expected a cache_tools.teachers.base.Tunable"
-    ):
+    with pytest.raises(TeacherError, match=r"Maccs has no network that can be tuned: expected a cache_tools.Tunable"):
         Specialist(Maccs(), str(made))
 
 
