@@ -11,6 +11,7 @@ from .corpora.tables import TABLES, kind_of, read_table
 from .corpora.text import TextFile
 from .errors import BadItem, CacheError, ConfigError, CorpusError, QuorumError, TeacherError, TrainingError, above_zero
 from .format.reader import Aligned, Column, aligned, open_column
+from .format.shard import write_file
 from .format.stack import Selection
 from .format.statistics import Statistics
 from .format.store import MANIFEST, Ragged, list_columns, read_corpus, read_items, read_manifest
@@ -97,5 +98,6 @@ __all__ = [
     "stay_local",
     "tunable",
     "weights_sha256",
+    "write_file",
     "write_specialist",
 ]

@@ -27,6 +27,7 @@ class RunFolder:
         checkpoints: ``checkpoints/`` with ``best.ckpt`` and ``last.ckpt``.
         conflict: ``conflict.csv``, cosines of the teachers' gradients.
         probes: ``probes/``, the results and the report of ``distill test``.
+        results: ``probes/results.json``, every score and cost.
         export: ``export/``, the student as :func:`distill.load_student` loads it.
 
     Example:
@@ -41,6 +42,7 @@ class RunFolder:
         self.config, self.checkpoints = path / "config.yaml", path / "checkpoints"
         self.best, self.last = self.checkpoints / "best.ckpt", self.checkpoints / "last.ckpt"
         self.conflict, self.probes, self.export = path / "conflict.csv", path / "probes", path / "export"
+        self.results = self.probes / "results.json"
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Path) -> "RunFolder":
