@@ -11,26 +11,30 @@ from .corpora.tables import TABLES, kind_of, read_table
 from .corpora.text import TextFile
 from .errors import BadItem, CacheError, ConfigError, CorpusError, QuorumError, TeacherError, TrainingError, above_zero
 from .format.reader import Aligned, Column, aligned, open_column
-from .format.shard import write_file
+from .format.shard import sha256, write_file
 from .format.stack import Selection
 from .format.statistics import Statistics
 from .format.store import MANIFEST, Ragged, list_columns, read_corpus, read_items, read_manifest
 from .format.verify import column_faults, corpus_faults
-from .hub import first_line, locate, missing, read_safetensors, read_state, stay_local
+from .hub import UNREADABLE, create_network, first_line, locate, read_safetensors, stay_local
 from .inputs import EncodedImage, Featuriser, MoleculeGraph, Pixels, TokenIds
 from .items.image import decode
 from .items.molecule import parse_smiles
 from .moved import current_class_path
 from .producer import as_json, class_path, libraries, rebuild, require_same
+from .teachers.backbones import BACKBONES, Backbone
 from .teachers.base import Teacher, Tunable
-from .teachers.network import Network, TextPooling, drop_last_linear, pool, weights_sha256
+from .teachers.network import Network, TextPooling, pool, weights_sha256
 from .teachers.specialist import facts_of, tunable, write_specialist
 
 __all__ = [
+    "BACKBONES",
     "MANIFEST",
     "TABLES",
     "TASKS",
+    "UNREADABLE",
     "Aligned",
+    "Backbone",
     "BadItem",
     "Build",
     "CacheError",
@@ -71,9 +75,9 @@ __all__ = [
     "class_path",
     "column_faults",
     "corpus_faults",
+    "create_network",
     "current_class_path",
     "decode",
-    "drop_last_linear",
     "facts_of",
     "finish",
     "first_line",
@@ -81,7 +85,6 @@ __all__ = [
     "libraries",
     "list_columns",
     "locate",
-    "missing",
     "open_column",
     "parse_smiles",
     "pool",
@@ -90,10 +93,10 @@ __all__ = [
     "read_items",
     "read_manifest",
     "read_safetensors",
-    "read_state",
     "read_table",
     "rebuild",
     "require_same",
+    "sha256",
     "start_console",
     "stay_local",
     "tunable",

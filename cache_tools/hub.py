@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError  # what torch.load raises of a file that is none, or holds code
@@ -19,7 +20,10 @@ from torch import Tensor
 from cache_tools.errors import CorpusError, TeacherError
 
 PACKAGE = "package:"
-UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, EOFError, ImportError, UnpicklingError, SafetensorError)
+UNREADABLE = (  # what libraries raise of a model that is not there, or of a file that holds something else
+    *(OSError, RuntimeError, ValueError, KeyError, EOFError, ImportError, AttributeError, TypeError),
+    *(UnpicklingError, SafetensorError),
+)
 WHERE = ("model", "tokenizer", "weights", "revision")  # arguments that say where content is; hashes say what it is
 
 
@@ -63,21 +67,32 @@ def locate(model: str) -> str:
     return expanded
 
 
-def missing(model: str, error: Exception, folder: str, fetch: str = "", kept: str = "huggingface") -> TeacherError:
-    """The error for a model that is not there.
+@contextmanager
+def loading(model: str, folder: str, fetch: str = "", kept: str = "huggingface", file: str | None = None) -> Iterator[None]:
+    """Turn what a library raises in this context, where it loads a model, into one error that says what to do.
 
     Args:
         model: its name.
-        error: what the library said.
         folder: what a local copy of it is called, for instance ``a folder that save_pretrained made``.
         fetch: what downloads it, where that is not ``hf download`` with its name.
         kept: the folder of ``~/.cache`` that downloads go to.
+        file: the weights that were asked for: a file, or the library's name of them.
+
+    Raises:
+        TeacherError: when the model is not there, or ``file`` does not fit it.
     """
-    return TeacherError(
-        f"cannot load {model!r}: it is neither here nor to be had from the hub. Two ways: give the path of {folder} where "
-        f"its name stands; or download it once on a machine with the network (`{fetch or f'hf download {model}'}`) and "
-        f"copy the folder ~/.cache/{kept}. ({first_line(error)})"
-    )
+    try:
+        yield
+    except UNREADABLE as error:
+        if file and Path(file).is_file():
+            raise TeacherError(f"{file} does not fit {model}, or cannot be read: {first_line(error)}") from None
+        name = f"{model} {file or ''}".strip()
+        fetch = fetch or f"hf download {model}"
+        raise TeacherError(
+            f"cannot load {name!r}: it is neither on this machine nor available from the hub. Two ways: give the path of "
+            f"{folder} instead of the name; or download it once on a machine with the network (`{fetch}`) and copy the "
+            f"folder ~/.cache/{kept}. ({first_line(error)})"
+        ) from None
 
 
 def first_line(error: Exception) -> str:
@@ -126,39 +141,59 @@ def read_state(file: str | Path) -> Any:
     return torch.load(file, map_location="cpu", weights_only=True)
 
 
+def from_pretrained(kind: str, name: str, **arguments: Any) -> Any:
+    """Part of a transformers model, from a folder or the hub.
+
+    Args:
+        kind: the class that loads it, for instance ``AutoTokenizer``.
+        name: a hub name, a folder that ``save_pretrained`` made, or ``package:NAME/FOLDER``.
+        arguments: of that class's ``from_pretrained``.
+
+    Raises:
+        TeacherError: when there is no such model.
+    """
+    place = locate(name)
+    import transformers
+
+    with loading(name, "a folder that save_pretrained made"):
+        return getattr(transformers, kind).from_pretrained(place, **arguments)
+
+
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
     """A transformers tokenizer from a folder or the hub.
 
     Raises:
         TeacherError: when there is none.
     """
-    place = locate(name)
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(place, revision=revision)
-    except UNREADABLE as error:
-        raise missing(name, error, "a folder that save_pretrained made") from None
+    return from_pretrained("AutoTokenizer", name, revision=revision)
 
 
 def load_network(name: str, **arguments: Any) -> Any:
-    """A transformers network from a folder or the hub, float32; a pooler that its checkpoint lacks is taken off.
+    """A transformers network to run as it is, float32; a pooler that its checkpoint lacks is taken off.
 
     Raises:
         TeacherError: when there is none, or its checkpoint lacks other weights: transformers would make them at random.
     """
-    place = locate(name)
-    from transformers import AutoModel
-
-    try:
-        network, found = AutoModel.from_pretrained(place, output_loading_info=True, **arguments)
-    except UNREADABLE as error:
-        raise missing(name, error, "a folder that save_pretrained made") from None
-    if any(key.startswith("pooler.") for key in found["missing_keys"]):
+    network, facts = from_pretrained("AutoModel", name, output_loading_info=True, **arguments)
+    if any(key.startswith("pooler.") for key in facts["missing_keys"]):
         network.pooler = None
-    if lacking := sorted(key for key in found["missing_keys"] if not key.startswith("pooler.")):
+    if lacking := sorted(key for key in facts["missing_keys"] if not key.startswith("pooler.")):
         raise TeacherError(f"{name}: its checkpoint lacks {len(lacking)} weights of the network, for instance {lacking[0]}")
     return network.float()
+
+
+def create_network(name: str, pretrained: bool) -> Any:
+    """A transformers network to train, with the weights of its checkpoint or with random ones.
+
+    Raises:
+        TeacherError: when there is none.
+    """
+    if pretrained:
+        return from_pretrained("AutoModel", name)
+    config = from_pretrained("AutoConfig", name)
+    from transformers import AutoModel
+
+    return AutoModel.from_config(config)
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -10,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from cache_tools.errors import TeacherError
-from cache_tools.hub import UNREADABLE, WHERE, load_network, locate, missing, read_state
+from cache_tools.hub import WHERE, from_pretrained, load_network, loading, locate
 from cache_tools.items.image import decode, square
+from cache_tools.teachers.backbones import create_timm, create_torchvision, drop_last_linear, image_tower
 from cache_tools.teachers.base import Teacher, Tunable
-from cache_tools.teachers.network import Network, Precision, drop_last_linear, weights_sha256
+from cache_tools.teachers.network import Network, Precision, weights_sha256
 
 CPU_ROWS = 16  # images: MobileNet v2 at 224 pixels made 70 a second in batches of 16, 29 in batches of 64
 
@@ -88,18 +88,15 @@ class OpenClipTeacher(NetworkTeacher):
         name, weights = locate(self.model), locate(self.pretrained) if self.pretrained else None
         import open_clip
 
-        named = f"{self.model} {self.pretrained or ''}".strip()
         if not weights and ":" not in name:
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
             raise TeacherError(f"{self.model}: pretrained says which weights: a file, or one of open_clip's tags: {tags}")
-        try:
-            clip, transform = open_clip.create_model_from_pretrained(name, weights)  # unlike its kin, never random weights
-        except UNREADABLE as error:
-            known = open_clip.get_pretrained_cfg(name, weights or "") or {}
-            fetch = f"hf download {known.get('hf_hub', name.removeprefix('hf-hub:')).strip('/')}"
-            raise missing(named, error, "a checkpoint file as pretrained, or local-dir:FOLDER as model", fetch) from None
-        self.transform = transform
+        known = open_clip.get_pretrained_cfg(name, weights or "") or {}
+        fetch = f"hf download {known.get('hf_hub', name.removeprefix('hf-hub:')).strip('/')}"
+        with loading(self.model, "a checkpoint file as pretrained, or local-dir:FOLDER as model", fetch, file=weights):
+            clip, self.transform = open_clip.create_model_from_pretrained(name, weights)  # never gives random weights
         size = clip.visual.image_size
+        named = f"{self.model} {self.pretrained or ''}".strip()
         self._start(named, clip.visual, device, size if isinstance(size, tuple) else (size, size))
 
     def encode(self, pixels: Tensor) -> Tensor:
@@ -131,17 +128,9 @@ class TimmTeacher(NetworkTeacher):
         self.model, self.weights, self.output, self.precision = model, weights, output, precision
 
     def load(self, device: str) -> None:
-        name = locate(self.model)
-        import timm
+        network = create_timm(self.model, weights=self.weights)
         from timm.data import create_transform, resolve_model_data_config
 
-        file = {"file": locate(self.weights)} if self.weights else None
-        try:
-            network = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=file)
-        except UNREADABLE as error:
-            fetch = f"hf download timm/{self.model}"
-            named = f"{self.model} {self.weights or ''}".strip()
-            raise missing(named, error, "a weights file as weights, or local-dir:FOLDER as model", fetch) from None
         if self.output == "embedding":
             network.reset_classifier(0)
         data = resolve_model_data_config(network)
@@ -172,16 +161,10 @@ class HfImageTeacher(NetworkTeacher):
         self.model, self.pooling, self.revision, self.precision = model, pooling, revision, precision
 
     def load(self, device: str) -> None:
-        place = locate(self.model)
         from PIL import Image
-        from transformers import AutoImageProcessor
 
-        try:
-            self.processor = AutoImageProcessor.from_pretrained(place, revision=self.revision)
-        except UNREADABLE as error:
-            raise missing(self.model, error, "a folder that save_pretrained made") from None
-        network = load_network(self.model, revision=self.revision)
-        tower = getattr(network, "vision_model", network)  # of SigLIP and CLIP the image tower alone
+        self.processor = from_pretrained("AutoImageProcessor", self.model, revision=self.revision)
+        tower = image_tower(load_network(self.model, revision=self.revision))
         self.transform = self._process
         size = self.transform(Image.new("RGB", (64, 64))).shape[1:]
         self._start(self.model, tower, device, (size[0], size[1]))
@@ -229,34 +212,10 @@ class TorchvisionTeacher(NetworkTeacher):
         self.model, self.weights, self.output, self.precision = model, weights, output, precision
 
     def load(self, device: str) -> None:
-        from torchvision import models
-
-        try:
-            if self.model not in models.list_models(module=models):
-                raise ValueError
-            known = models.get_model_weights(self.model)
-        except ValueError:
-            raise TeacherError(
-                f"torchvision has no classifier {self.model!r}: see torchvision.models.list_models()"
-            ) from None
-        file = Path(locate(self.weights))
-        try:
-            if file.is_file():
-                network = models.get_model(self.model, weights=None)
-                network.load_state_dict(read_state(file))
-            else:
-                network = models.get_model(self.model, weights=known[self.weights])
-        except UNREADABLE as error:
-            name, fetch = (
-                f"{self.model} {self.weights}",
-                f"torchvision.models.get_model('{self.model}', weights='{self.weights}')",
-            )
-            raise missing(name, error, "a file with the network's state as weights", fetch, "torch") from None
-        preset = (known.DEFAULT if file.is_file() else known[self.weights]).transforms()
-        self.transform = preset
+        network, self.transform = create_torchvision(self.model, self.weights)
         if self.output == "features":
             drop_last_linear(self.model, network)
-        side = preset.crop_size[0]
+        side = self.transform.crop_size[0]
         self._start(self.model, network, device, (side, side))
 
 

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from cache_tools.errors import TeacherError
-
 log = logging.getLogger(__name__)
 
 
@@ -113,21 +111,6 @@ def weights_sha256(module: nn.Module) -> str:
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def drop_last_linear(name: str, network: nn.Module) -> int:
-    """Let a classifier end with what goes into its last linear layer; returns how wide that is.
-
-    Raises:
-        TeacherError: when it does not end in one.
-    """
-    linear = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)]
-    children = [path for path, _ in network.named_children()]
-    if not linear or not linear[-1].startswith(children[-1]):
-        raise TeacherError(f"{name} does not end in a linear layer: take output logits, or the same network from timm")
-    width: int = network.get_submodule(linear[-1]).in_features  # type: ignore[assignment]
-    network.set_submodule(linear[-1], nn.Identity())
-    return width
 
 
 def pool(hidden: Tensor, mask: Tensor, pooling: TextPooling) -> Tensor:

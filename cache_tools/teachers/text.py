@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cache_tools.corpora.text import TextFile
 from cache_tools.errors import TeacherError
-from cache_tools.hub import UNREADABLE, WHERE, load_network, load_tokenizer, locate, missing, tokenizer_sha256
+from cache_tools.hub import WHERE, load_network, load_tokenizer, loading, locate, tokenizer_sha256
 from cache_tools.teachers.base import Teacher, Tunable
 from cache_tools.teachers.network import Network, Precision, TextPooling, pool, weights_sha256
 
@@ -131,12 +131,10 @@ class SentenceTransformerTeacher(Teacher):
             from sentence_transformers import SentenceTransformer
         except ImportError:
             raise TeacherError(f"{self.name}: needs sentence-transformers: pip install 'quorum-distill[text]'") from None
-        try:
+        with loading(self.name, "a folder that its save method made"):
             self.model = SentenceTransformer(
                 place, device=device, revision=self.revision, trust_remote_code=self.trust_remote_code
             ).float()
-        except UNREADABLE as error:
-            raise missing(self.name, error, "a folder that its save method made") from None
         self.dim = len(self._encode(["one text"])[0])
         self.network = Network(self.name, self.model, device, self.precision)
 

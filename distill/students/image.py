@@ -1,6 +1,5 @@
 """Students of images."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -8,10 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from cache_tools import ConfigError, QuorumError, TeacherError, drop_last_linear, first_line, locate, missing, read_state
+from cache_tools import BACKBONES, Backbone, ConfigError
 from distill.students.base import Student
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which most backbones were trained with
+MEAN, STD = Backbone.mean, Backbone.std
 
 
 class _PixelStudent(Student):
@@ -113,35 +112,20 @@ class ImageStudent(_PixelStudent):
         dim: int | None = None,
         size: int | None = None,
     ):
-        if size and library != "timm":
-            raise ConfigError(f"size is for timm's networks: leave it out with {library}")
-        build = {"timm": _Timm, "torchvision": _Torchvision, "transformers": _Transformers}[library]
-        try:
-            backbone = build(locate(model), pretrained, locate(weights) if weights else None, size)
-        except QuorumError:
-            raise
-        except Exception as error:  # each library has its own
-            if weights:
-                raise TeacherError(f"{weights} does not fit {model}, or cannot be read: {first_line(error)}") from None
-            raise missing(model, error, "a weights file, or a folder of that model") from None
+        backbone = BACKBONES[library](model, pretrained, weights, size)
         super().__init__(backbone.mean, backbone.std)
         self.backbone = backbone
         self.dim = dim or backbone.width
         self.project = nn.Identity() if self.dim == backbone.width else nn.Linear(backbone.width, self.dim)
 
     def checkpoint_activations(self) -> None:
-        network = getattr(self.backbone, "network", None)
-        if any(isinstance(each, nn.modules.batchnorm._BatchNorm) for each in self.modules()):
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.modules()):
             raise ConfigError("batch norms would take in each batch twice here: leave activation_checkpointing out")
-        enable = getattr(network, "set_grad_checkpointing", getattr(network, "gradient_checkpointing_enable", None))
-        if enable is None:
+        if not self.backbone.checkpoint_activations():
             super().checkpoint_activations()
-        else:
-            enable()
 
     def portable(self, init_args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        model = _description(init_args["model"], init_args.get("library", "timm"), folder)
-        return {**init_args, "model": model, "pretrained": False, "weights": None}
+        return {**init_args, "model": self.backbone.portable(folder), "pretrained": False, "weights": None}
 
     @property
     def widths(self) -> list[int]:
@@ -154,126 +138,3 @@ class ImageStudent(_PixelStudent):
     def embeddings(self, rows: Tensor) -> list[Tensor]:
         *inner, last = self.backbone(self._scaled(rows))
         return [*inner, self.project(last)]
-
-
-class _Backbone(nn.Module):
-    """Gives one embedding (batch, width) after each stage, the last one being the network's own."""
-
-    width: int
-    mean: tuple[float, ...] = MEAN
-    std: tuple[float, ...] = STD
-    size = 224  # pixels along each side of an image that it can read
-
-
-class _Timm(_Backbone):
-    def __init__(self, model: str, pretrained: bool, weights: str | None, size: int | None):
-        super().__init__()
-        options: dict[str, Any] = {"img_size": size} if size else {}
-        overlay = {"file": weights} if weights else None
-        network = self._create(model, pretrained or bool(weights), overlay, options)
-        self.mean, self.std = network.pretrained_cfg["mean"], network.pretrained_cfg["std"]
-        self.width = getattr(network, "head_hidden_size", None) or network.num_features
-        self.size = size or network.pretrained_cfg["input_size"][-1]
-        self.network: Any = network
-
-    @staticmethod
-    def _create(model: str, pretrained: bool, overlay: Any, options: dict[str, Any]) -> Any:
-        import timm
-
-        try:
-            return timm.create_model(model, pretrained, pretrained_cfg_overlay=overlay, num_classes=0, **options)
-        except TypeError as error:
-            if "img_size" not in str(error):
-                raise
-            raise ConfigError(f"{model} takes images of any size: leave size out") from None
-
-    def forward(self, pixels: Tensor) -> list[Tensor]:
-        if not hasattr(self.network, "forward_intermediates"):
-            return [self.network(pixels)]
-        last, inner = self.network.forward_intermediates(pixels, norm=False, output_fmt="NCHW")
-        return [*(each.mean((2, 3)) for each in inner[:-1]), self.network.forward_head(last)]
-
-
-class _Torchvision(_Backbone):
-    def __init__(self, model: str, pretrained: bool, weights: str | None, size: int | None):
-        from torchvision import models
-
-        super().__init__()
-        self.network = models.get_model(model, weights="DEFAULT" if pretrained and not weights else None)
-        if weights:
-            self.network.load_state_dict(read_state(weights))
-        self.width = drop_last_linear(model, self.network)
-        if getattr(self.network, "aux_logits", False):  # GoogLeNet and Inception give tuples in training
-            self.network.aux_logits = False
-            for name in {"aux1", "aux2", "AuxLogits"} & {name for name, _ in self.network.named_children()}:
-                setattr(self.network, name, None)
-        self.inner: list[Tensor] = []
-        self.places = (1, 2) if isinstance(self.network, models.SwinTransformer) else (2, 3)  # channels last or first
-        features = getattr(self.network, "features", None)
-        for stage in features if isinstance(features, nn.Sequential) else self.network.children():
-            stage.register_forward_hook(self._keep)
-
-    def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.ndim == 4:
-            self.inner.append(output.mean(self.places))
-
-    def forward(self, pixels: Tensor) -> list[Tensor]:
-        self.inner.clear()
-        last = self.network(pixels)
-        inner = list(self.inner)
-        self.inner.clear()
-        return [*inner, last]
-
-
-class _Transformers(_Backbone):
-    def __init__(self, model: str, pretrained: bool, weights: str | None, size: int | None):
-        from transformers import AutoImageProcessor, AutoModel
-
-        super().__init__()
-        if weights:
-            raise ConfigError(f"{model}: transformers reads weights from the model's folder: leave weights out")
-        network = (AutoModel.from_pretrained if pretrained else _random)(model)
-        self.network = getattr(network, "vision_model", network)
-        for name, parameter in self.network.named_parameters():
-            parameter.requires_grad_(not name.endswith("mask_token"))  # no pixels are masked: DDP would wait for it
-        processor = AutoImageProcessor.from_pretrained(model)
-        self.mean, self.std = tuple(processor.image_mean), tuple(processor.image_std)
-        config = self.network.config
-        self.size = getattr(config, "image_size", self.size)
-        self.width = config.hidden_size if hasattr(config, "hidden_size") else config.hidden_sizes[-1]
-
-    def forward(self, pixels: Tensor) -> list[Tensor]:
-        out = self.network(pixel_values=pixels, output_hidden_states=True)
-        inner = [each.mean((2, 3) if each.ndim == 4 else 1) for each in out.hidden_states[1:-1]]
-        pooled = getattr(out, "pooler_output", None)
-        if pooled is None:
-            last = out.last_hidden_state
-            pooled = last.mean((2, 3)) if last.ndim == 4 else last[:, 0]
-        return [*inner, pooled.flatten(1)]
-
-
-def _description(model: str, library: str, folder: Path) -> str:
-    """The name of a backbone without its weights; what it needs is written to ``folder``."""
-    if library == "transformers":
-        from transformers import AutoConfig, AutoImageProcessor
-
-        for part in (AutoConfig, AutoImageProcessor):
-            part.from_pretrained(locate(model)).save_pretrained(folder)
-        return str(folder)
-    source, _, place = locate(model).partition(":")
-    if place and library == "timm":  # local-dir: or hf-hub:, not one of timm's own
-        from huggingface_hub import hf_hub_download
-
-        name, _, revision = place.partition("@")
-        config = "config.json"
-        folder.mkdir(parents=True)
-        path = Path(place) / config if source == "local-dir" else hf_hub_download(name, config, revision=revision or None)
-        shutil.copyfile(path, folder / config)
-        return f"local-dir:{folder}"
-    return model
-
-
-def _random(model: str) -> Any:
-    from transformers import AutoConfig, AutoModel
-
-    return AutoModel.from_config(AutoConfig.from_pretrained(model))

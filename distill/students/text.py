@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cache_tools import ConfigError, Featuriser, Ragged, TextPooling, locate, missing, pool
+from cache_tools import UNREADABLE, ConfigError, Featuriser, Ragged, TextPooling, create_network, pool, stay_local
 from distill.students.base import LARGEST, Student, Traceable
 
 
@@ -123,20 +123,16 @@ def _longest(network: Any) -> int | None:
 
 
 def _network(model: str, pretrained: bool, config: dict[str, Any] | None) -> Any:
-    place = locate(model)
+    if config is None:
+        return create_network(model, pretrained)
+    stay_local()
+    from huggingface_hub.errors import StrictDataclassError  # what transformers raises of an impossible value
     from transformers import AutoConfig, AutoModel
 
-    if config is not None:
-        try:
-            usual = AutoConfig.for_model(model)
-            if unknown := sorted(set(config) - set(usual.to_dict()) - set(usual.attribute_map)):
-                raise ConfigError(f"a {model} has no {', '.join(unknown)} in its configuration")
-            return AutoModel.from_config(AutoConfig.for_model(model, **config))
-        except ConfigError:
-            raise
-        except Exception as error:  # transformers has a kind of its own for each mistake
-            raise ConfigError(f"no {model} network of this config: {error}") from None
     try:
-        return AutoModel.from_pretrained(place) if pretrained else AutoModel.from_config(AutoConfig.from_pretrained(place))
-    except (OSError, ValueError) as error:
-        raise missing(model, error, "a folder that save_pretrained made") from None
+        usual = AutoConfig.for_model(model)
+        if unknown := sorted(set(config) - set(usual.to_dict()) - set(usual.attribute_map)):
+            raise ConfigError(f"a {model} has no {', '.join(unknown)} in its configuration")
+        return AutoModel.from_config(AutoConfig.for_model(model, **config))
+    except (*UNREADABLE, StrictDataclassError, ArithmeticError, AssertionError, LookupError) as error:
+        raise ConfigError(f"no {model} network of this config: {error}") from None

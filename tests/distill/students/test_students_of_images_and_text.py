@@ -237,7 +237,7 @@ def test_blocks_with_channels_last_are_averaged_over_places():
     ("arguments", "error", "message"),
     [
         ({"model": "nope", "pretrained": False}, TeacherError, "cannot load 'nope'"),
-        ({"model": "nope", "library": "torchvision", "pretrained": False}, TeacherError, "cannot load 'nope'"),
+        ({"model": "nope", "library": "torchvision", "pretrained": False}, TeacherError, "no classifier 'nope'"),
         ({"model": "nowhere/at/all", "library": "transformers"}, TeacherError, "cannot load 'nowhere/at/all'"),
         ({"model": "$NOT_SET/vit", "library": "transformers"}, TeacherError, "variable in it is not set"),
         ({"model": "test_resnet", "weights": "nothing.pth"}, TeacherError, "nothing.pth"),
