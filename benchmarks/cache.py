@@ -1,12 +1,19 @@
-"""Reading and writing a cache: against tensors in RAM, h5py, plain files and torch_geometric."""
+"""Reading and writing a cache: against tensors in RAM, h5py, plain files and torch_geometric.
 
+`python benchmarks/cache.py COLUMN` streams one column and prints the seconds of opening it and its memory: :func:`large`
+starts it in a process of its own.
+"""
+
+import gc
 import json
 import os
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
-from itertools import islice
+from contextlib import suppress
+from itertools import count, islice
 from pathlib import Path
 
 import h5py
@@ -14,23 +21,28 @@ import numpy as np
 import torch
 from torch_geometric.data import Batch, Data
 
-from cache_tools import aligned, open_column
-from cache_tools.building.column import Settings
-from cache_tools.building.corpus import build
-from cache_tools.building.pipeline import make
-from cache_tools.corpora.base import Items
-from cache_tools.corpora.molecule import RdkitSamples, SmilesFile
+from cache_tools import (
+    BadItem,
+    Featuriser,
+    Items,
+    MoleculeGraph,
+    RdkitSamples,
+    Settings,
+    SmilesFile,
+    Teacher,
+    aligned,
+    build,
+    list_columns,
+    open_column,
+)
 from cache_tools.format import store
 from cache_tools.format.shard import ALIGNMENT, write_shard
-from cache_tools.inputs import Featuriser, MoleculeGraph
-from cache_tools.teachers.base import Teacher
 from cache_tools.teachers.gnn import PretrainedGnn
 from distill.data.module import DistillData
-from measure import Row, compare, seconds
+from distill.data.order import BatchOrder, Source
+from measure import Row, Setup, benchmark, beside, compare, needed, seconds
 
-BATCH = 512
 WIDTHS = (300, 512, 768, 2048)
-ROWS = 200_000
 
 
 class Noise(Teacher):
@@ -58,22 +70,27 @@ class Length(Featuriser):
         return {"length": np.array([len(item)], np.uint8)}
 
 
-def wide_corpus(folder: Path, rows: int = ROWS) -> Path:
-    """Four teachers, 300 to 2048 wide, float16."""
+def wide_corpus(folder: Path, rows: int) -> Path:
+    """Four teachers, 300 to 2048 wide, float16; built once in a folder."""
     items = Items([f"{number}" for number in range(rows)], "text")
     teachers = {f"t{width}": Noise(width) for width in WIDTHS}
     return build(folder, "wide", items, teachers, {"length": Length()}, Settings(batch_size=4096, workers=1))
 
 
-def reading(corpus: Path) -> dict[str, Row]:
+@benchmark(
+    "shuffled aligned batches, 4 teachers, against index_select in RAM",
+    "the same through the training's DataLoader",
+    "the same against h5py fancy indexing",
+)
+def reading(setup: Setup) -> Iterator[Row]:
+    batch, repeats = setup.size(512, 64), setup.size(9, 1)
+    corpus = wide_corpus(setup.folder, setup.size(200_000, 600))
     columns = aligned(corpus, [f"teachers/t{width}" for width in WIDTHS])
-    everything = torch.arange(len(columns))
-    in_memory = [column.rows(everything) for column in columns.columns.values()]
+    every_row = torch.arange(len(columns))
+    in_memory = [column.rows(every_row) for column in columns.columns.values()]
     # rows of a batch come sorted, as in training; the peer gets the same
-    batches = list(torch.randperm(len(columns))[: 300 * BATCH].view(-1, BATCH).sort(1).values)
-    data = DistillData(corpus, input="length", batch_size=BATCH, held_out=1000)
-    files = [h5py.File(column.path / "00000.h5")["embedding"] for column in columns.columns.values()]
-    in_first = [np.sort(np.random.default_rng(k).permutation(store.SHARD_ROWS)[:BATCH]) for k in range(30)]
+    batches = list(torch.randperm(len(columns))[: setup.size(300, 3) * batch].view(-1, batch).sort(1).values)
+    data = DistillData(corpus, input="length", batch_size=batch, held_out=setup.size(1000, 60))
 
     def ours() -> None:
         for rows in batches:
@@ -88,68 +105,70 @@ def reading(corpus: Path) -> dict[str, Row]:
         for _ in islice(data.train_dataloader(), len(batches)):
             pass
 
-    return {
-        "shuffled aligned batches, 4 teachers, against index_select in RAM": compare(ours, selected, 9, ">= 0.8"),
-        "the same through the training's DataLoader": compare(loaded, selected, 9, ">= 0.6"),
-        "the same against h5py fancy indexing": compare(
-            lambda: [columns.rows(rows) for rows in in_first],
-            lambda: [file[rows] for rows in in_first for file in files],
-            5,
-            ">= 20",
-        ),
-    }
+    yield compare(ours, selected, repeats, ">= 0.8")
+    yield compare(loaded, selected, repeats, ">= 0.6")
+
+    files = [h5py.File(column.path / "00000.h5")["embedding"] for column in columns.columns.values()]
+    drawn = [np.random.default_rng(number).permutation(len(files[0]))[:batch] for number in range(setup.size(30, 2))]
+    of_first_shard = [np.sort(rows) for rows in drawn]
+    yield compare(
+        lambda: [columns.rows(rows) for rows in of_first_shard],
+        lambda: [file[rows] for rows in of_first_shard for file in files],
+        setup.size(5, 1),
+        ">= 20",
+    )
 
 
-def graphs(folder: Path) -> dict[str, Row]:
-    corpus = build(folder, "mol", RdkitSamples(), {}, {"graph": MoleculeGraph()})
+@benchmark("molecule batches, 15 to 40 atoms, against torch_geometric's collate")
+def graphs(setup: Setup) -> Iterator[Row]:
+    molecules = RdkitSamples(limit=300 if setup.tiny else None)
+    corpus = build(setup.folder, "mol", molecules, {}, {"graph": MoleculeGraph()}, Settings(workers=setup.size(0, 1)))
     column = open_column(corpus / "inputs" / "graph")
     atoms = column.rows(torch.arange(len(column)))["atoms"].counts
     rows = ((atoms >= 15) & (atoms <= 40)).nonzero().squeeze(1)
-    rows = rows[torch.randperm(len(rows))[:BATCH]]
+    rows = rows[torch.randperm(len(rows))[: setup.size(512, 64)]]
     objects = []
     for row in rows:
         one = column.rows(row.view(1))
         objects.append(Data(x=one["atoms"].values, edge_index=one["edges"].values.T, edge_attr=one["bonds"].values))
-    return {
-        "molecule batches, 15 to 40 atoms, against torch_geometric's collate": compare(
-            lambda: column.rows(rows), lambda: Batch.from_data_list(objects), 25, ">= 8"
-        )
-    }
+    yield compare(lambda: column.rows(rows), lambda: Batch.from_data_list(objects), setup.size(25, 1), ">= 8")
 
 
-def building(folder: Path, weights: Path, molecules: Path) -> dict[str, Row]:
-    """The whole cache build of a pretrained GNN against the loop that anybody would write."""
-    if not weights.is_file() or not molecules.is_file():
-        print(f"no {weights} or {molecules}: the build of a GNN teacher is not measured")
-        return {}
-    corpus = SmilesFile(molecules, limit=12_000)
+@benchmark("cache build with a pretrained GNN against the bare loop")
+def building(setup: Setup) -> Iterator[Row]:
+    """The whole cache build against the loop that anybody would write."""
+    [weights], [molecules] = needed("WEIGHTS", "mol/gcn_supervised.safetensors"), needed("DATA", "mol/corpus.csv.gz")
+    corpus = SmilesFile(molecules, limit=setup.size(12_000, 100))
     _, items, _ = corpus.read()
-    number = 0
+    names = (f"gnn{number}" for number in count())
 
     def ours() -> None:
-        nonlocal number
-        number += 1
-        build(folder, f"gnn{number}", corpus, {"gnn": PretrainedGnn(str(weights))}, {}, Settings(shard_rows=4000))
+        build(setup.folder, next(names), corpus, {"gnn": PretrainedGnn(str(weights))}, {}, Settings(shard_rows=4000))
 
     def bare() -> None:
         teacher = PretrainedGnn(str(weights))
         teacher.load("cpu")
         for start in range(0, len(items), 256):
-            make(teacher, items[start : start + 256])
+            batch = []
+            for item in items[start : start + 256]:
+                with suppress(BadItem):
+                    batch.append(teacher.prepare(item))
+            np.asarray(teacher.embed(batch))
 
-    return {"cache build with a pretrained GNN against the bare loop": compare(ours, bare, 2, ">= 0.95")}
+    yield compare(ours, bare, setup.size(2, 1), ">= 0.95", warm=not setup.tiny)
 
 
-def writing(folder: Path) -> dict[str, Row]:
-    array = np.random.default_rng(0).normal(size=(store.SHARD_ROWS, 2048)).astype(np.float16)
-    target = folder / "write"
+@benchmark("writing a shard, hash included, against write and fsync")
+def writing(setup: Setup) -> Iterator[Row]:
+    rows = setup.size(store.SHARD_ROWS, 300)
+    array = np.random.default_rng(0).normal(size=(rows, 2048)).astype(np.float16)
+    target = setup.folder / "write"
     target.mkdir()
     content = memoryview(array).cast("B")
-    number = 0
+    numbers = count()
 
     def ours() -> None:
-        nonlocal number
-        number += 1
+        number = next(numbers)
         write_shard(target, number, {"embedding": array}, {})
         (target / f"{number:05d}.h5").unlink()
 
@@ -160,28 +179,28 @@ def writing(folder: Path) -> dict[str, Row]:
             os.fsync(file.fileno())
         (target / "plain").unlink()
 
-    return {"writing a shard, hash included, against write and fsync": compare(ours, plain, 7, ">= 0.7")}
+    yield compare(ours, plain, setup.size(7, 1), ">= 0.7")
 
 
-def sparse_column(folder: Path, rows: int = 10_000_000, dim: int = 512) -> Path:
-    """A column of 10 million rows whose embeddings are holes in the files."""
+def sparse_column(folder: Path, rows: int, dim: int = 512) -> Path:
+    """A column of so many rows whose embeddings are holes in the files."""
     column = folder / "sparse" / "teachers" / "t"
     column.mkdir(parents=True)
     producer = {"class_path": "none", "init_args": {}, "fingerprint": {}, "libraries": {}}
     listed = []
     identity = {"corpus_fingerprint": "0", "producer": store.producer_key(producer)}
     for number, first in enumerate(range(0, rows, store.SHARD_ROWS)):
-        count = min(store.SHARD_ROWS, rows - first)
+        here = min(store.SHARD_ROWS, rows - first)
         path = column / f"{number:05d}.h5"
         with h5py.File(path, "w", libver="latest", alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT) as file:
             properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
             properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-            space = h5py.h5s.create_simple((count, dim))
+            space = h5py.h5s.create_simple((here, dim))
             h5py.h5d.create(file.id, b"embedding", h5py.h5t.IEEE_F16LE, space, properties)
-            file["valid"] = np.ones(count, np.uint8)
-            file.attrs.update({**identity, "shard": number, "first_row": first, "rows": count, "format_version": 1})
-        facts = {"file": path.name, "rows": count, "valid": count, "bytes": path.stat().st_size, "sha256": ""}
+            file["valid"] = np.ones(here, np.uint8)
+            file.attrs.update({**identity, "shard": number, "first_row": first, "rows": here, "format_version": 1})
+        facts = {"file": path.name, "rows": here, "valid": here, "bytes": path.stat().st_size, "sha256": ""}
         listed.append({**facts, "dtype": "float16"})
     statistics = {"count": rows, "mean": [0.0] * dim, "var": [1.0] * dim}
     manifest = {"format_version": 1, "kind": "dense", "corpus_fingerprint": "0", "producer": producer, "rows": rows}
@@ -190,18 +209,18 @@ def sparse_column(folder: Path, rows: int = 10_000_000, dim: int = 512) -> Path:
     return column
 
 
-def large(folder: Path) -> dict[str, Row]:
+@benchmark(
+    "opening a column of 10 million rows, s",
+    "resident memory while streaming it in blocks, above the imports, MB",
+)
+def large(setup: Setup) -> Iterator[Row]:
     """In a process of its own, so that nothing else counts as its memory."""
-    column = sparse_column(folder)
+    column = sparse_column(setup.folder, setup.size(10_000_000, 100_000))
     command = [sys.executable, __file__, str(column)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=Path(__file__).parent)
-    opening, base, resident = map(float, done.stdout.split()[-3:])
-    return {
-        "opening a column of 10 million rows, s": Row(f"{opening:.4f} s", "", opening, "< 0.2"),
-        "resident memory while streaming it in blocks, above the imports, MB": Row(
-            f"{resident:.0f} MB", f"imports: {base:.0f} MB", resident, "< 300"
-        ),
-    }
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    opening, base, above = map(float, done.stdout.split()[-3:])
+    yield Row(f"{opening:.4f} s", "", opening, "< 0.2")
+    yield Row(f"{above:.0f} MB, imports {base:.0f} MB", "", above, "< 300")
 
 
 def resident() -> float:
@@ -210,8 +229,6 @@ def resident() -> float:
 
 
 def stream(path: str) -> None:
-    from distill.data.order import BatchOrder, Source
-
     base = resident()
     start = time.perf_counter()
     column = open_column(path)
@@ -232,56 +249,40 @@ def stream(path: str) -> None:
 
 def evict(corpus: Path) -> None:
     """Drop the corpus's files from the page cache, which needs no privilege."""
+    gc.collect()  # pages that an open memory map holds would stay
     for path in corpus.rglob("*.h5"):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def cold(corpus: Path) -> dict[str, Row]:
+@benchmark("block shuffle from a cold disk, 1.5 GB, against a sequential read")
+def cold(setup: Setup) -> Iterator[Row]:
     """Every byte comes from the disk: block shuffle against reading the files from end to end."""
-    data = DistillData(corpus, input="length", batch_size=BATCH, held_out=1000, block_rows=1024, window_blocks=16)
-    files = [path for column in data.columns.values() for path in sorted(column.path.glob("*.h5"))]
+    corpus = wide_corpus(setup.folder, setup.size(200_000, 600))
+    block, held_out = setup.size(1024, 100), setup.size(1000, 60)
+    files = [path for column in list_columns(corpus) for path in sorted(column.glob("*.h5"))]
 
-    def ours() -> None:
-        for _ in data.train_dataloader():
-            pass
+    def ours() -> float:
+        data = DistillData(corpus, input="length", batch_size=setup.size(512, 64), held_out=held_out, block_rows=block)
+        evict(corpus)
+        return seconds(lambda: deque(data.train_dataloader(), maxlen=0))
 
-    def sequential() -> None:
+    def read_through() -> None:
         buffer = bytearray(8 << 20)
         for path in files:
             with open(path, "rb", buffering=0) as file:
                 while file.readinto(buffer):
                     pass
 
-    turns: list[tuple[float, float]] = []
-    for _ in range(3):
-        data.parts[0].columns.release()
+    def sequential() -> float:
         evict(corpus)
-        mine = seconds(ours)
-        data.parts[0].columns.release()
-        evict(corpus)
-        turns.append((mine, seconds(sequential)))
-    mine, theirs = np.median(np.array(turns), 0)
-    ratio = float(np.median([b / a for a, b in turns]))
-    size = sum(path.stat().st_size for path in files) / 1e9
-    return {
-        f"block shuffle from a cold disk, {size:.1f} GB, against a sequential read": Row(
-            f"{mine:.2f} s", f"{theirs:.2f} s", ratio, ">= 0.7"
-        )
-    }
+        return seconds(read_through)
+
+    yield beside(ours, sequential, setup.size(3, 1), ">= 0.7")
 
 
-def everything(folder: Path) -> Iterator[dict[str, Row]]:
-    shared = Path(__file__).parents[2] / "shared"
-    weights = Path(os.environ.get("WEIGHTS") or shared / "weights" / "mol")
-    corpus = wide_corpus(folder)
-    yield reading(corpus)
-    yield graphs(folder)
-    yield building(folder, weights / "gcn_supervised.safetensors", shared / "data" / "mol" / "corpus.csv.gz")
-    yield writing(folder)
-    yield large(folder)
-    yield cold(corpus)
+BENCHMARKS = (reading, graphs, building, writing, large, cold)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,11 @@
-"""Speed as ratios, measured side by side in one run: `make bench`; other data loaders: `make bench-peers`."""
+"""Measure speed as ratios, side by side in one run: `make bench`; other data loaders: `make bench-peers`.
+
+    python benchmarks/run.py [FOLDER]
+
+FOLDER is where caches are written; by default a temporary folder. Some rows need files that are not part of the
+repository: WEIGHTS=folder has mol/ with pretrained GNNs, DATA=folder has mol/corpus.csv.gz. Without them these rows are
+left out, and a line says so.
+"""
 
 import sys
 import tempfile
@@ -8,21 +15,23 @@ from pathlib import Path
 import torch
 
 import cache
+import peers
 import probes
 import train
-from cache_tools.console import start_logging
-from measure import show
+from cache_tools import start_console
+from measure import RESULTS, Setup, drop_stale, run_all
+
+BENCHMARKS = (*cache.BENCHMARKS, *probes.BENCHMARKS, *train.BENCHMARKS)
 
 
 def main() -> None:
-    start_logging()
+    start_console()
     warnings.filterwarnings("ignore", category=UserWarning)
     torch.manual_seed(0)
+    drop_stale(RESULTS, [name for each in (*BENCHMARKS, *peers.BENCHMARKS) for name in each.names])
     with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as folder:
-        rows = {name: row for part in cache.everything(Path(folder)) for name, row in part.items()}
-        show("cache", rows)
-        show("probes", probes.everything())
-        show("training", train.everything(Path(folder) / "train"))
+        whole = run_all(BENCHMARKS, Setup(Path(folder)))
+    sys.exit(not whole)
 
 
 if __name__ == "__main__":
