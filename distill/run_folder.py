@@ -7,6 +7,7 @@ from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -98,6 +99,16 @@ class RunFolder:
         rows = rows[-(len(teachers) ** 2) :]  # a run that went on did the step twice
         values = np.array([float(row["cosine"]) for row in rows]).reshape(len(teachers), len(teachers))
         return int(rows[-1]["step"]), teachers, values
+
+
+def safe_name(name: str) -> str:
+    """A file name for any name, such as a task's; different names never share one.
+
+    >>> safe_name("tox21"), safe_name("tox21 linear")
+    ('tox21', 'tox21-linear-402a404d')
+    """
+    plain = re.sub(r"[^\w.-]+", "-", name)
+    return plain if plain == name else f"{plain}-{crc32(name.encode()):08x}"
 
 
 def newest_run(named: Path | None = None) -> RunFolder:
