@@ -1,5 +1,5 @@
-from .building.column import TASKS, Build, Settings
-from .building.corpus import build, build_like, check_name, finish
+from .building.column import Settings
+from .building.corpus import add_column, build, build_like, check_column_name
 from .building.launch import choose_device
 from .building.pipeline import Pipeline
 from .console import start_console
@@ -10,12 +10,12 @@ from .corpora.molecule import RdkitSamples, SmilesFile
 from .corpora.tables import TABLES, kind_of, read_table
 from .corpora.text import TextFile
 from .errors import BadItem, CacheError, ConfigError, CorpusError, QuorumError, TeacherError, TrainingError, above_zero
+from .format.packing import Ragged
 from .format.reader import Aligned, Column, aligned, open_column
 from .format.shard import sha256, write_file
 from .format.stack import Selection
 from .format.statistics import Statistics
-from .format.store import MANIFEST, Ragged, list_columns, read_corpus, read_items, read_manifest
-from .format.verify import column_faults, corpus_faults
+from .format.store import MANIFEST, TASKS, list_columns, read_corpus, read_item, read_items, read_manifest
 from .hub import UNREADABLE, create_network, first_line, locate, read_safetensors, stay_local
 from .inputs import EncodedImage, Featuriser, MoleculeGraph, Pixels, TokenIds
 from .items.image import decode
@@ -36,7 +36,6 @@ __all__ = [
     "Aligned",
     "Backbone",
     "BadItem",
-    "Build",
     "CacheError",
     "Column",
     "ConfigError",
@@ -66,20 +65,18 @@ __all__ = [
     "TrainingError",
     "Tunable",
     "above_zero",
+    "add_column",
     "aligned",
     "as_json",
     "build",
     "build_like",
-    "check_name",
+    "check_column_name",
     "choose_device",
     "class_path",
-    "column_faults",
-    "corpus_faults",
     "create_network",
     "current_class_path",
     "decode",
     "facts_of",
-    "finish",
     "first_line",
     "kind_of",
     "libraries",
@@ -90,6 +87,7 @@ __all__ = [
     "pool",
     "read_corpus",
     "read_idx",
+    "read_item",
     "read_items",
     "read_manifest",
     "read_safetensors",

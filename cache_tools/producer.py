@@ -1,29 +1,38 @@
-"""What makes a column: an object with arguments, a fingerprint, and a way to prepare one item."""
+"""The base of teachers and featurisers: an object with arguments and a fingerprint, which makes the rows of a column."""
 
 import importlib
 import inspect
 import json
-from abc import ABC
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
+
+import numpy as np
 
 from cache_tools.errors import BadItem, CacheError
 from cache_tools.moved import current_names
 
 LIBRARIES = ("torch", "numpy", "rdkit", "torch_geometric", "transformers")
 
+Arrays = dict[str, np.ndarray[Any, Any]]
+
 
 class Producer(ABC):
     """Base of teachers and featurisers: remembers its own arguments, so that a manifest can rebuild it.
 
+    A build calls :meth:`process` on each item, then :meth:`begin_batch`, :meth:`end_batch` and :meth:`pack_batch` on each
+    batch, and :meth:`pack_shard` on all batches of a shard.
+
     Class attributes:
+        kind: ``teachers`` or ``inputs``: the folder of a corpus that its columns lie in.
         modality: ``molecule``, ``text`` or ``image``; must equal the corpus's.
         python_bound: the time goes into Python or RDKit rather than into torch, so worker processes help.
         by_id: :meth:`prepare` gets a row's id instead of its item.
     """
 
+    kind: ClassVar[str]
     modality: ClassVar[str]
     python_bound: ClassVar[bool] = False
     by_id: ClassVar[bool] = False
@@ -59,6 +68,54 @@ class Producer(ABC):
         """What the output depends on, field by field; a difference in any field makes it another column."""
         return {"class_path": class_path(self), **self.init_args}
 
+    def process(self, item: bytes) -> Any:
+        """Do all the work that one item needs by itself; runs in worker processes or threads, ahead of the batches.
+
+        Raises:
+            BadItem: as :meth:`prepare`.
+        """
+        return self.prepare(item)
+
+    def begin_batch(self, processed: Sequence[Any]) -> Any:
+        """Start the work on a batch of processed items; a GPU may go on with it after this returns."""
+        return processed
+
+    def end_batch(self, begun: Any, rows: int) -> Any:
+        """Wait for what :meth:`begin_batch` started, and return the values of the batch's ``rows`` rows."""
+        return begun
+
+    @abstractmethod
+    def pack_batch(self, values: Any, ids: Sequence[str], dtype: str) -> Arrays:
+        """The values of a batch as arrays for the disk.
+
+        Args:
+            values: what :meth:`end_batch` returned.
+            ids: of the batch's rows, for messages.
+            dtype: ``float16``, ``float32`` or ``int8``.
+
+        Raises:
+            TeacherError: when a value cannot be stored; the row's id is named.
+        """
+
+    @abstractmethod
+    def pack_shard(self, batches: Sequence[Arrays], good: Sequence[int], rows: int, dtype: str) -> Arrays:
+        """All batches of a shard as the data sets of its file.
+
+        Args:
+            batches: what :meth:`pack_batch` returned.
+            good: the rows of the shard that could be made, in the order of the batches.
+            rows: of the shard.
+            dtype: as in :meth:`pack_batch`.
+        """
+
+    @abstractmethod
+    def manifest_fields(self) -> dict[str, Any]:
+        """What the manifest of its column says of the rows; ``kind`` is ``dense``, ``bits`` or ``ragged``."""
+
+    def row_bytes(self, dtype: str) -> float:
+        """Bytes that a row needs on disk, where that is known beforehand."""
+        return 0.0
+
 
 def _rebuild(cls: type[Producer], init_args: dict[str, Any]) -> Producer:
     return cls(**init_args)
@@ -69,25 +126,26 @@ def class_path(instance: object) -> str:
     return f"{type(instance).__module__}.{type(instance).__qualname__}"
 
 
-Made = TypeVar("Made", bound=Producer)
+Wanted = TypeVar("Wanted", bound=Producer)
 
 
-def rebuild(manifest: Mapping[str, Any], base: type[Made]) -> Made:
-    """The producer that a manifest names, with those that it is made of; only subclasses of ``base`` are ever called.
+def rebuild(spec: Mapping[str, Any], base: type[Wanted]) -> Wanted:
+    """The producer that a manifest's ``class_path`` and ``init_args`` name, with the producers among its arguments.
+
+    Only subclasses of ``base`` are ever called.
 
     Raises:
-        CacheError: when the class is gone or is no ``base``.
+        CacheError: when the class cannot be imported, or is not a ``base``.
     """
-    module, _, name = manifest["class_path"].rpartition(".")
+    module, _, name = spec["class_path"].rpartition(".")
     try:
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise CacheError(f"cannot import {manifest['class_path']}, which made a column: {error}") from None
+        raise CacheError(f"cannot import {spec['class_path']}, which made a column: {error}") from None
     if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise CacheError(f"{manifest['class_path']} is no {base.__name__}")
-    return cls(
-        **{name: rebuild(value, Producer) if _is_spec(value) else value for name, value in manifest["init_args"].items()}
-    )
+        raise CacheError(f"{spec['class_path']} is no {base.__name__}")
+    arguments = spec["init_args"].items()
+    return cls(**{key: rebuild(value, Producer) if _is_spec(value) else value for key, value in arguments})
 
 
 def _is_spec(value: Any) -> bool:
@@ -110,7 +168,7 @@ def require_same(path: Path, recorded: Mapping[str, Any], wanted: Mapping[str, A
 
 
 def as_json(arguments: dict[str, Any]) -> dict[str, Any]:
-    """As JSON would give them back: paths as text, tuples as lists, producers as :func:`rebuild` reads them."""
+    """The same as JSON would return it: paths as text, tuples as lists, producers as :func:`rebuild` reads them."""
     plain: dict[str, Any] = json.loads(json.dumps(arguments, default=_plain))
     return plain
 
@@ -121,10 +179,10 @@ def _plain(value: Any) -> Any:
 
 def libraries() -> dict[str, str]:
     """Versions of the installed libraries that embeddings may depend on, for the record."""
-    found = {}
+    versions = {}
     for name in LIBRARIES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

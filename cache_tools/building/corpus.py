@@ -1,8 +1,8 @@
-"""A corpus with all of its columns: store the items, then run every producer over them."""
+"""Make a corpus with all of its columns: store the items, then run every producer over them."""
 
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +12,7 @@ from cache_tools.corpora.base import Corpus
 from cache_tools.errors import CacheError
 from cache_tools.format import store
 from cache_tools.format.store import CorpusManifest
-from cache_tools.inputs import Featuriser
-from cache_tools.producer import Producer, rebuild
-from cache_tools.teachers.base import Teacher
+from cache_tools.producer import Producer, class_path, rebuild
 
 WAIT = 0.5  # seconds between looks at what other writers are making
 
@@ -23,12 +21,21 @@ def build(
     cache: Path,
     name: str,
     corpus: Corpus,
-    teachers: dict[str, Teacher],
-    inputs: dict[str, Featuriser],
+    teachers: Mapping[str, Producer],
+    inputs: Mapping[str, Producer],
     settings: Settings | None = None,
     place: Place = Place(),  # noqa: B008 - a tuple
 ) -> Path:
     """Store ``corpus`` as ``cache/name`` and make every column that it lacks.
+
+    Args:
+        cache: the cache's folder.
+        name: of the corpus's folder in it.
+        corpus: the items.
+        teachers: column name -> teacher.
+        inputs: column name -> featuriser of a student's input.
+        settings: how to run them.
+        place: which of several writers this one is.
 
     Returns:
         The corpus's folder.
@@ -39,28 +46,50 @@ def build(
     settings = settings or Settings()
     folder = cache / name
     manifest = store_corpus(folder, corpus, settings.shard_rows)
-    named: list[tuple[str, str, Producer]] = [("teachers", key, teacher) for key, teacher in teachers.items()]
-    named += [("inputs", key, featuriser) for key, featuriser in inputs.items()]
-    builds = []
-    for kind, key, producer in named:
-        check_name(key)
-        if producer.modality != manifest.modality:
-            raise CacheError(f"{key} reads {producer.modality}s, the corpus {folder} holds {manifest.modality}s")
-        builds.append(Build(folder, manifest, kind, key, producer, settings, place))
-    finish(builds)
+    named = [*teachers.items(), *inputs.items()]
+    for column, producer in named:
+        check_column(folder, manifest, column, producer)
+    run_builds([Build(folder, manifest, column, producer, settings, place) for column, producer in named])
     return folder
 
 
-def finish(builds: Sequence[Build]) -> None:
-    """Run every build until its column is finished: wait for shards of other writers, take over those of the dead."""
-    rest = [build for build in builds if not build.run()]
-    while rest:
+def add_column(folder: Path, name: str, producer: Producer, settings: Settings | None = None) -> Path:
+    """Make one more column of the corpus that is stored at ``folder``.
+
+    Returns:
+        The column's folder.
+
+    Raises:
+        CacheError: when there is no corpus, or the column was made by something else.
+    """
+    manifest = store.read_corpus(folder)
+    check_column(folder, manifest, name, producer)
+    build = Build(folder, manifest, name, producer, settings or Settings())
+    run_builds([build])
+    return build.path
+
+
+def run_builds(builds: Sequence[Build]) -> None:
+    """Run every build until its column is finished: wait for shards of other writers, take over those of dead ones."""
+    unfinished = [build for build in builds if not build.run()]
+    while unfinished:
         time.sleep(WAIT)
-        rest = [build for build in rest if not build.run()]
+        unfinished = [build for build in unfinished if not build.run()]
 
 
-def check_name(name: str) -> None:
-    """A column's name becomes a folder and a key of configurations.
+def check_column(folder: Path, manifest: CorpusManifest, name: str, producer: Producer) -> None:
+    """Check that a producer can make a column of that name.
+
+    Raises:
+        CacheError: when the name cannot be used, or the producer reads another modality.
+    """
+    check_column_name(name)
+    if producer.modality != manifest.modality:
+        raise CacheError(f"{name} reads {producer.modality}s, the corpus {folder} holds {manifest.modality}s")
+
+
+def check_column_name(name: str) -> None:
+    """Check that ``name`` can be a folder and a key of configurations.
 
     Raises:
         CacheError: when it cannot.
@@ -70,11 +99,11 @@ def check_name(name: str) -> None:
 
 
 def build_like(columns: Iterable[Path], parent: Path, corpus: Corpus, settings: Settings | None = None) -> Path:
-    """Store ``corpus`` under ``parent`` with the same columns as another one, by the producers that their manifests name.
+    """Store ``corpus`` with the same columns as another one, made by the producers that their manifests name.
 
     Args:
         columns: the other corpus's columns.
-        parent: gets a folder named for the corpus's fingerprint, so that equal corpora share one.
+        parent: gets a folder named by the corpus's fingerprint, so that equal corpora share one.
         corpus: the items.
         settings: how.
 
@@ -87,17 +116,18 @@ def build_like(columns: Iterable[Path], parent: Path, corpus: Corpus, settings: 
     builds = []
     for path in columns:
         manifest = store.read_manifest(path / store.MANIFEST)
-        base: type[Producer] = Teacher if path.parent.name == "teachers" else Featuriser
-        producer = rebuild(manifest["producer"], base)
+        producer = rebuild(manifest["producer"], Producer)
+        if producer.kind != path.parent.name:
+            raise CacheError(f"{path}: {class_path(producer)} makes columns of {producer.kind}, not of {path.parent.name}")
         like = replace(settings, dtype=manifest["requested_dtype"])
         expected = manifest["producer"]["fingerprint"]
-        builds.append(Build(folder, task, path.parent.name, path.name, producer, like, expected=expected))
-    finish(builds)
+        builds.append(Build(folder, task, path.name, producer, like, expected=expected))
+    run_builds(builds)
     return folder
 
 
 def store_corpus(folder: Path, corpus: Corpus, shard_rows: int) -> CorpusManifest:
-    """Write the corpus's ids and items, or check that the same ones are there.
+    """Write the corpus's ids and items, or check that the same ones are stored.
 
     Raises:
         CacheError: when ``folder`` holds another corpus.
@@ -106,16 +136,16 @@ def store_corpus(folder: Path, corpus: Corpus, shard_rows: int) -> CorpusManifes
     new = CorpusManifest(corpus.modality, rows, shard_rows, fingerprint, corpus.source, [], views=corpus.views)
     if not (folder / store.CORPUS).exists():
         return store.write_corpus(folder, corpus.rows(), new)
-    there = store.read_corpus(folder)
-    if there.fingerprint != fingerprint:
+    stored = store.read_corpus(folder)
+    if stored.fingerprint != fingerprint:
         raise CacheError(
-            f"{folder} holds another corpus ({there.rows} rows from {there.source}) than {corpus.source} "
+            f"{folder} holds another corpus ({stored.rows} rows from {stored.source}) than {corpus.source} "
             f"({rows} rows): choose another name (NAME=...) or cache folder (CACHE=...)"
         )
-    paths = [folder / "items" / each["file"] for each in there.shards]
-    damaged = [path for path, each in zip(paths, there.shards, strict=True) if not store.whole(path, each)]
+    paths = [folder / "items" / shard["file"] for shard in stored.shards]
+    damaged = [path for path, shard in zip(paths, stored.shards, strict=True) if not store.whole(path, shard)]
     if not damaged:
-        return there
+        return stored
     for path in damaged:
         path.unlink(missing_ok=True)
-    return store.write_corpus(folder, corpus.rows(), replace(new, shard_rows=there.shard_rows))
+    return store.write_corpus(folder, corpus.rows(), replace(new, shard_rows=stored.shard_rows))

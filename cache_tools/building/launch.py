@@ -1,4 +1,4 @@
-"""Which of several writers this process is, and more writers on this machine."""
+"""Find out which of several writers this process is, and start more writers on this machine."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ class Place(NamedTuple):
 
 
 def place(rank: int | None = None, world: int | None = None, environment: Mapping[str, str] = os.environ) -> Place:
-    """From arguments, or from what torchrun, srun or a SLURM array (also with several tasks) set.
+    """This writer's place, from arguments or from the variables that torchrun, srun or a SLURM array set.
 
     Example:
         >>> place(environment={"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"})
@@ -39,25 +39,25 @@ def place(rank: int | None = None, world: int | None = None, environment: Mappin
         return int(environment.get(name) or default)
 
     local = number("LOCAL_RANK", number("SLURM_LOCALID", 0))
-    found: tuple[int | None, int | None]
+    source = f"--rank {rank} --world {world}"
     if rank is not None or world is not None:
-        found, said = (rank, world), f"--rank {rank} --world {world}"
+        pass
     elif "WORLD_SIZE" in environment:
-        found = number("RANK", 0), number("WORLD_SIZE", 1)
-        said = f"RANK={found[0]} WORLD_SIZE={found[1]}"
+        rank, world = number("RANK", 0), number("WORLD_SIZE", 1)
+        source = f"RANK={rank} WORLD_SIZE={world}"
     else:
         tasks, task = number("SLURM_NTASKS", 1), number("SLURM_PROCID", 0)
         step, first = number("SLURM_ARRAY_TASK_STEP", 1), number("SLURM_ARRAY_TASK_MIN", 0)
         index = (number("SLURM_ARRAY_TASK_ID", first) - first) // step  # 0 outside an array
-        found = index * tasks + task, number("SLURM_ARRAY_TASK_COUNT", 1) * tasks
-        said = f"SLURM's task {found[0]} of {found[1]}"
-    if found[0] is None or found[1] is None or not 0 <= found[0] < found[1]:
-        raise ConfigError(f"{said}: expected both, with 0 <= rank < world")
-    return Place(found[0], found[1], local)
+        rank, world = index * tasks + task, number("SLURM_ARRAY_TASK_COUNT", 1) * tasks
+        source = f"SLURM's task {rank} of {world}"
+    if rank is None or world is None or not 0 <= rank < world:
+        raise ConfigError(f"{source}: expected both, with 0 <= rank < world")
+    return Place(rank, world, local)
 
 
 def choose_device(device: str, local: int = 0) -> str:
-    """``auto`` is the GPU of this writer's number, when there are GPUs."""
+    """The device's name; ``auto`` becomes the GPU with this writer's number, or ``cpu`` without GPUs."""
     if device != "auto":
         return device
     import torch
@@ -69,30 +69,34 @@ def choose_device(device: str, local: int = 0) -> str:
 def writers(devices: int, arguments: list[str], workers: int) -> Iterator[None]:
     """Start ``devices - 1`` more processes of this command; on leaving, wait for them.
 
-    A process that dies leaves its shards to the others, so nothing but time is lost.
+    The other processes make the shards of one that dies, so only time is lost.
 
     Args:
         devices: processes in all; each takes the GPU of its number when there are GPUs.
-        arguments: of this command, which the others get too.
+        arguments: of this command; the others get the same ones.
         workers: processes that each may start for producers whose time goes into Python.
+
+    Raises:
+        ConfigError: when ``devices`` is below 1.
     """
     if devices < 1:
         raise ConfigError(f"--devices is {devices}, expected at least 1")
     threads = str(max(1, (os.cpu_count() or 1) // devices))
     command = [sys.executable, "-m", "cache_tools.cli", *arguments, "--devices", "1", "--world", str(devices)]
     command += ["--settings.workers", str(workers)]
-    others = []
+    others: list[subprocess.Popen[bytes]] = []
     for local in range(1, devices):
         environment = {"OMP_NUM_THREADS": threads, **os.environ, "LOCAL_RANK": str(local)}
         others.append(subprocess.Popen([*command, "--rank", str(local)], env=environment))
-        threading.Thread(target=others[-1].wait, daemon=True).start()  # one that died unawaited would count as running
+        threading.Thread(target=others[-1].wait, daemon=True).start()  # without a wait, a dead one counts as running
+    finished = False
     try:
         yield
-    except BaseException:
-        for process in others:
-            process.terminate()
-        raise
+        finished = True
     finally:
+        for process in others:
+            if not finished:
+                process.terminate()
         for local, process in enumerate(others, 1):
             if process.wait():
                 log.warning("writer %d ended with %d; the others made its shards", local, process.returncode)

@@ -1,4 +1,4 @@
-"""From raw items to embeddings, batch by batch: the next batch is prepared while the teacher works on this one."""
+"""Run a producer over batches of raw items: the next batch is prepared while the producer works on this one."""
 
 import multiprocessing
 import os
@@ -6,86 +6,55 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Self
 
-import numpy as np
-import torch
-
 from cache_tools.console import start_logging
-from cache_tools.errors import BadItem, TeacherError
-from cache_tools.inputs import Featuriser
-from cache_tools.producer import Producer, class_path
-from cache_tools.teachers.base import Teacher
+from cache_tools.errors import BadItem
+from cache_tools.producer import Producer
 
 
 @dataclass(frozen=True)
-class Made:
-    """What one batch came to: values of the good positions, and why the others are bad."""
+class BatchResult:
+    """The result of one batch: values of the good positions, and why the others are bad."""
 
     good: list[int]
     values: Any  # (good, dim) of a teacher; a list of field -> array of a featuriser
     bad: dict[int, str]
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    ready: dict[int, Any]  # position -> what the producer works on
-    bad: dict[int, str]
-
-
-def make(producer: Producer, items: Sequence[bytes]) -> Made:
+def run_batch(producer: Producer, items: Sequence[bytes]) -> BatchResult:
     """Prepare ``items`` and run ``producer`` on those that can be used."""
-    return _finish(producer, _start(producer, _prepare(producer, items)))
+    return _end(producer, _begin(producer, _process(producer, items)))
 
 
-def _prepare(producer: Producer, items: Sequence[bytes]) -> _Prepared:
-    ready: dict[int, Any] = {}
+def _process(producer: Producer, items: Sequence[bytes]) -> BatchResult:
+    processed: dict[int, Any] = {}
     bad: dict[int, str] = {}
     for position, item in enumerate(items):
         try:
-            prepared = producer.prepare(item)
-            ready[position] = producer.featurise(prepared) if isinstance(producer, Featuriser) else prepared
+            processed[position] = producer.process(item)
         except (BadItem, UnicodeDecodeError) as error:
             bad[position] = str(error)
-    return _Prepared(ready, bad)
+    return BatchResult(list(processed), list(processed.values()), bad)
 
 
-def _start(producer: Producer, prepared: _Prepared) -> Made:
-    """Run the teacher; on a GPU this returns while the device works, its results on the way to the host."""
-    values: Any = list(prepared.ready.values())
-    if isinstance(producer, Teacher) and values:
-        values = producer.embed(values)
-        if isinstance(values, torch.Tensor) and values.is_cuda:
-            host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-            host.copy_(values, non_blocking=True)
-            copied = torch.cuda.Event()
-            copied.record()
-            values = host, copied
-    return Made(list(prepared.ready), values, prepared.bad)
+def _begin(producer: Producer, batch: BatchResult) -> BatchResult:
+    """Start the work; on a GPU it goes on after this returns."""
+    return replace(batch, values=producer.begin_batch(batch.values)) if batch.good else batch
 
 
-def _finish(producer: Producer, made: Made) -> Made:
-    values = made.values
-    if isinstance(producer, Teacher) and made.good:
-        if isinstance(values, tuple):
-            values, copied = values
-            copied.synchronize()
-        values = values.float().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
-        if values.shape != (len(made.good), producer.dim):
-            raise TeacherError(
-                f"{class_path(producer)} gave an array of shape {values.shape}, expected {(len(made.good), producer.dim)}"
-            )
-    return Made(made.good, values, made.bad)
+def _end(producer: Producer, batch: BatchResult) -> BatchResult:
+    return replace(batch, values=producer.end_batch(batch.values, len(batch.good))) if batch.good else batch
 
 
 class Pipeline:
     """Runs a loaded producer over batches, in order; use as a context manager.
 
     A producer whose time goes into Python gets worker processes. Any other runs here while threads prepare the next
-    batches: one for a teacher on the CPU, which needs the cores itself, and as many as ``workers`` beside a GPU (decoding
-    images does not hold Python's lock).
+    batches: one thread for a teacher on the CPU, which needs the cores itself, and as many as ``workers`` beside a GPU
+    (decoding images does not hold Python's lock).
 
     Args:
         producer: what to run.
@@ -93,6 +62,8 @@ class Pipeline:
     """
 
     def __init__(self, producer: Producer, workers: int):
+        import torch
+
         self.producer = producer
         self.workers = workers or os.cpu_count() or 1
         self.parallel = producer.python_bound and self.workers > 1
@@ -112,23 +83,23 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def __call__(self, batches: Sequence[Sequence[bytes]]) -> Iterator[Made]:
-        """What each of ``batches`` comes to."""
+    def __call__(self, batches: Sequence[Sequence[bytes]]) -> Iterator[BatchResult]:
+        """The result of each of ``batches``."""
         return iter(self._pool.map(_work, batches)) if self.parallel else self._overlapped(batches)
 
-    def _overlapped(self, batches: Sequence[Sequence[bytes]]) -> Iterator[Made]:
-        running: Made | None = None  # on the device, or on its way back from it
+    def _overlapped(self, batches: Sequence[Sequence[bytes]]) -> Iterator[BatchResult]:
+        running: BatchResult | None = None  # on the device, or on its way back from it
         rest = iter(batches)
-        coming = deque(self._ahead.submit(_prepare, self.producer, batch) for batch in islice(rest, self.threads))
+        coming = deque(self._ahead.submit(_process, self.producer, batch) for batch in islice(rest, self.threads))
         while coming:
-            prepared = coming.popleft().result()
-            coming.extend(self._ahead.submit(_prepare, self.producer, batch) for batch in islice(rest, 1))
-            started = _start(self.producer, prepared)
+            processed = coming.popleft().result()
+            coming.extend(self._ahead.submit(_process, self.producer, batch) for batch in islice(rest, 1))
+            begun = _begin(self.producer, processed)
             if running is not None:
-                yield _finish(self.producer, running)
-            running = started
+                yield _end(self.producer, running)
+            running = begun
         if running is not None:
-            yield _finish(self.producer, running)
+            yield _end(self.producer, running)
 
 
 _worker: Producer
@@ -136,11 +107,13 @@ _worker: Producer
 
 def _start_worker(producer: Producer) -> None:
     global _worker  # noqa: PLW0603 - a pool can hand state to its workers in no other way
+    import torch
+
     start_logging()
     torch.set_num_threads(1)
     producer.load("cpu")
     _worker = producer
 
 
-def _work(items: Sequence[bytes]) -> Made:
-    return make(_worker, items)
+def _work(items: Sequence[bytes]) -> BatchResult:
+    return run_batch(_worker, items)

@@ -1,5 +1,6 @@
 """``distill-cache import | export``: columns from and to plain files, joined by id."""
 
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,16 +8,17 @@ from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
-import torch
 
-from cache_tools.building.column import SKIPPED, Build, Settings
-from cache_tools.building.corpus import check_name, finish
+from cache_tools.building.column import SKIPPED, Settings
+from cache_tools.building.corpus import add_column, check_column_name
 from cache_tools.errors import CacheError, TeacherError
 from cache_tools.format import store
+from cache_tools.format.packing import Array
 from cache_tools.format.reader import Column, aligned
 from cache_tools.format.shard import require_space
-from cache_tools.format.store import Array
-from cache_tools.teachers.imported import Imported, _library, log
+from cache_tools.teachers.imported import Imported, optional_library
+
+log = logging.getLogger(__name__)
 
 
 def import_(
@@ -50,7 +52,7 @@ def import_(
         CacheError: when the files do not fit together, one id has two embeddings, or no id is known to the corpus.
         TeacherError: on a NaN or an infinity, with its id; no column is left.
     """
-    check_name(name)
+    check_column_name(name)
     manifest = store.read_corpus(corpus)
     files = str(embeddings.resolve()), str(ids.resolve()) if ids else None
     teacher = Imported(*files, key, manifest.modality, embedding_field, id_field)
@@ -63,28 +65,29 @@ def import_(
             f"name the file of this corpus; with --key {other}, {_matches(corpus, other, teacher.row)[0]} rows would match"
         )
     settings = Settings(batch_size=4096, device="cpu", workers=1, dtype=dtype)
-    build = Build(corpus, manifest, "teachers", name, teacher, settings)
-    fresh = not build.path.exists()
+    path = corpus / teacher.kind / name
+    fresh = not path.exists()
     try:
-        finish([build])
+        add_column(corpus, name, teacher, settings)
         teacher.require_unchanged()
-    except (TeacherError, CacheError):  # what was made of this file is of no use to the file that replaces it
+    except (TeacherError, CacheError):  # shards of this file are of no use to the file that will replace it
         if fresh:
-            shutil.rmtree(build.path, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True)
         raise
-    rest = f"the others are listed in {build.path / SKIPPED}" if rows < manifest.rows else "none lacks one"
+    rest = f"the others are listed in {path / SKIPPED}" if rows < manifest.rows else "none lacks one"
     log.info("%s: %d of %d rows have an embedding, %s", name, rows, manifest.rows, rest)
     log.info("%s: %d of the file's %d ids are not in the corpus", name, len(teacher.row) - used, len(teacher.row))
 
 
-def _matches(corpus: Path, key: str, known: dict[bytes, int]) -> tuple[int, int]:
-    """How many rows of the corpus are known, and how many of those known they use."""
+def _matches(corpus: Path, key: str, embedded: dict[bytes, int]) -> tuple[int, int]:
+    """How many rows of the corpus have an embedding, and how many of the embeddings these rows use."""
     rows, used = 0, set()
     for number in range(store.read_corpus(corpus).shard_count):
         ids, items = store.read_items(corpus, number)
-        keys = [each for each in ([each.encode() for each in ids] if key == "id" else items) if each in known]
-        rows += len(keys)
-        used.update(keys)
+        keys = [identity.encode() for identity in ids] if key == "id" else items
+        matching = [key for key in keys if key in embedded]
+        rows += len(matching)
+        used.update(matching)
     return rows, len(used)
 
 
@@ -104,19 +107,19 @@ def export(column: Path, to: Path) -> None:
     writers = {".npy": _write_npy, ".parquet": _write_parquet}
     if to.suffix not in writers:
         raise CacheError(f"cannot write {to}: its name must end in {' or '.join(writers)}")
-    made = [to.with_suffix(".ids.npy"), to] if to.suffix == ".npy" else [to]
-    if there := [str(path) for path in made if path.exists()]:
-        raise CacheError(f"{' and '.join(there)} would be overwritten: move that away, or choose another name")
+    files = [to.with_suffix(".ids.npy"), to] if to.suffix == ".npy" else [to]
+    if present := [str(path) for path in files if path.exists()]:
+        raise CacheError(f"{' and '.join(present)} would be overwritten: move that away, or choose another name")
     if not to.parent.is_dir():
         raise CacheError(f"no folder {to.parent.absolute()}: make it first")
     rows = sum(shard["valid"] for shard in opened.shards)
-    require_space(to.parent, rows * opened.dim * (torch.float32 if to.suffix == ".parquet" else opened.dtype).itemsize)
+    require_space(to.parent, rows * opened.dim * (4 if to.suffix == ".parquet" else opened.dtype.itemsize))
     aligned(opened.path.parent.parent, [opened])  # the corpus whose ids are written must be the column's
     with TemporaryDirectory(prefix=".export", dir=to.parent) as folder:
         writers[to.suffix](opened, rows, Path(folder) / to.name)
-        for path in made:
+        for path in files:
             (Path(folder) / path.name).rename(path)
-    log.info("%s: %d rows of %d written to %s", opened.name, rows, len(opened), ", ".join(map(str, reversed(made))))
+    log.info("%s: %d rows of %d written to %s", opened.name, rows, len(opened), ", ".join(map(str, reversed(files))))
 
 
 def _shards(column: Column) -> Iterator[tuple[list[str], Array]]:
@@ -125,7 +128,7 @@ def _shards(column: Column) -> Iterator[tuple[list[str], Array]]:
         ids, _ = store.read_items(column.path.parent.parent, number)
         span = np.arange(shard["rows"]) + number * column.shard_rows
         valid = column.valid(span).numpy()
-        yield [identity for identity, there in zip(ids, valid, strict=True) if there], column.rows(span[valid]).numpy()
+        yield np.array(ids, object)[valid].tolist(), column.rows(span[valid]).numpy()
         column.release()
 
 
@@ -141,7 +144,7 @@ def _write_npy(column: Column, rows: int, path: Path) -> None:
 
 
 def _write_parquet(column: Column, rows: int, path: Path) -> None:
-    arrow, parquet = _library("pyarrow", "parquet"), _library("pyarrow.parquet", "parquet")
+    arrow, parquet = (optional_library(name, "parquet") for name in ("pyarrow", "pyarrow.parquet"))
     schema = arrow.schema([("id", arrow.string()), ("embedding", arrow.list_(arrow.float32()))])
     with parquet.ParquetWriter(path, schema, use_dictionary=False) as writer:
         for ids, part in _shards(column):

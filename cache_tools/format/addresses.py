@@ -1,4 +1,4 @@
-"""Many files mapped one after another into one range of addresses, so that one gather reads across all of them.
+"""Map many files one after another into one range of addresses, so that one gather reads across all of them.
 
 Python's own mmap cannot choose an address, and it keeps a file open for each mapping: ten thousand shards would need ten
 thousand file descriptors.
@@ -13,22 +13,14 @@ from typing import Any
 import numpy as np
 
 PAGE = mmap.PAGESIZE
-
 MAP_FIXED = 0x10  # the same on Linux and macOS; the mmap module lacks it
-
 PROT_NONE = 0
-
 FAILED = ctypes.c_void_p(-1).value
 
-
 _libc = ctypes.CDLL(None, use_errno=True)
-
 _libc.mmap.restype = ctypes.c_void_p
-
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
-
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
@@ -39,7 +31,7 @@ class AddressRange:
         size: bytes.
 
     Raises:
-        OSError: when the system has no such range.
+        OSError: when the system cannot give a range of this size.
     """
 
     def __init__(self, size: int):
@@ -73,7 +65,7 @@ class AddressRange:
         return np.frombuffer(memory, dtype, int(np.prod(shape))).reshape(shape)
 
     def advise(self, start: int, stop: int, advice: int) -> None:
-        """Tell the system what becomes of bytes ``start`` to ``stop``: ``mmap.MADV_WILLNEED``, ``MADV_DONTNEED``."""
+        """Tell the system how bytes ``start`` to ``stop`` will be used: ``mmap.MADV_WILLNEED``, ``MADV_DONTNEED``."""
         start -= start % PAGE
         if stop > start:
             _libc.madvise(self.address + start, stop - start, advice)  # advice only: a failure costs nothing but time
@@ -84,7 +76,7 @@ class AddressRange:
 
 
 def _map(address: int | None, size: int, protection: int, flags: int, file: int, offset: int) -> int:
-    found = _libc.mmap(address, size, protection, flags, file, offset)
-    if found == FAILED:
+    mapped = _libc.mmap(address, size, protection, flags, file, offset)
+    if mapped == FAILED:
         raise OSError(ctypes.get_errno(), f"mmap of {size:,} bytes: {os.strerror(ctypes.get_errno())}")
-    return int(found)
+    return int(mapped)

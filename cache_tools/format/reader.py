@@ -1,4 +1,4 @@
-"""Read rows of columns: through memory maps, in any order, from any process, several columns aligned."""
+"""Read rows of columns through memory maps, in any order, from any process; several columns row by row together."""
 
 import errno
 import math
@@ -6,23 +6,19 @@ import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from cache_tools.errors import CacheError
+from cache_tools.format.packing import Array, Ragged, dequantise
 from cache_tools.format.shard import Arrays, Header, file_name, map_shard
 from cache_tools.format.stack import Selection, Stack
 from cache_tools.format.statistics import Statistics
 from cache_tools.format.store import (
     MANIFEST,
-    Array,
-    Ragged,
     check_hash,
     checked_header,
-    dequantise,
     identity_of,
     list_columns,
     read_corpus,
@@ -30,12 +26,16 @@ from cache_tools.format.store import (
     state,
 )
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 
 class Column:
-    """What a teacher (dense) or a featuriser (ragged) made of one corpus, read through memory maps.
+    """The output of a teacher (dense) or a featuriser (ragged) for one corpus, read through memory maps.
 
-    Opening reads the manifest alone; a shard's header is checked and its data mapped when its first row is asked for,
-    in each process anew.
+    Opening a column reads only its manifest. A shard's header is checked and its data mapped when its first row is asked
+    for, in each process separately.
 
     Args:
         path: the column's folder.
@@ -45,7 +45,6 @@ class Column:
         complete: whether every row is valid.
         kind: ``dense``, ``bits`` (dense, packed eight to a byte on disk) or ``ragged``.
         dim: width of a dense row.
-        dtype: of the rows that :meth:`rows` gives.
         statistics: over the valid rows of a dense column.
 
     Raises:
@@ -71,13 +70,20 @@ class Column:
         if self.kind != "ragged":
             self.dim: int = self.manifest["dim"]
             stored = self.manifest["dtype"]
-            self.dtype = torch.uint8 if self.kind == "bits" else torch.float16 if stored == "float16" else torch.float32
-            self._uniform = all(shard["dtype"] == str(self.dtype).removeprefix("torch.") for shard in self.shards)
+            self._read_as = "uint8" if self.kind == "bits" else "float16" if stored == "float16" else "float32"
+            self._uniform = all(shard["dtype"] == self._read_as for shard in self.shards)
             self._width = -(-self.dim // 8) if self.kind == "bits" else self.dim  # of a stored row
             self.statistics = Statistics.from_json(self.manifest["statistics"])
         for number, shard in enumerate(self.shards if check_hashes else []):
             self._header(number)
             check_hash(self.path / file_name(number), shard)
+
+    @property
+    def dtype(self) -> "torch.dtype":
+        """Type of the rows that :meth:`rows` gives."""
+        import torch
+
+        return getattr(torch, self._read_as)  # type: ignore[no-any-return]
 
     def __len__(self) -> int:
         return self._rows
@@ -88,11 +94,11 @@ class Column:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=threading.Lock())
 
-    def select(self, indices: Tensor | Array) -> Selection:
-        """Rows and the shards that hold them, for :meth:`rows` and :meth:`valid` of columns with equal shards."""
-        return Selection(indices, self.shard_rows, self._rows)
+    def select(self, indices: "Tensor | Array | Selection") -> Selection:
+        """Rows and the shards that hold them; columns with shards of equal size can share the selection."""
+        return indices if isinstance(indices, Selection) else Selection(indices, self.shard_rows, self._rows)
 
-    def rows(self, indices: Tensor | Array | Selection) -> Any:
+    def rows(self, indices: "Tensor | Array | Selection") -> Any:
         """Rows at ``indices`` (batch,), in that order.
 
         Args:
@@ -105,22 +111,22 @@ class Column:
             IndexError: for a row beyond the end.
             CacheError: for a shard that is missing, damaged or swapped.
         """
-        selection = indices if isinstance(indices, Selection) else self.select(indices)
+        selection = self.select(indices)
         if self.kind == "ragged":
             return {field: self._ragged(field, selection) for field in self.manifest["fields"]}
         rows = self._gather(selection) if self._uniform else self._convert(selection)
         if self.kind == "bits":
-            return torch.from_numpy(np.unpackbits(rows.numpy(), axis=1, count=self.dim))
+            return as_tensor(np.unpackbits(rows.numpy(), axis=1, count=self.dim))
         return rows
 
-    def valid(self, indices: Tensor | Array | Selection) -> Tensor:
+    def valid(self, indices: "Tensor | Array | Selection") -> "Tensor":
         """Whether each row at ``indices`` (batch,) could be made; bool (batch,)."""
-        selection = indices if isinstance(indices, Selection) else self.select(indices)
+        selection = self.select(indices)
         out = np.ones(selection.count, np.bool_)
         for number, positions, rows in () if self.complete else selection.pieces():
             if self.shards[number]["valid"] < self.shards[number]["rows"]:
                 out[positions] = self._shard(number)["valid"][rows]
-        return torch.from_numpy(out)
+        return as_tensor(out)
 
     def read_ahead(self, first: int, count: int) -> None:
         """Ask the operating system to fetch ``count`` rows from ``first`` on into memory, without waiting for them."""
@@ -130,7 +136,7 @@ class Column:
             self._advise(number, max(0, start), min(self.shards[number]["rows"], stop))
 
     def release(self) -> None:
-        """Let go of the pages that were read, so that they no longer count as this process's memory."""
+        """Give back the pages that were read, so that they no longer count as this process's memory."""
         self._mapped.clear()
         for stack in list(self._stacks.values()):  # another thread may add one
             stack.release()
@@ -143,20 +149,18 @@ class Column:
                 size, low, high = dtype.itemsize * math.prod(shape[1:]), start, stop
                 if self.kind == "ragged":
                     low, high = self._shard(number)[name.replace("/values", "/offsets")][[start, stop]].tolist()
-                if high > low and hasattr(
-                    os, "posix_fadvise"
-                ):  # madvise(MADV_WILLNEED) without a map; macOS reads ahead by itself
+                if high > low and hasattr(os, "posix_fadvise"):  # macOS lacks it and reads ahead by itself
                     os.posix_fadvise(file.fileno(), offset + low * size, (high - low) * size, os.POSIX_FADV_WILLNEED)
 
     def _stack(self, selection: Selection, name: str, dtype: str, tail: Sequence[int], length: int) -> Stack:
-        """The data set ``name`` of all shards, those of ``selection`` in their places."""
+        """The data set ``name`` of all shards; those that ``selection`` touches are mapped."""
         with self._lock:
             if name not in self._stacks:
                 self._stacks[name] = Stack(name, dtype, tail, length, len(self.shards))
         stack = self._stacks[name]
         if stack.missing:
             with self._lock:
-                for number in [each for each in selection.touched if each in stack.missing]:
+                for number in stack.missing.intersection(selection.touched):
                     self._place(stack, number)
         return stack
 
@@ -175,20 +179,19 @@ class Column:
                 "with fewer columns, or build with more --settings.shard_rows"
             ) from None
 
-    def _gather(self, selection: Selection) -> Tensor:
+    def _gather(self, selection: Selection) -> "Tensor":
         """Rows (batch, width) of shards of one type."""
-        dtype = str(self.dtype).removeprefix("torch.")
-        stack = self._stack(selection, "embedding", dtype, (self._width,), min(self.shard_rows, self._rows))
+        stack = self._stack(selection, "embedding", self._read_as, (self._width,), min(self.shard_rows, self._rows))
         indices = selection.wanted
         if stack.stride != self.shard_rows:
             indices = indices + selection.shards * (stack.stride - self.shard_rows)
         if os.getpid() != self._process:  # torch's threads do not survive a fork, and workers have one each
-            return torch.from_numpy(stack.array.take(indices, 0))
-        return torch.from_numpy(stack.array).index_select(0, torch.from_numpy(indices))
+            return as_tensor(stack.array.take(indices, 0))
+        return as_tensor(stack.array).index_select(0, as_tensor(indices))
 
-    def _convert(self, selection: Selection) -> Tensor:
+    def _convert(self, selection: Selection) -> "Tensor":
         """Rows (batch, width) of int8 shards, or of shards of which some are wider."""
-        out = np.empty((selection.count, self._width), str(self.dtype).removeprefix("torch."))
+        out = np.empty((selection.count, self._width), self._read_as)
         for number, positions, rows in selection.pieces():
             arrays = self._shard(number)
             out[positions] = arrays["embedding"][rows]
@@ -196,11 +199,11 @@ class Column:
                 part = dequantise(arrays["embedding"][rows], arrays["scale"], arrays["offset"])
                 part[arrays["valid"][rows] == 0] = 0
                 out[positions] = part
-        return torch.from_numpy(out)
+        return as_tensor(out)
 
-    def counts(self, field: str, indices: Tensor | Array | Selection) -> Array:
+    def counts(self, field: str, indices: "Tensor | Array | Selection") -> Array:
         """How many elements a ragged ``field`` has in each row, (batch,)."""
-        return self._places(field, indices if isinstance(indices, Selection) else self.select(indices))[1]
+        return self._places(field, self.select(indices))[1]
 
     def _places(self, field: str, selection: Selection) -> tuple[Array, Array]:
         """Where each row's elements begin in its shard, and how many there are."""
@@ -217,7 +220,7 @@ class Column:
         starts, counts = self._places(field, selection)
         indices = spans(starts + selection.shards * values.stride, counts)
         longest = int(counts.max(initial=0))
-        return Ragged(torch.from_numpy(values.array.take(indices, 0)), torch.from_numpy(counts), longest)
+        return Ragged(as_tensor(values.array.take(indices, 0)), as_tensor(counts), longest)
 
     def _shard(self, number: int) -> Arrays:
         arrays = self._mapped.get(number)
@@ -236,10 +239,17 @@ class Column:
         return self._headers[number]
 
 
+def as_tensor(array: Array) -> "Tensor":
+    """``array`` as a tensor on the same memory; torch is imported here, so that listing a cache needs none of it."""
+    import torch
+
+    return torch.from_numpy(array)
+
+
 def spans(starts: Array, counts: Array) -> Array:
     """Indices of many runs, one after the other: ``starts[i], starts[i] + 1, ... (counts[i] of them)``; (total,)."""
-    before = np.cumsum(counts) - counts
-    indices: Array = np.repeat(starts - before, counts) + np.arange(counts.sum())
+    earlier = np.cumsum(counts) - counts  # elements of the runs before each run
+    indices: Array = np.repeat(starts - earlier, counts) + np.arange(counts.sum())
     return indices
 
 
@@ -258,18 +268,18 @@ class Aligned:
     def __len__(self) -> int:
         return len(self._one)
 
-    def select(self, indices: Tensor | Array) -> Selection:
-        """Rows and the shards that hold them."""
+    def select(self, indices: "Tensor | Array | Selection") -> Selection:
+        """Rows and the shards that hold them, as :meth:`Column.select`."""
         return self._one.select(indices)
 
-    def rows(self, indices: Tensor | Array | Selection) -> dict[str, Any]:
+    def rows(self, indices: "Tensor | Array | Selection") -> dict[str, Any]:
         """Column -> its rows at ``indices`` (batch,), as :meth:`Column.rows`."""
-        selection = indices if isinstance(indices, Selection) else self.select(indices)
+        selection = self.select(indices)
         return {name: column.rows(selection) for name, column in self.columns.items()}
 
-    def valid(self, indices: Tensor | Array | Selection) -> dict[str, Tensor]:
+    def valid(self, indices: "Tensor | Array | Selection") -> "dict[str, Tensor]":
         """Column -> whether it has each row, as :meth:`Column.valid`."""
-        selection = indices if isinstance(indices, Selection) else self.select(indices)
+        selection = self.select(indices)
         return {name: column.valid(selection) for name, column in self.columns.items()}
 
     def read_ahead(self, first: int, count: int) -> None:
@@ -284,7 +294,7 @@ class Aligned:
 
 
 def aligned(corpus: str | Path, columns: Iterable[str | Path | Column]) -> Aligned:
-    """Columns that belong together, opened side by side.
+    """Open columns of one corpus side by side, to read them row by row together.
 
     Args:
         corpus: the corpus's folder.
@@ -295,9 +305,9 @@ def aligned(corpus: str | Path, columns: Iterable[str | Path | Column]) -> Align
     """
     corpus = Path(corpus)
     manifest = read_corpus(corpus)
-    opened = [each if isinstance(each, Column) else Column(_under(corpus, Path(each))) for each in columns]
+    opened = [column if isinstance(column, Column) else Column(_under(corpus, Path(column))) for column in columns]
     if not opened:
-        raise CacheError(f"no columns named of {corpus}; it has: {', '.join(path.name for path in list_columns(corpus))}")
+        raise CacheError(f"no column of {corpus} is named; it has: {', '.join(path.name for path in list_columns(corpus))}")
     for column in opened:
         if (column.corpus_fingerprint, len(column)) != (manifest.fingerprint, manifest.rows):
             raise CacheError(f"{column.path} was made from another corpus than {corpus}: delete it and build again")
@@ -314,7 +324,7 @@ def _under(corpus: Path, path: Path) -> Path:
 
 
 def _check_layout(path: Path, header: Header, manifest: Mapping[str, Any], rows: int) -> None:
-    """Whether the shard holds what its column's manifest promises; a reader trusts shapes from here on."""
+    """Check that the shard holds what its column's manifest promises; the reader relies on these shapes."""
     expected: dict[str, tuple[str, tuple[int | None, ...]]] = {"valid": ("uint8", (rows,))}
     if manifest["kind"] == "ragged":
         for name, (dtype, *shape) in manifest["fields"].items():
@@ -330,17 +340,17 @@ def _check_layout(path: Path, header: Header, manifest: Mapping[str, Any], rows:
     for name, (dtypes, wanted) in expected.items():
         if name not in header.fields:
             raise CacheError(f"shard {path} has no data set {name}: delete it and build again")
-        _, dtype, found = header.fields[name]
-        fits = len(found) == len(wanted) and all(w in (None, f) for w, f in zip(wanted, found, strict=True))
+        _, dtype, shape = header.fields[name]
+        fits = len(shape) == len(wanted) and all(w in (None, size) for w, size in zip(wanted, shape, strict=True))
         if str(dtype) not in dtypes.split() or not fits:
             raise CacheError(
-                f"shard {path}: {name} is {dtype} {found}, expected {dtypes.replace(' ', ' or ')} {wanted}: "
+                f"shard {path}: {name} is {dtype} {shape}, expected {dtypes.replace(' ', ' or ')} {wanted}: "
                 "delete it and build again"
             )
 
 
 def _check_offsets(path: Path, header: Header, field: str) -> None:
-    """Whether the rows of a ragged field follow each other and end where its values end; a gather trusts them."""
+    """Check that the rows of a ragged field follow each other and end where its values end; a gather relies on it."""
     offsets = map_shard(path, header)[0][f"{field}/offsets"]
     values = header.fields[f"{field}/values"][2][0]
     if offsets[0] != 0 or offsets[-1] != values or (np.diff(offsets) < 0).any():

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
-import torch
 
 from cache_tools.errors import CacheError
 
@@ -25,7 +24,6 @@ FORMAT_VERSION = 1
 ALIGNMENT = 65_536  # bytes: larger data sets begin at a page, whatever the machine's page is, and can be mapped anywhere
 
 SPARE = 1 << 20  # bytes that must stay free beside the arrays themselves
-
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -246,6 +244,8 @@ def map_shard(path: Path, header: Header | None = None) -> tuple[Arrays, dict[st
     Raises:
         CacheError: as :func:`read_header`.
     """
+    import torch
+
     header = header or read_header(path)
     # from_file maps without keeping the file open: ten thousand shards need no ten thousand file descriptors
     whole = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8).numpy()

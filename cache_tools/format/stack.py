@@ -1,21 +1,24 @@
-"""Which rows of which shards, and the shards' data at consecutive addresses: what a column's reader is made of."""
+"""The parts of a column's reader: which rows of which shards, and the shards' data at consecutive addresses."""
 
 import math
 import mmap
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from cache_tools.format.addresses import PAGE, AddressRange
+from cache_tools.format.packing import Array
 from cache_tools.format.shard import Header
-from cache_tools.format.store import Array
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Selection:
-    """Rows of a corpus and the shards that hold them; columns with equal shards share one.
+    """Rows of a corpus and the shards that hold them; columns with shards of equal size share one selection.
 
     Args:
         indices: rows, (batch,).
@@ -27,7 +30,7 @@ class Selection:
         TypeError: for anything but a list of whole numbers.
     """
 
-    def __init__(self, indices: Tensor | Array, shard_rows: int, rows: int):
+    def __init__(self, indices: "Tensor | Array", shard_rows: int, rows: int):
         given: Array = np.asarray(indices)
         if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
             raise TypeError(
@@ -64,7 +67,7 @@ class Stack:
         name: of the data set.
         dtype: of its elements.
         tail: shape of an element.
-        length: the most elements that a shard has; each gets room for so many, rounded up to whole pages.
+        length: the most elements that a shard has; each shard gets room for this many, rounded up to whole pages.
         shards: of the column.
     """
 
@@ -79,7 +82,7 @@ class Stack:
         self.array = self.range.array(np.dtype(dtype), (self.stride * shards, *tail))
 
     def place(self, number: int, path: Path, header: Header) -> None:
-        """Put a shard's data in its place: mapped where it begins at a page of the file, else copied."""
+        """Put a shard's data in its place: mapped when it begins at a page of the file, otherwise copied."""
         offset, dtype, shape = header.fields[self.name]
         size, at = dtype.itemsize * math.prod(shape), number * self._room
         if size and offset % PAGE:
@@ -92,6 +95,6 @@ class Stack:
         self.missing.discard(number)
 
     def release(self) -> None:
-        """Let go of the files' pages, also under a running gather: it gets them again from the file. Copies stay."""
+        """Give the files' pages back; a gather that is running reads them again from the file. Copies stay."""
         for number in list(self._mapped):
             self.range.advise(number * self._room, (number + 1) * self._room, mmap.MADV_DONTNEED)

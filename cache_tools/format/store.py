@@ -6,12 +6,10 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-from torch import Tensor
+from typing import Any
 
 from cache_tools.errors import CacheError, CorpusError
+from cache_tools.format.packing import cut, cut_one, ragged_bytes
 from cache_tools.format.shard import (
     FORMAT_VERSION,
     Arrays,
@@ -27,60 +25,13 @@ from cache_tools.format.shard import (
 
 SHARD_ROWS = 65_536
 
-MANIFEST = "manifest.json"
+MANIFEST, CORPUS = "manifest.json", "corpus.json"
 
-CORPUS = "corpus.json"
+KINDS = ("teachers", "inputs")  # folders of a corpus that hold columns
 
-NOTES = "[0-9]*.json"  # the facts of shards that are made, until the column's last one is
+TASKS = "tasks"  # a folder of a corpus that holds the corpora of tasks, each in a folder named by its fingerprint
 
-
-Array = np.ndarray[Any, Any]
-
-
-# ------------------------------------------------------------------------------------------------------ layout
-
-
-class Ragged(NamedTuple):
-    """Rows of different lengths, flat: ``values`` (total, ...) and ``counts`` (batch,)."""
-
-    values: Tensor
-    counts: Tensor
-    longest: int  # the largest count, known to the host: a student on a GPU need not wait for it
-
-
-def ragged(name: str, pieces: list[Array], dtype: str, shape: tuple[int, ...] = ()) -> Arrays:
-    """Lay rows of different lengths out flat: ``NAME/values`` (total, *shape) and ``NAME/offsets`` (rows + 1,)."""
-    empty = np.empty((0, *shape), dtype)
-    offsets = np.cumsum([0, *(len(piece) for piece in pieces)], dtype=np.int64)
-    return {f"{name}/values": np.concatenate([empty, *pieces]).astype(dtype), f"{name}/offsets": offsets}
-
-
-def ragged_bytes(name: str, pieces: list[bytes]) -> Arrays:
-    """Lay byte strings out flat, as :func:`ragged` does."""
-    offsets = np.cumsum([0, *(len(piece) for piece in pieces)], dtype=np.int64)
-    return {f"{name}/values": np.frombuffer(b"".join(pieces), np.uint8), f"{name}/offsets": offsets}
-
-
-def cut(arrays: Arrays, name: str) -> Iterator[bytes]:
-    """The byte strings that :func:`ragged_bytes` laid out."""
-    values, offsets = arrays[f"{name}/values"].tobytes(), arrays[f"{name}/offsets"].tolist()
-    return (values[start:end] for start, end in itertools.pairwise(offsets))
-
-
-def quantise(rows: Array) -> Arrays:
-    """``rows`` (rows, dim) as int8 with a scale and an offset per dimension: ``row ~ embedding * scale + offset``."""
-    low, high = (rows.min(0), rows.max(0)) if len(rows) else (np.zeros(rows.shape[1]),) * 2
-    low, high = low.astype(np.float32), high.astype(np.float32)
-    offset = low / 2 + high / 2  # halves first: the sum of two large floats may overflow
-    # of the larger half, for the offset is rounded; a hair above 127, so that what is read back never leaves float32
-    scale = np.maximum(np.maximum(high - offset, offset - low) / 127.0001, np.finfo(np.float32).tiny)
-    return {"embedding": np.rint((rows - offset) / scale).astype(np.int8), "scale": scale, "offset": offset}
-
-
-def dequantise(embedding: Array, scale: Array, offset: Array) -> Array:
-    """What :func:`quantise` kept of the rows, float32."""
-    rows: Array = embedding * scale + offset
-    return rows
+NOTES = "[0-9]*.json"  # the facts of finished shards, until the column's last shard is finished
 
 
 # --------------------------------------------------------------------------------------------------- manifests
@@ -111,13 +62,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _check_version(path: Path, content: Mapping[str, Any]) -> None:
-    found = content.get("format_version")
-    if found != FORMAT_VERSION:
-        raise CacheError(f"{path} has format version {found}, this version reads {FORMAT_VERSION}: upgrade quorum-distill")
+    written = content.get("format_version")
+    if written != FORMAT_VERSION:
+        raise CacheError(
+            f"{path} has format version {written}, this version reads {FORMAT_VERSION}: upgrade quorum-distill"
+        )
 
 
 def identity_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What the header of every shard of a column says of its origin."""
+    """What the header of every shard of a column must say of its origin."""
     return {"corpus_fingerprint": manifest["corpus_fingerprint"], "producer": producer_key(manifest["producer"])}
 
 
@@ -157,7 +110,7 @@ def whole(path: Path, shard: Mapping[str, Any]) -> bool:
 
 
 def read_note(path: Path) -> dict[str, Any] | None:
-    """The facts of a finished shard, beside it while its column is unfinished; None when they are gone or damaged."""
+    """The facts of a finished shard, kept beside it until its column is finished; None when they are lost or damaged."""
     try:
         note: dict[str, Any] = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
@@ -167,7 +120,7 @@ def read_note(path: Path) -> dict[str, Any] | None:
 
 def listed_shards(folder: Path) -> dict[int, dict[str, Any]]:
     """Number -> facts of the shards of a column, finished or not."""
-    # notes first: they go away when somebody has put them into the manifest
+    # notes first: a writer that finishes the column moves them into the manifest
     notes = {int(path.stem): note for path in folder.glob(NOTES) if (note := read_note(path))}
     return dict(enumerate(read_manifest(folder / MANIFEST)["shards"])) | notes
 
@@ -193,7 +146,7 @@ class CorpusManifest:
     source: str
     shards: list[dict[str, Any]]
     format_version: int = FORMAT_VERSION
-    views: int = 1  # so many rows, one after the other, show the same item
+    views: int = 1  # this many consecutive rows show the same item
 
     def shard_span(self, number: int) -> tuple[int, int]:
         """First row and rows of shard ``number``."""
@@ -214,7 +167,7 @@ def write_corpus(folder: Path, rows: Iterator[tuple[str, bytes]], manifest: Corp
         manifest: what the corpus is; its list of shards is filled in.
 
     Raises:
-        CorpusError: when they are not those whose fingerprint the manifest has.
+        CorpusError: when the rows are not those whose fingerprint the manifest has.
     """
     (folder / "items").mkdir(parents=True, exist_ok=True)
     for here in (folder, folder / "items"):
@@ -233,7 +186,7 @@ def write_corpus(folder: Path, rows: Iterator[tuple[str, bytes]], manifest: Corp
         arrays = ragged_bytes("ids", ids) | ragged_bytes("items", items)
         shards.append(write_shard(folder / "items", number, arrays, header) | {"rows": count})
     if next(rows, None) is not None or digest.hexdigest() != manifest.fingerprint:
-        for number in range(manifest.shard_count):  # they say that they are the corpus, and are not
+        for number in range(manifest.shard_count):  # their headers claim a fingerprint that they do not have
             (folder / "items" / file_name(number)).unlink(missing_ok=True)
         raise CorpusError(f"{manifest.source} changed while it was read: build again when it is at rest")
     manifest = replace(manifest, shards=shards)
@@ -247,7 +200,7 @@ def feed(digest: "hashlib._Hash", identity: str, item: bytes) -> None:
 
 
 def remove_foreign(path: Path, number: int, header: Mapping[str, Any]) -> Header | None:
-    """The header of the shard at ``path``; what is there but is no such shard is removed."""
+    """The header of the shard at ``path``, None without one; a file there that is another shard, or none, is removed."""
     if not path.exists():
         return None
     try:
@@ -268,21 +221,33 @@ def read_corpus(folder: Path) -> CorpusManifest:
 
 def read_items(folder: Path, number: int) -> tuple[list[str], list[bytes]]:
     """Ids and raw items of shard ``number`` of the corpus at ``folder``."""
+    arrays = _map_items(folder, read_corpus(folder), number)
+    return [identity.decode() for identity in cut(arrays, "ids")], list(cut(arrays, "items"))
+
+
+def read_item(folder: Path, row: int) -> tuple[str, bytes]:
+    """Id and raw item of one row of the corpus at ``folder``; only this row is read."""
     manifest = read_corpus(folder)
+    number, place = divmod(row, manifest.shard_rows)
+    arrays = _map_items(folder, manifest, number)
+    identity, item = (cut_one(arrays, name, place) for name in ("ids", "items"))
+    return identity.decode(), item
+
+
+def _map_items(folder: Path, manifest: CorpusManifest, number: int) -> Arrays:
     path = folder / "items" / file_name(number)
     expected = {"corpus_fingerprint": manifest.fingerprint}
-    arrays, _ = map_shard(path, checked_header(path, manifest.shards[number]["bytes"], number, expected))
-    return [identity.decode() for identity in cut(arrays, "ids")], list(cut(arrays, "items"))
+    return map_shard(path, checked_header(path, manifest.shards[number]["bytes"], number, expected))[0]
 
 
 # --------------------------------------------------------------------------------------------------- listings
 
 
 def corpora(cache: Path) -> list[Path]:
-    """Folders under ``cache`` that hold a corpus, also nested ones (tasks)."""
+    """Folders under ``cache`` that hold a corpus, also those of tasks inside a corpus."""
     return sorted(path.parent for path in cache.rglob(CORPUS))
 
 
 def list_columns(corpus: Path) -> list[Path]:
     """Folders of a corpus that hold a column, teachers first."""
-    return [path.parent for kind in ("teachers", "inputs") for path in sorted((corpus / kind).glob(f"*/{MANIFEST}"))]
+    return [path.parent for kind in KINDS for path in sorted((corpus / kind).glob(f"*/{MANIFEST}"))]

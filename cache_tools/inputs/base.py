@@ -1,11 +1,16 @@
 """The Featuriser contract: from one item to the named arrays that a student reads."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from cache_tools.format.store import Ragged
+from cache_tools.errors import TeacherError
+from cache_tools.format import packing
+from cache_tools.format.packing import Array, Ragged
+from cache_tools.format.shard import Arrays
 from cache_tools.producer import Producer
 
 
@@ -14,14 +19,15 @@ class Featuriser(Producer):
 
     Class attributes:
         fields: name -> (dtype on disk, shape of one element).
-        padded: the field whose rows a student pads to the longest of a batch, so that rows of like length go together.
+        padded: the field whose rows a student pads to the longest of a batch; then rows of similar length share a batch.
     """
 
+    kind = "inputs"
     fields: ClassVar[dict[str, tuple[str, tuple[int, ...]]]]
     padded: ClassVar[str | None] = None
 
     @abstractmethod
-    def featurise(self, item: Any) -> dict[str, np.ndarray[Any, Any]]:
+    def featurise(self, item: Any) -> dict[str, Array]:
         """One prepared item as ``field -> (length, *shape)``.
 
         Raises:
@@ -29,5 +35,28 @@ class Featuriser(Producer):
         """
 
     def unpack(self, rows: dict[str, Ragged]) -> Any:
-        """What a student gets of rows that were read back: by default their fields as they are."""
+        """Turn rows that were read back into a student's input; by default their fields as they are."""
         return rows
+
+    def portable(self, folder: Path) -> dict[str, Any]:
+        """Arguments that make the same featuriser from ``folder`` alone; what it needs is written there."""
+        return dict(self.init_args)
+
+    def process(self, item: bytes) -> dict[str, Array]:
+        return self.featurise(self.prepare(item))
+
+    def pack_batch(self, values: Any, ids: Sequence[str], dtype: str) -> Arrays:
+        batch = packing.ragged_batch(values, self.fields)
+        for name in self.fields:
+            flat, counts = batch[f"{name}/values"], batch[f"{name}/counts"]
+            if not np.isfinite(flat).all():
+                bad = np.flatnonzero(~np.isfinite(flat.reshape(len(flat), -1)).all(1))[0]  # an element; its row follows
+                row = int(np.searchsorted(counts.cumsum(), bad, side="right"))
+                raise TeacherError(f"{name} of id {ids[row]!r} has a NaN or an infinity; nothing written")
+        return batch
+
+    def pack_shard(self, batches: Sequence[Arrays], good: Sequence[int], rows: int, dtype: str) -> Arrays:
+        return packing.ragged(batches, good, rows, self.fields)
+
+    def manifest_fields(self) -> dict[str, Any]:
+        return {"kind": "ragged", "fields": {name: [dtype, *shape] for name, (dtype, shape) in self.fields.items()}}

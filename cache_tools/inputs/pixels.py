@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from cache_tools.format.store import Ragged
+from cache_tools.format.packing import Ragged
 from cache_tools.inputs.base import Featuriser
 
 

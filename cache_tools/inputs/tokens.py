@@ -1,5 +1,6 @@
 """Token ids of texts."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ class TokenIds(Featuriser):
 
     Args:
         tokenizer: a hub name, a folder with the tokenizer's files, or ``package:NAME/FOLDER``.
-        max_length: a longer text is cut to so many tokens.
+        max_length: a longer text is cut to this many tokens.
         revision: the hub revision to pin.
 
     Raises:
@@ -33,7 +34,7 @@ class TokenIds(Featuriser):
         from cache_tools.hub import load_tokenizer
 
         self.split = load_tokenizer(self.tokenizer, self.revision)
-        self.split("", truncation=True, max_length=self.max_length)  # set once: a thread cannot while others read
+        self.split("", truncation=True, max_length=self.max_length)  # set once: a thread cannot set it while others read
 
     def featurise(self, item: Any) -> dict[str, np.ndarray[Any, Any]]:
         ids = self.split(item, truncation=True, max_length=self.max_length)["input_ids"]
@@ -42,5 +43,9 @@ class TokenIds(Featuriser):
     def fingerprint(self) -> dict[str, Any]:
         from cache_tools.hub import WHERE, tokenizer_sha256
 
-        known = {key: value for key, value in super().fingerprint().items() if key not in WHERE}
-        return known | {"tokenizer_sha256": tokenizer_sha256(self.split)}
+        rest = {key: value for key, value in super().fingerprint().items() if key not in WHERE}
+        return rest | {"tokenizer_sha256": tokenizer_sha256(self.split)}
+
+    def portable(self, folder: Path) -> dict[str, Any]:
+        self.split.save_pretrained(folder)
+        return {**self.init_args, "tokenizer": str(folder), "revision": None}

@@ -2,12 +2,25 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
-from torch import Tensor, nn
 
-from cache_tools.producer import Producer
+from cache_tools.errors import TeacherError
+from cache_tools.format import packing
+from cache_tools.format.packing import Array
+from cache_tools.format.shard import Arrays
+from cache_tools.producer import Producer, class_path
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class OnDevice(NamedTuple):
+    """A batch's embeddings on their way from a GPU to the host."""
+
+    host: "Tensor"  # (batch, dim)
+    copied: Any  # the CUDA event after which the host has them
 
 
 class Teacher(Producer):
@@ -24,10 +37,11 @@ class Teacher(Producer):
         [[2.0], [1.0]]
 
     Class attributes:
-        binary: embeddings are 0 or 1; the cache packs eight to a byte.
-        live: it can embed items that it has never seen; embeddings imported from a file cannot.
+        binary: embeddings are 0 or 1; the cache packs eight of them into a byte.
+        live: it can embed new items; a teacher whose embeddings were imported from a file cannot.
     """
 
+    kind = "teachers"
     dim: int
     binary: ClassVar[bool] = False
     live: ClassVar[bool] = True
@@ -43,17 +57,68 @@ class Teacher(Producer):
             Finite floats (batch, dim), or 0 and 1 for a binary teacher.
         """
 
+    def begin_batch(self, processed: Sequence[Any]) -> Any:
+        """Embed the items; what a GPU computes is copied to the host while it works."""
+        import torch
+
+        embedded: Any = self.embed(processed)
+        if not (isinstance(embedded, torch.Tensor) and embedded.is_cuda):
+            return embedded
+        host = torch.empty(embedded.shape, dtype=embedded.dtype, pin_memory=True).copy_(embedded, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        return OnDevice(host, copied)
+
+    def end_batch(self, begun: Any, rows: int) -> Array:
+        """The embeddings, (rows, dim).
+
+        Raises:
+            TeacherError: when they have another shape.
+        """
+        import torch
+
+        if isinstance(begun, OnDevice):
+            begun.copied.synchronize()
+            begun = begun.host
+        values: Array = begun.float().numpy() if isinstance(begun, torch.Tensor) else np.asarray(begun)
+        if values.shape != (rows, self.dim):
+            raise TeacherError(f"{class_path(self)} gave an array of shape {values.shape}, expected {(rows, self.dim)}")
+        return values
+
+    def pack_batch(self, values: Array, ids: Sequence[str], dtype: str) -> Arrays:
+        if not self.binary:
+            with np.errstate(over="ignore"):
+                values = values.astype(np.float32, copy=False)  # first: a number that does not fit becomes an infinity
+        if not np.isfinite(values).all():
+            row = int(np.flatnonzero(~np.isfinite(values).all(1))[0])
+            raise TeacherError(f"the embedding of id {ids[row]!r} has a NaN or an infinity; nothing written")
+        if self.binary:
+            if not np.isin(values, (0, 1)).all():
+                raise TeacherError(f"{class_path(self)} is binary but gave values beside 0 and 1")
+            return {"embedding": values.astype(np.uint8)}
+        return {"embedding": packing.narrow(values, dtype)}
+
+    def pack_shard(self, batches: Sequence[Arrays], good: Sequence[int], rows: int, dtype: str) -> Arrays:
+        stored = "bits" if self.binary else dtype
+        return packing.dense([batch["embedding"] for batch in batches], good, rows, self.dim, stored)
+
+    def manifest_fields(self) -> dict[str, Any]:
+        return {"kind": "bits" if self.binary else "dense", "dim": self.dim}
+
+    def row_bytes(self, dtype: str) -> float:
+        return self.dim * (1 / 8 if self.binary else np.dtype(dtype).itemsize)
+
 
 class Tunable(Teacher):
     """A teacher that is a torch network, which `distill specialise` can tune on the labels of a task."""
 
     @property
     @abstractmethod
-    def module(self) -> nn.Module:
+    def module(self) -> "nn.Module":
         """The network, once the teacher is loaded."""
 
     @abstractmethod
-    def forward(self, items: Sequence[Any]) -> Tensor:
+    def forward(self, items: Sequence[Any]) -> "Tensor":
         """What :meth:`embed` gives, (batch, dim) in float32, with gradients to :attr:`module`, in the mode it is in.
 
         Args:

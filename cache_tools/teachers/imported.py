@@ -1,4 +1,4 @@
-"""Embeddings from elsewhere into a cache, joined by id, and a cache's columns back into plain files."""
+"""A teacher that looks its embeddings up in a file, by id; ``distill-cache import`` makes columns with it."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -11,14 +11,19 @@ import numpy as np
 
 from cache_tools.corpora.tables import open_text, read_csv
 from cache_tools.errors import BadItem, CacheError
+from cache_tools.format.packing import Array
 from cache_tools.format.shard import read_foreign, sha256
-from cache_tools.format.store import Array
 from cache_tools.teachers.base import Teacher
 
 log = logging.getLogger(__name__)
 
 
-def _library(name: str, extra: str) -> Any:
+def optional_library(name: str, extra: str) -> Any:
+    """A library that only some formats need.
+
+    Raises:
+        CacheError: when it is not installed.
+    """
     try:
         return import_module(name)
     except ImportError:
@@ -31,7 +36,7 @@ def _npy(path: Path, field: str) -> Array:
 
 
 def _safetensors(path: Path, field: str) -> Array:
-    library = _library("safetensors", "mol")
+    library = optional_library("safetensors", "mol")
     try:
         with library.safe_open(path, framework="pt") as file:
             if field not in (there := file.keys()):
@@ -43,7 +48,7 @@ def _safetensors(path: Path, field: str) -> Array:
 
 
 def _parquet(path: Path, field: str) -> Array:
-    file = _library("pyarrow.parquet", "parquet").ParquetFile(path)
+    file = optional_library("pyarrow.parquet", "parquet").ParquetFile(path)
     if field not in (there := file.schema_arrow.names):
         raise CacheError(f"{path} has no column {field}; it has: {', '.join(there)}")
     column = file.read(columns=[field]).column(field)
@@ -51,7 +56,7 @@ def _parquet(path: Path, field: str) -> Array:
         raise ValueError(f"{column.null_count} rows of {field} are null: leave them out")
     if "list" not in str(column.type):
         return np.array(column.to_pylist(), object)
-    lengths = _library("pyarrow.compute", "parquet").list_value_length(column).unique().to_pylist()
+    lengths = optional_library("pyarrow.compute", "parquet").list_value_length(column).unique().to_pylist()
     if len(lengths) != 1:
         raise ValueError(f"the lists of {field} have lengths {sorted(lengths)[:5]}, expected one and the same")
     flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]

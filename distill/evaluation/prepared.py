@@ -1,4 +1,4 @@
-"""A task's items in the cache: which columns they have, and what every system makes of them."""
+"""A task's items in the cache: which columns they have, and the embeddings that every system makes of them."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -9,9 +9,21 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from cache_tools import TASKS, CacheError, Column, ConfigError, Settings, build_like, finish
+from cache_tools import (
+    TASKS,
+    Build,
+    CacheError,
+    Column,
+    ConfigError,
+    Settings,
+    Teacher,
+    build_like,
+    finish,
+    read_corpus,
+    rebuild,
+)
 from distill.data.columns import CorpusColumns
-from distill.evaluation.baselines import add_column, embed, is_live, other_student, principal
+from distill.evaluation.baselines import embed, other_student, principal
 from distill.evaluation.costs import cost_of_student, cost_of_teacher
 from distill.evaluation.seen import corpus_hashes
 from distill.evaluation.tasks.base import Array, Key, Task, distinct
@@ -21,7 +33,7 @@ from distill.students.base import Student
 log = logging.getLogger(__name__)
 
 
-Students = Mapping[System, Student]  # the trained student, perhaps also as it is untrained, and as it began
+Students = Mapping[System, Student]  # the trained student, perhaps also untrained and pretrained
 
 Reduction = Callable[[Array], Array]  # (rows, dims of all teachers) -> (rows, dim)
 
@@ -32,8 +44,8 @@ class Embedded(NamedTuple):
     keys: list[Key]
     labels: Array  # (rows, labels)
     systems: dict[str, tuple[Kind, Array]]  # (rows, dim), of pairs (rows, 2, dim)
-    split: list[Key]  # what splits are made of: all that a student can read, whoever else is probed
-    places: Array  # of those keys in it
+    split: list[Key]  # all that a student can read, whoever else is probed: splits are made of these
+    places: Array  # of ``keys`` in ``split``
 
 
 @dataclass(frozen=True)
@@ -45,8 +57,8 @@ class Prepared:
         folder: of its items, with columns of the same producers as the corpus.
         input: the column that the students read.
         teachers: columns to probe.
-        others: students from elsewhere, name -> column.
-        parts: the corpora of its modality.
+        others: other students, name -> column.
+        corpora: those of its modality.
         seen: items that also stand in one of them.
     """
 
@@ -55,7 +67,7 @@ class Prepared:
     input: str
     teachers: list[str]
     others: dict[str, str]
-    parts: Sequence[CorpusColumns]
+    corpora: Sequence[CorpusColumns]
     seen: set[str]
 
     def column(self, name: str, kind: str = "teachers") -> Column:
@@ -64,8 +76,9 @@ class Prepared:
 
     def reduction(self, dim: int) -> Reduction | None:
         """To the teachers' principal components, learnt from a corpus that all of them embedded; None without one."""
-        part = next((each for each in self.parts if self.teachers and set(self.teachers) <= each.teachers.keys()), None)
-        return principal([part.teachers[each] for each in self.teachers], dim) if part else None
+        complete = (corpus for corpus in self.corpora if self.teachers and set(self.teachers) <= corpus.teachers.keys())
+        corpus = next(complete, None)
+        return principal([corpus.teachers[name] for name in self.teachers], dim) if corpus else None
 
     def embed(self, systems: Sequence[System], students: Students, reduce: Reduction | None, device: str) -> Embedded:
         """Every system's embeddings.
@@ -75,111 +88,99 @@ class Prepared:
             ConfigError: when an embedding is not finite.
         """
         inputs = self.column(self.input, "inputs")
-        teachers = {each: self.column(each) for each in self.teachers}
-        others = {each: self.column(column) for each, column in self.others.items()}
-        read = inputs, *teachers.values(), *others.values()
-        valid = torch.stack([each.valid(torch.arange(len(inputs))) for each in read])
+        teachers = {name: self.column(name) for name in self.teachers}
+        others = {name: self.column(column) for name, column in self.others.items()}
+        columns = inputs, *teachers.values(), *others.values()
+        valid = torch.stack([column.valid(torch.arange(len(inputs))) for column in columns])
         keys, labels = self.task.load()
         position = {item: row for row, item in enumerate(distinct(keys))}
-        rows = torch.tensor([position[key] if isinstance(key, str) else [position[each] for each in key] for key in keys])
-        readable, kept = (each[rows].reshape(len(keys), -1).all(1) for each in (valid[0], valid.all(0)))
+        rows = torch.tensor([position[key] if isinstance(key, str) else [position[item] for item in key] for key in keys])
+        readable, kept = (mask[rows].reshape(len(keys), -1).all(1) for mask in (valid[0], valid.all(0)))
         if not kept.any():
             raise CacheError(f"task {self.folder}: not one row can be embedded, see skipped.csv there")
         wanted, rows = torch.unique(rows[kept], return_inverse=True)  # an item that stands in many pairs is embedded once
-        out: dict[str, tuple[Kind, Array]] = {
+        found: dict[str, tuple[Kind, Array]] = {
             kind: (kind, embed(student, inputs, wanted, device)) for kind, student in students.items() if kind in systems
         }
-        dense = {each: np.asarray(column.rows(wanted).float()) for each, column in teachers.items()}
+        dense = {name: np.asarray(column.rows(wanted).float()) for name, column in teachers.items()}
         together = np.concatenate(list(dense.values()), 1) if dense else np.empty((len(wanted), 0))
         if "concatenated" in systems and dense:
-            out["concatenated"] = "concatenated", together
+            found["concatenated"] = "concatenated", together
         if "pca" in systems and dense and reduce:
-            out["pca"] = "pca", reduce(together)
+            found["pca"] = "pca", reduce(together)
         if "teachers" in systems:
-            out |= {each: ("teachers", x) for each, x in dense.items()}
-        out |= {each: ("other", np.asarray(column.rows(wanted).float())) for each, column in others.items()}
-        if broken := [each for each, (_, x) in out.items() if not np.isfinite(x).all()]:
+            found |= {name: ("teachers", x) for name, x in dense.items()}
+        found |= {name: ("other", np.asarray(column.rows(wanted).float())) for name, column in others.items()}
+        if broken := [name for name, (_, x) in found.items() if not np.isfinite(x).all()]:
             raise ConfigError(f"{self.folder}: the embedding of {broken[0]} has a NaN or an infinity, it cannot be probed")
-        chosen = {each: (kind, x[rows.numpy()]) for each, (kind, x) in out.items()}
-        mine, split = ([keys[row] for row in each.nonzero().squeeze(1).tolist()] for each in (kept, readable))
+        chosen = {name: (kind, x[rows.numpy()]) for name, (kind, x) in found.items()}
+        mine, split = ([keys[row] for row in mask.nonzero().squeeze(1).tolist()] for mask in (kept, readable))
         return Embedded(mine, labels[kept.numpy()], chosen, split, np.flatnonzero(kept[readable].numpy()))
 
     def costs(self, systems: Sequence[System], students: Students, device: str) -> dict[str, Cost]:
-        """What every system needs, its speed taken on this task's items."""
-        teachers = {each: cost_of_teacher(self.column(each), device) for each in self.teachers}
-        out = dict(teachers) if "teachers" in systems else {}
+        """What every system needs, its speed measured on this task's items."""
+        teachers = {name: cost_of_teacher(self.column(name), device) for name in self.teachers}
+        costs = dict(teachers) if "teachers" in systems else {}
         if teachers:
-            every, width = list(teachers.values()), max((each.dim for each in students.values()), default=0)
-            wide = sum(each.dim for each in every)
+            width = max((student.dim for student in students.values()), default=0)
+            wide = sum(cost.dim for cost in teachers.values())
             dims: dict[System, int] = {"concatenated": wide, "pca": min(wide, width)}
-            out |= {kind: Cost.of_all(dim, every) for kind, dim in dims.items() if kind in systems}
-        student: Cost | None = None  # one network, whatever its weights
-        for kind in [each for each in students if each in systems]:
+            costs |= {kind: Cost.of_all(dim, list(teachers.values())) for kind, dim in dims.items() if kind in systems}
+        if own := [kind for kind in students if kind in systems]:
             inputs = self.column(self.input, "inputs")
-            out[kind] = student = student or cost_of_student(students[kind], self.folder, inputs, device)
-        return out | {each: cost_of_teacher(self.column(column), device) for each, column in self.others.items()}
+            cost = cost_of_student(students[own[0]], self.folder, inputs, device)  # one network, whatever its weights
+            costs |= dict.fromkeys(own, cost)
+        return costs | {name: cost_of_teacher(self.column(column), device) for name, column in self.others.items()}
 
 
 def prepare(
     tasks: Mapping[str, Task],
-    parts: Sequence[CorpusColumns],
+    corpora: Sequence[CorpusColumns],
     systems: Sequence[System],
     students: Mapping[str, Path],
     settings: Settings | None,
 ) -> dict[str, Prepared]:
-    """Embed every task's items with the same producers as a corpus's; what is there already is not made again.
+    """Embed the items of tasks of one modality with the producers of a corpus's columns; finished columns are kept.
 
     Args:
         tasks: name -> task.
-        parts: the corpora of the run with their columns; a task belongs to the first one of its modality.
+        corpora: those of the run with this modality; the first one lends its input column and its folder.
         systems: what will be probed.
-        students: from elsewhere: name -> export or checkpoint.
+        students: other students, name -> export.
         settings: how to run the teachers.
 
     Raises:
-        ConfigError: when a task's modality is not among the corpora.
         CorpusError: when a task's file or column is missing.
     """
-    out: dict[str, Prepared] = {}
-    for modality in dict.fromkeys(task.modality for task in tasks.values()):
-        named = {name: task for name, task in tasks.items() if task.modality == modality}
-        fitting = [part for part in parts if part.corpus.modality == modality]
-        if not fitting:
-            raise ConfigError(f"task {next(iter(named))} has {modality}s, the run has no corpus of them: leave it out")
-        out |= _of_modality(named, fitting, systems, students, settings)
-    return out
-
-
-def _of_modality(
-    tasks: Mapping[str, Task],
-    parts: Sequence[CorpusColumns],
-    systems: Sequence[System],
-    students: Mapping[str, Path],
-    settings: Settings | None,
-) -> dict[str, Prepared]:
-    modality, inputs = parts[0].corpus.modality, parts[0].inputs
+    inputs, modality = corpora[0].inputs, corpora[0].corpus.modality
     probed = {"teachers", "concatenated", "pca"} & set(systems)
-    columns = {name: column for part in reversed(parts) for name, column in part.teachers.items() if probed}
-    live = {name: column for name, column in columns.items() if is_live(column)}
+    columns = {name: column for corpus in reversed(corpora) for name, column in corpus.teachers.items() if probed}
+    live = {name for name, column in columns.items() if rebuild(column.manifest["producer"], Teacher).live}
+    copied = [column.path for column in (*(columns[name] for name in columns if name in live), inputs)]
     parent = inputs.path.parents[1] / TASKS
-    paths = [column.path for column in (*live.values(), inputs)]
-    folders = {name: build_like(paths, parent, task.corpus(name), settings) for name, task in tasks.items()}
-    teachers = [
-        name for part in parts for name in part.teachers if name in columns and (name in live or _imported(name, folders))
-    ]
-    found = {name: other_student(place, modality) for name, place in students.items()}
-    others = {name: each for name, each in found.items() if each}
-    if unread := sorted(found.keys() - others.keys()):
+    folders = {name: build_like(copied, parent, task.corpus(name), settings) for name, task in tasks.items()}
+    names = dict.fromkeys(name for corpus in corpora for name in corpus.teachers if name in columns)
+    teachers = [name for name in names if name in live or _imported(name, folders)]
+    others = {name: other_student(place, modality) for name, place in students.items()}
+    producers = {name: other for name, other in others.items() if other}
+    if unread := sorted(others.keys() - producers.keys()):
         log.warning("student %s reads no %ss: it is left out of their tasks", ", ".join(unread), modality)
-    finish([add_column(folder, *each, settings) for folder in folders.values() for each in others.values()])
-    known = np.concatenate([corpus_hashes(part.columns.corpus) for part in parts])
-    out = {}
+    options = settings or Settings()
+    finish(
+        [
+            Build(folder, read_corpus(folder), column, student, options)
+            for folder in folders.values()
+            for column, student in producers.values()
+        ]
+    )
+    corpus_items = np.concatenate([corpus_hashes(corpus.columns.corpus) for corpus in corpora])
+    prepared = {}
     for name, task in tasks.items():
-        stands = np.isin(corpus_hashes(folders[name]), known).tolist()
+        stands = np.isin(corpus_hashes(folders[name]), corpus_items).tolist()
         seen = {item for item, stood in zip(distinct(task.load()[0]), stands, strict=True) if stood}
-        read = {other: column for other, (column, _) in others.items()}
-        out[name] = Prepared(task, folders[name], inputs.name, list(dict.fromkeys(teachers)), read, parts, seen)
-    return out
+        read = {other: column for other, (column, _) in producers.items()}
+        prepared[name] = Prepared(task, folders[name], inputs.name, teachers, read, corpora, seen)
+    return prepared
 
 
 def _imported(teacher: str, folders: Mapping[str, Path]) -> bool:

@@ -12,7 +12,7 @@ from torch import nn
 
 from cache_tools.building.column import Settings
 from cache_tools.building.corpus import build
-from cache_tools.building.pipeline import make
+from cache_tools.building.pipeline import run_batch
 from cache_tools.corpora.text import TextFile
 from cache_tools.errors import BadItem, TeacherError
 from cache_tools.format.reader import Column
@@ -307,7 +307,7 @@ def test_a_text_teacher_is_the_same_wherever_it_lies(tmp_path, berts, sentences)
 def test_use_changes_no_fingerprint(berts, sentences):
     for producer in (HfTextTeacher(berts["right"]), SentenceTransformerTeacher(sentences), TokenIds(berts["right"], 5)):
         before = loaded(producer).fingerprint()
-        assert not make(producer, [each.encode() for each in TEXTS]).bad
+        assert not run_batch(producer, [each.encode() for each in TEXTS]).bad
         assert producer.fingerprint() == before, type(producer).__name__
 
 
@@ -408,7 +408,7 @@ def test_empty_texts_are_bad_items_everywhere(tmp_path, berts, sentences):
     tfidf = TfidfSvd(corpus(tmp_path / "texts.txt"), dim=8)
     for producer in (HfTextTeacher(berts["right"], prompt="query "), SentenceTransformerTeacher(sentences), tfidf):
         assert loaded(producer)
-        made = make(producer, [b"", b"the cat", b" \n\t ", b"\xff\xfe"])
+        made = run_batch(producer, [b"", b"the cat", b" \n\t ", b"\xff\xfe"])
         assert (made.good, sorted(made.bad), made.values.shape) == ([1], [0, 2, 3], (1, producer.dim))
     with pytest.raises(BadItem, match="empty"):
         TokenIds(berts["right"]).prepare(b"  ")

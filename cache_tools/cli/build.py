@@ -1,0 +1,53 @@
+"""``distill-cache build``: run every teacher and featuriser once over a corpus."""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from cache_tools.building import launch
+from cache_tools.building.column import Settings
+from cache_tools.building.corpus import build as build_corpus
+from cache_tools.cli.check import list_
+from cache_tools.corpora.base import Corpus
+from cache_tools.inputs.base import Featuriser
+from cache_tools.teachers.base import Teacher
+
+
+def build(
+    corpus: Corpus,
+    teachers: dict[str, Teacher],
+    inputs: dict[str, Featuriser],
+    cache: Path = Path("cache"),
+    name: str = "mol",
+    settings: Settings = Settings(),  # noqa: B008 - frozen
+    devices: int = 1,
+    rank: int | None = None,
+    world: int | None = None,
+) -> None:
+    """Run every teacher and featuriser once over a corpus; finished columns are not made again.
+
+    Many processes and machines can work on one cache: each takes shards that no other writer has. Under torchrun, srun and
+    SLURM arrays ``rank`` and ``world`` are known.
+
+    Args:
+        corpus: the items.
+        teachers: column name -> teacher.
+        inputs: column name -> featuriser of a student's input.
+        cache: the cache's folder.
+        name: the corpus's folder inside the cache.
+        settings: batch size, device, worker processes, type on disk.
+        devices: processes on this machine, one per GPU.
+        rank: which writer this is ...
+        world: ... of how many.
+    """
+    here = launch.place(rank, world)
+    if devices != 1 and here.world == 1:
+        here = launch.Place(0, devices)
+        share = settings.workers or max(1, (os.cpu_count() or 1) // max(1, devices))
+        with launch.writers(devices, sys.argv[1:], share):
+            build_corpus(cache, name, corpus, teachers, inputs, replace(settings, workers=share), here)
+    else:
+        build_corpus(cache, name, corpus, teachers, inputs, settings, here)
+    if here.rank == 0:
+        list_(cache)
