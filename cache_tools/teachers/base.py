@@ -1,7 +1,7 @@
 """The Teacher contract: a frozen encoder that turns items into embeddings."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -56,6 +56,16 @@ class Teacher(Producer):
         Returns:
             Finite floats (batch, dim), or 0 and 1 for a binary teacher.
         """
+
+    def modules(self) -> "Iterator[nn.Module]":
+        """The torch modules in its attributes, also those of a :class:`Network` or of another teacher there."""
+        from torch import nn
+
+        from cache_tools.teachers.network import Network
+
+        for value in vars(self).values():
+            if isinstance(value, nn.Module | Network | Teacher):
+                yield from value.modules()
 
     def begin_batch(self, processed: Sequence[Any]) -> Any:
         """Embed the items; what a GPU computes is copied to the host while it works."""

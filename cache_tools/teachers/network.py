@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -38,6 +38,10 @@ class Network:
         self.half = self._half(precision)
         self._checked = self.half is None
         self._most = rows if self.device.type == "cpu" else None  # rows that fit
+
+    def modules(self) -> Iterator[nn.Module]:
+        """The network and all modules inside it."""
+        return self.module.modules()
 
     def _half(self, precision: Precision) -> torch.dtype | None:
         if precision == "float32" or (precision == "auto" and self.device.type != "cuda"):
