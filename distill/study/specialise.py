@@ -1,9 +1,11 @@
 """``distill specialise``: tune a teacher's network on the labels of a task; its logits can then be a column of a cache."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -19,10 +21,10 @@ from cache_tools import (
     Teacher,
     TrainingError,
     Tunable,
+    as_tunable,
     choose_device,
     class_path,
-    facts_of,
-    tunable,
+    teacher_facts,
     write_specialist,
 )
 from distill.evaluation.probes import PROBES, LinearProbe
@@ -35,13 +37,15 @@ KINDS = ("classification", "multiclass")  # of tasks that give logits
 
 SPLITS = ("own", "scaffold")  # the first that a task offers is its default
 
+PARTS = ("training", "validation", "test")
+
 LEAST = 10  # training rows
 
-CHOOSE = 0.1  # of the training rows, to choose the frozen classifier's regularisation on
+CHOOSE = 0.1  # share of the training rows that choose the frozen classifier's regularisation
 
-RISE = 0.1  # of the steps, over which the learning rate rises
+RISE = 0.1  # share of the steps over which the learning rate rises
 
-CLIP = 1.0  # norm of the gradient
+CLIP = 1.0  # largest norm of the gradient
 
 NARROW = 0.01  # of the widest dimension's deviation: GAT's 300 differ by a factor of two million
 
@@ -78,29 +82,27 @@ def specialise(
         ConfigError: when the task is of another modality or kind, or has too few rows.
         TrainingError: when the loss is not finite.
     """
-    chosen = tunable(teacher)
-    split = split or next((each for each in SPLITS if task.offers(each)), SPLITS[0])
+    chosen = as_tunable(teacher)
+    split = split or next((name for name in SPLITS if task.offers(name)), SPLITS[0])
     check(chosen, task, out, epochs, batch_size)
     torch.manual_seed(seed)
     chosen.load(choose_device(device))
-    facts = facts_of(chosen)
+    facts = teacher_facts(chosen)
     data = read(chosen, task)
     parts = divide(data, task, split, seed)
-    fit = Fit(chosen, data, task.kind, parts, batch_size, seed)
-    frozen, best = fit.scores(), fit.tune(epochs, lr)
-    tuned = fit.scores()
-    facts |= {"task": class_path(task), "split": split, "logits": str(len(fit.bias)), "metric": fit.probe.metric}
+    specialist = TunedClassifier(chosen, data, task.kind, parts, batch_size, seed)
+    metric, frozen = specialist.probe.metric, specialist.scores()
+    best = specialist.tune(epochs, lr)
+    tuned = specialist.scores()
+    facts |= {"task": class_path(task), "split": split, "logits": str(len(specialist.bias)), "metric": metric}
     facts |= {"frozen_score": f"{frozen[-1]:.4f}", "score": f"{tuned[-1]:.4f}", "epoch": str(best), "seed": str(seed)}
-    write_specialist(out, chosen.module.state_dict(), fit.classifier(), facts)
+    write_specialist(out, chosen.module.state_dict(), specialist.classifier(), facts)
     shown = Table("classifier on", *(f"{part} ({len(rows)})" for part, rows in zip(PARTS, parts, strict=True)))
-    shown.title = f"{fit.probe.metric}, {split} split"
+    shown.title = f"{metric}, {split} split"
     for name, scores in (("the frozen network", frozen), (f"the tuned one, epoch {best} of {epochs}", tuned)):
         shown.add_row(name, *(f"{score:.3f}" for score in scores))
     Console().print(shown)
     Console().print(f"written: {out}", soft_wrap=True)
-
-
-PARTS = ("training", "validation", "test")
 
 
 def check(teacher: Tunable, task: Task, out: Path, epochs: int, batch_size: int) -> None:
@@ -156,28 +158,28 @@ def divide(data: Examples, task: Task, split: str, seed: int) -> tuple[Array, Ar
         raise ConfigError(f"the task has no split {split!r}: name one that it has with --split, such as own or random")
     train, valid, test = task.split(split, seed, data.keys)
     if len(train) < LEAST or not len(valid) or not len(test):
-        found = ", ".join(f"{len(rows)} {part}" for rows, part in zip((train, valid, test), PARTS, strict=True))
-        raise ConfigError(f"the {split} split has {found} rows; expected {LEAST} training rows and one of each other")
-    known, taught = (data.labels[rows] for rows in (slice(None), train))
+        counts = ", ".join(f"{len(rows)} {part}" for rows, part in zip((train, valid, test), PARTS, strict=True))
+        raise ConfigError(f"the {split} split has {counts} rows; expected {LEAST} training rows and one of each other")
+    taught = data.labels[train]
     if task.kind == "multiclass":
-        if lacking := np.setdiff1d(known, taught).astype(int).tolist():
+        if lacking := np.setdiff1d(data.labels, taught).astype(int).tolist():
             raise ConfigError(f"no training row of class {lacking[0]}: take another split or seed, or more rows")
-        one = len(np.unique(taught)) < 2
+        differ = len(np.unique(taught)) > 1
     else:
-        one = not (np.nanmin(taught, 0, initial=1) < np.nanmax(taught, 0, initial=0)).any()
-    if one:
+        differ = (np.nanmin(taught, 0, initial=1) < np.nanmax(taught, 0, initial=0)).any()
+    if not differ:
         raise ConfigError(f"all {len(train)} training rows have one label: there is nothing to tell apart")
     return train, valid, test
 
 
-class Fit:
+class TunedClassifier(nn.Module):
     """A network and a linear classifier on top of it, on the rows of a task.
 
-    The classifier is that of the house's probe, on standardised dimensions; it leaves out the narrowest, since a step that
-    moves those by nothing would move their standardised values by hundreds of deviations.
+    The classifier is the house's linear probe, on standardised dimensions. It leaves out the narrowest dimensions: a step
+    that hardly moves one of those would move its standardised value by hundreds of deviations.
 
     Args:
-        teacher: loaded.
+        teacher: loaded; its network is tuned in place.
         data: the rows.
         kind: of the labels.
         parts: row numbers for training, validation and test.
@@ -185,30 +187,33 @@ class Fit:
         seed: of the order.
     """
 
+    shift: Tensor  # (dim,)
+    scale: Tensor  # (dim,)
+
     def __init__(self, teacher: Tunable, data: Examples, kind: str, parts: Sequence[Array], size: int, seed: int):
+        super().__init__()
         self.teacher, self.data, self.kind, self.parts, self.size = teacher, data, kind, parts, size
-        self.random = np.random.default_rng(seed)
-        made = PROBES[kind]()
-        assert isinstance(made, LinearProbe)
-        self.probe = made
-        x, y = np.asarray(self._over(parts[0]).cpu()), data.labels[parts[0]]
+        self.network, self.random = teacher.module, np.random.default_rng(seed)
+        probe = PROBES[kind]()
+        assert isinstance(probe, LinearProbe)
+        self.probe = probe
+        x, y = np.asarray(self._over(self._embed, parts[0]).cpu()), data.labels[parts[0]]
         x[:, (spread := x.std(0)) < NARROW * spread.max()] = 0.0  # a constant, which the probe leaves out
         order = self.random.permutation(len(x))
-        most = order[round(CHOOSE * len(x)) :], order[: round(CHOOSE * len(x))]
-        made.fit(x[most[0]], y[most[0]], x[most[1]], y[most[1]])
+        chosen, rest = np.split(order, [round(CHOOSE * len(x))])
+        probe.fit(x[rest], y[rest], x[chosen], y[chosen])
         device = next(teacher.module.parameters()).device
-        self.shift, self.scale = (
-            torch.as_tensor(each, dtype=torch.float32, device=device) for each in (made.shift, made.scale)
-        )
-        bias, weight = made.weights.float().to(device).split([1, x.shape[1]], 1)  # (logits, 1), (logits, dim)
-        self.weight, self.bias = weight.clone().requires_grad_(), bias.squeeze(1).clone().requires_grad_()
+        self.register_buffer("shift", torch.as_tensor(probe.shift, dtype=torch.float32, device=device))
+        self.register_buffer("scale", torch.as_tensor(probe.scale, dtype=torch.float32, device=device))
+        bias, weight = probe.weights.float().to(device).split([1, x.shape[1]], 1)  # (logits, 1), (logits, dim)
+        self.weight, self.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.squeeze(1).clone())
 
-    def logits(self, rows: Array) -> Tensor:
-        """(rows, logits), with gradients."""
+    def forward(self, rows: Array) -> Tensor:
+        """Logits (rows, logits), with gradients."""
         return F.linear((self._embed(rows) - self.shift) * self.scale, self.weight, self.bias)
 
     def classifier(self) -> dict[str, Tensor]:
-        """Weight (logits, dim) and bias (logits,) of the classifier of embeddings as they are."""
+        """Weight (logits, dim) and bias (logits,) of the classifier of embeddings that are not standardised."""
         weight = self.weight.detach() * self.scale
         return {"weight": weight, "bias": self.bias.detach() - weight @ self.shift}
 
@@ -218,47 +223,50 @@ class Fit:
         Raises:
             TrainingError: when the loss is not finite.
         """
-        module, (train, valid, _) = self.teacher.module, self.parts
-        weights = [*module.requires_grad_(True).parameters(), self.weight, self.bias]
+        train, valid, _ = self.parts
         steps = epochs * len(self._batches(train))
-        optimiser = torch.optim.AdamW(weights, lr)
+        optimiser = torch.optim.AdamW(self.requires_grad_(True).parameters(), lr)
         rise = min(max(RISE, 2 / max(steps, 1)), 0.9)  # of less than two steps it divides by zero
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, max(steps, 1), pct_start=rise)
-        best, at, kept = self._judge(valid), 0, self._copy()
+        best, best_epoch, best_state = self._judge(valid), 0, deepcopy(self.state_dict())
         for epoch in range(1, epochs + 1):
-            _train(module)
+            self.train()
             total = 0.0
             for rows in self._batches(self.random.permutation(train)):
-                loss = self._loss(self.logits(rows), rows)
+                loss = self._loss(self(rows), rows)
                 if not loss.isfinite():
                     raise TrainingError(f"epoch {epoch}: the loss is {loss.item()}, expected a finite one: lower lr, {lr}")
                 optimiser.zero_grad()
                 loss.backward()
-                torch.nn.utils.clip_grad_norm_(weights, CLIP)
+                nn.utils.clip_grad_norm_(self.parameters(), CLIP)
                 optimiser.step()
                 schedule.step()
                 total += loss.item() * len(rows)
             score = self._judge(valid)
             log.info("epoch %d: loss %.4f, validation %s %.4f", epoch, total / len(train), self.probe.metric, score[0])
             if np.nan_to_num(score).tolist() > np.nan_to_num(best).tolist():  # NaN: labels of one kind alone
-                best, at, kept = score, epoch, self._copy()
-        module.load_state_dict(kept[0])
-        module.requires_grad_(False).eval()
-        with torch.no_grad():
-            self.weight.copy_(kept[1])
-            self.bias.copy_(kept[2])
-        return at
+                best, best_epoch, best_state = score, epoch, deepcopy(self.state_dict())
+        self.load_state_dict(best_state)
+        self.requires_grad_(False).eval()
+        return best_epoch
+
+    def train(self, mode: bool = True) -> Self:
+        """As usual, but batch norms keep their statistics: the classifier was fitted on embeddings made with these."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self
 
     def scores(self) -> list[float]:
-        """Of training, validation and test rows."""
+        """The score of the training, the validation and the test rows."""
         return [self._judge(rows)[0] for rows in self.parts]
 
     def _judge(self, rows: Array) -> tuple[float, float]:
-        """The score, and less the loss, which decides between equal ones."""
-        logits = self._over(rows, classify=True)
-        labels = self.data.labels[rows]
-        found = self.probe.judge(np.asarray(logits.cpu()), labels)[1][self.probe.metric]
-        score = float(np.mean(found[np.isfinite(found)])) if np.isfinite(found).any() else float("nan")
+        """The score; and minus the loss, which decides between equal scores."""
+        logits = self._over(self, rows)
+        by_label = self.probe.judge(np.asarray(logits.cpu()), self.data.labels[rows])[1][self.probe.metric]
+        score = float(np.mean(by_label[np.isfinite(by_label)])) if np.isfinite(by_label).any() else float("nan")
         return score, -self._loss(logits, rows).item()
 
     def _loss(self, logits: Tensor, rows: Array) -> Tensor:
@@ -266,30 +274,18 @@ class Fit:
         if self.kind == "multiclass":
             return F.cross_entropy(logits, labels[:, 0].long())
         known = labels.isfinite()
-        each = F.binary_cross_entropy_with_logits(logits, labels.nan_to_num().float(), reduction="none")
-        return torch.where(known, each, 0.0).sum() / known.sum().clamp_min(1)
+        losses = F.binary_cross_entropy_with_logits(logits, labels.nan_to_num().float(), reduction="none")
+        return torch.where(known, losses, 0.0).sum() / known.sum().clamp_min(1)
 
     def _embed(self, rows: Array) -> Tensor:
         return self.teacher.forward([self.teacher.prepare(self.data.items[row]) for row in rows])
 
-    def _over(self, rows: Array, classify: bool = False) -> Tensor:
-        """Embeddings or logits of many rows, (rows, ...), by the network as it is used."""
-        self.teacher.module.eval()
+    def _over(self, function: Callable[[Array], Tensor], rows: Array) -> Tensor:
+        """What ``function`` gives of many rows, (rows, ...), by the network as it is used."""
+        self.eval()
         with torch.no_grad():
-            return torch.cat([self.logits(each) if classify else self._embed(each) for each in self._batches(rows)])
+            return torch.cat([function(batch) for batch in self._batches(rows)])
 
     def _batches(self, rows: Array) -> list[Array]:
-        """Of like size, so that no step is of one row or two."""
+        """Batches of similar size, so that no step is of one row or two."""
         return np.array_split(rows, -(-len(rows) // self.size))
-
-    def _copy(self) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        state = {name: each.detach().clone() for name, each in self.teacher.module.state_dict().items()}
-        return state, self.weight.detach().clone(), self.bias.detach().clone()
-
-
-def _train(module: nn.Module) -> None:
-    """Training mode, but for batch norms, which keep their statistics: the classifier was fitted on what these give."""
-    module.train()
-    for each in module.modules():
-        if isinstance(each, _BatchNorm):
-            each.eval()
