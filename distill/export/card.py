@@ -1,28 +1,41 @@
 """The model card of an exported student: what it learnt from, how well, and how to use it."""
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from cache_tools import Column, TeacherError, locate
 from distill.data.columns import CorpusColumns
-from distill.records import FILE, FOLDER, Results
+from distill.records import Results
 from distill.report import figures, page
 from distill.report import sections as report
 from distill.report.scores import Scores
 from distill.report.tables import score_table
 from distill.run_folder import RunFolder
 
-ITEMS = {
-    "molecule": '["CCO", "c1ccccc1"]',
-    "text": '["a cat on a mat", "a dog in the fog"]',
-    "image": '[Image.new("RGB", (64, 64)), Image.new("RGB", (80, 60), "red")]',
-}
+TEMPLATE = Path(__file__).with_name("card.md.jinja")
 
 UNKNOWN = "unknown, see the model's page"
+
+CHOSEN = ("student", "head", "heads", "normaliser", "objective")  # of a run's configuration, shown in the card
+
+
+class HeldOut(NamedTuple):
+    """How well the heads predicted each teacher on held-out rows, at the last validation before the checkpoint.
+
+    Attributes:
+        step: of the validation.
+        loss: of all teachers.
+        figures: names of what was measured, for instance ``r2``.
+        rows: a teacher's name, and its value of each figure; empty where it has none.
+    """
+
+    step: str
+    loss: str
+    figures: list[str]
+    rows: list[list[str]]
 
 
 def write(
@@ -30,141 +43,113 @@ def write(
     name: str,
     checkpoint: Path,
     config: Mapping[str, Any],
-    parts: list[CorpusColumns],
+    corpora: list[CorpusColumns],
     exported: Mapping[str, Any],
 ) -> None:
     """Write README.md with its plots into an export.
 
     Args:
-        folder: of the export as it is being made; its files are listed.
+        folder: of the export while it is being made.
         name: that the folder will have.
         checkpoint: RUN/checkpoints/best.ckpt.
         config: of the run.
-        parts: the corpora that it read.
+        corpora: those that the run read.
         exported: the export's config.json.
     """
-    run = checkpoint.absolute().parents[1]
-    modalities = list(dict.fromkeys(each["modality"] for each in exported["inputs"].values()))
-    front = {"library_name": "quorum-distill", "license": "unknown", "pipeline_tag": "feature-extraction"}
-    head = yaml.safe_dump({**front, "tags": ["embeddings", "multi-teacher-distillation", *modalities]}, sort_keys=False)
-    sections = [
-        f"---\n{head}---\n\n# {name}",
-        f"An encoder of {' and '.join(f'{each}s' for each in modalities)}, {exported['dim']} wide, distilled by "
-        "quorum-distill ([arXiv 2510.18680](https://arxiv.org/abs/2510.18680)) from the teachers below.",
-        _usage(name, modalities, exported),
-        _teachers(parts),
-        _corpora(parts),
-        _training(folder, run, config, exported["checkpoint"], {name for part in parts for name in part.teachers}),
-        _probes(folder, run, checkpoint),
-        "## Licence\n\nNone is stated for this student. Before you pass it on, look at the licences of its teachers' "
-        "weights and of its corpus.",
-    ]
-    (folder / "README.md").write_text("\n\n".join(each for each in sections if each) + "\n")
+    from huggingface_hub import ModelCard, ModelCardData
+
+    run, at = RunFolder.of_checkpoint(checkpoint), exported["checkpoint"]
+    modalities = list(dict.fromkeys(column["modality"] for column in exported["inputs"].values()))
+    columns = {name: column for corpus in reversed(corpora) for name, column in corpus.teachers.items()}
+    rows = run.metrics()
+    held_out = _held_out(rows, at["step"], columns.keys())
+    if held_out and (curves := figures.losses(rows)):
+        curves.savefig(folder / "training.png", dpi=130)
+    data = ModelCardData(
+        library_name="quorum-distill",
+        license="unknown",
+        pipeline_tag="feature-extraction",
+        tags=["embeddings", "multi-teacher-distillation", *modalities],
+    )
+    ModelCard.from_template(
+        data,
+        str(TEMPLATE),
+        name=name,
+        modalities=modalities,
+        dim=exported["dim"],
+        spaces=[(teacher, spec["dim"]) for teacher, spec in exported["teachers"].items()],
+        module=exported["student"]["class_path"].rpartition(".")[0],
+        teachers=[_teacher(*item) for item in columns.items()],
+        corpora=[_corpus(corpus) for corpus in corpora],
+        epoch=at["epoch"],
+        step=at["step"],
+        configuration=yaml.safe_dump({key: v for key in CHOSEN if (v := config["model"].get(key))}, sort_keys=False),
+        held_out=held_out,
+        probes=_probes(folder, run, checkpoint),
+    ).save(folder / "README.md")
 
 
-def _usage(name: str, modalities: list[str], exported: Mapping[str, Any]) -> str:
-    several = len(modalities) > 1
-    lines = ["from PIL import Image", ""] if "image" in modalities else []
-    lines += ["import distill", "", f"student = distill.load_student({name!r})  # the path of this folder"]
-    for each in modalities:
-        named = f", modality={each!r}" if several else ""
-        lines.append(f"embedded = student.embed({ITEMS[each]}{named})  # (2, {exported['dim']})")
-    for teacher, spec in list(exported["teachers"].items())[:1]:
-        lines.append(f"raw = student.teacher_space({ITEMS[modalities[-1]]}, {teacher!r}{named})  # (2, {spec['dim']})")
-    text = "## Use\n\n```python\n" + "\n".join(lines) + "\n```"
-    if "image" in modalities:
-        text += "\n\nAn image is a path, the bytes of a file, a PIL image or a uint8 array (height, width, 3)."
-    module = exported["student"]["class_path"].rpartition(".")[0]
-    if not module.startswith("distill."):
-        text += f"\n\nThe student's class is in the module `{module}`, which must be importable."
-    return text
-
-
-def _teachers(parts: list[CorpusColumns]) -> str:
-    columns = {name: column for part in reversed(parts) for name, column in part.teachers.items()}
-    lines = [_row("teacher", "class", "dim", "model", "revision", "SHA-256 of weights", "licence"), _row(*["---"] * 7)]
-    lines += [_teacher(name, column) for name, column in columns.items()]
-    return "## Teachers\n\n" + "\n".join(lines)
-
-
-def _teacher(name: str, column: Column) -> str:
-    made = column.manifest["producer"]
-    known = made["init_args"]
-    model = next((str(known[key]) for key in ("model", "weights", "embeddings", "export") if known.get(key)), "")
-    sha = made["fingerprint"].get("weights_sha256", "")
-    revision = known.get("revision") or ("not pinned" if model and "revision" in known else "")
-    licence = _licence(model, known.get("revision")) if model else "no weights"
+def _teacher(name: str, column: Column) -> list[object]:
+    """A line of the table of teachers."""
+    producer = column.manifest["producer"]
+    init_args = producer["init_args"]
+    model = next((str(init_args[key]) for key in ("model", "weights", "embeddings", "export") if init_args.get(key)), "")
+    sha = producer["fingerprint"].get("weights_sha256", "")
+    revision = init_args.get("revision") or ("not pinned" if model and "revision" in init_args else "")
+    licence = _licence(model, init_args.get("revision")) if model else "no weights"
     shown = Path(model).name if Path(model).is_absolute() else model  # where a file lay helps nobody else
-    return _row(name, f"`{made['class_path']}`", column.dim, shown, revision, sha[:16], licence)
+    return [name, f"`{producer['class_path']}`", column.dim, shown, revision, sha[:16], licence]
+
+
+def _corpus(corpus: CorpusColumns) -> list[object]:
+    """A line of the table of corpora."""
+    facts, name = corpus.corpus, corpus.columns.corpus.name
+    return [name, facts.modality, f"{facts.rows:,}", facts.source, facts.fingerprint[:16], corpus.inputs.name]
 
 
 def _licence(model: str, revision: str | None) -> str:
-    """What the model's own card says, where there is a copy of it on this machine."""
+    """The licence in the model's own card, where there is a copy of it on this machine."""
+    from huggingface_hub import metadata_load, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
     try:
         place = Path(locate(model))
-    except TeacherError:
-        return UNKNOWN
-    path: Any = (place if place.is_dir() else place.parent) / "README.md"
-    if not place.exists():
-        from huggingface_hub import try_to_load_from_cache
-        from huggingface_hub.errors import HFValidationError
-
-        try:
+        if place.exists():
+            path: Any = (place if place.is_dir() else place.parent) / "README.md"
+        else:
             path = try_to_load_from_cache(model, "README.md", revision=revision)
-        except HFValidationError:
-            return UNKNOWN
-    if not isinstance(path, str | Path) or not Path(path).is_file():
+        front = metadata_load(path) if isinstance(path, str | Path) and Path(path).is_file() else None
+    except (TeacherError, HFValidationError, ValueError, yaml.YAMLError):
         return UNKNOWN
-    front = re.match(r"---\n(.*?)\n---", Path(path).read_text(errors="replace"), re.DOTALL)
-    stated = re.search(r"^license:\s*(\S+)", front[1], re.MULTILINE) if front else None
-    return stated[1] if stated else UNKNOWN
+    return str((front or {}).get("license") or UNKNOWN)
 
 
-def _corpora(parts: list[CorpusColumns]) -> str:
-    lines = [_row("corpus", "modality", "rows", "source", "fingerprint", "input"), _row(*["---"] * 6)]
-    for part in parts:
-        about, name = part.corpus, part.columns.corpus.name
-        lines.append(_row(name, about.modality, f"{about.rows:,}", about.source, about.fingerprint[:16], part.inputs.name))
-    return "## Corpora\n\n" + "\n".join(lines)
-
-
-def _training(folder: Path, run: Path, config: Mapping[str, Any], checkpoint: Mapping[str, Any], teachers: set[str]) -> str:
-    chosen = {key: config["model"].get(key) for key in ("student", "head", "heads", "normaliser", "objective")}
-    shown = yaml.safe_dump({key: value for key, value in chosen.items() if value}, sort_keys=False)
-    text = f"## Training\n\nEpoch {checkpoint['epoch']}, step {checkpoint['step']}.\n\n```yaml\n{shown}```"
-    rows = RunFolder(run).metrics()
-    held = [row for row in rows if row.get("val/loss") and int(row["step"]) <= checkpoint["step"]]
-    if not held:
-        return text
-    told: dict[str, dict[str, str]] = {}  # teacher -> figure -> value
-    for key, value in held[-1].items():
+def _held_out(rows: list[dict[str, str]], step: int, teachers: Iterable[str]) -> HeldOut | None:
+    """The last validation up to ``step`` among what a run logged; None when there is none."""
+    validations = [row for row in rows if row.get("val/loss") and int(row["step"]) <= step]
+    if not validations:
+        return None
+    last = validations[-1]
+    by_teacher: dict[str, dict[str, str]] = {}  # teacher -> figure -> value
+    for key, value in last.items():
         figure, _, teacher = key.partition("/")
         if value and teacher in teachers:
-            told.setdefault(teacher, {})[figure] = f"{float(value):.4g}"
-    names = sorted({figure for each in told.values() for figure in each})
-    lines = [_row("teacher", *names), _row("---", *["---:"] * len(names))]
-    lines += [_row(teacher, *(each.get(name, "") for name in names)) for teacher, each in told.items()]
-    if drawn := figures.losses(rows):
-        drawn.savefig(folder / "training.png", dpi=130)
-    loss = f"Held-out rows at step {held[-1]['step']}: loss {float(held[-1]['val/loss']):.4g}."
-    return "\n\n".join([text, loss, "\n".join(lines), "![losses](training.png)"])
+            by_teacher.setdefault(teacher, {})[figure] = f"{float(value):.4g}"
+    names = sorted({figure for values in by_teacher.values() for figure in values})
+    lines = [[teacher, *(values.get(name, "") for name in names)] for teacher, values in by_teacher.items()]
+    return HeldOut(last["step"], f"{float(last['val/loss']):.4g}", names, lines)
 
 
-def _probes(folder: Path, run: Path, checkpoint: Path) -> str:
-    if not (run / FOLDER / FILE).is_file():
-        return ""
-    results = Results.load(run)
+def _probes(folder: Path, run: RunFolder, checkpoint: Path) -> list[tuple[str, str, str]]:
+    """Each split with its answer and its table of scores, a plot of each in ``folder``; none without probes of this one."""
+    if not run.results.is_file():
+        return []
+    results = Results.load(run.path)
     if Path(results.about["checkpoint"]).name != checkpoint.name:
-        return ""
-    parts = ["## Probes\n\nProbes of the frozen embedding, made by `distill test`."]
+        return []
+    out = []
     for split in dict.fromkeys(record.split for record in results.records):
         scores = Scores(results.records, split)
         figures.bars(scores).savefig(folder / f"probes-{split}.png", dpi=130)
-        parts.append(f"{split.capitalize()} split: {report.answer(scores)}")
-        parts.append(page.markdown([score_table(scores)]))
-        parts.append(f"![mean scores](probes-{split}.png)")
-    return "\n\n".join(parts)
-
-
-def _row(*cells: object) -> str:
-    return f"| {' | '.join(str(each).replace('|', chr(92) + '|') for each in cells)} |"
+        out.append((split, report.answer(scores), page.markdown([score_table(scores)])))
+    return out

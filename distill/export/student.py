@@ -1,10 +1,9 @@
 """A student outside its run: loaded from the folder that ``distill export`` made, fed with raw items."""
 
-import hashlib
 import importlib
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +26,7 @@ from cache_tools import (
     choose_device,
     read_safetensors,
     rebuild,
+    sha256,
     weights_sha256,
 )
 from distill.heads import Head
@@ -224,6 +224,9 @@ class StudentTeacher(Teacher):
     def embed(self, items: Sequence[Any]) -> Any:
         return self.student.run(items, self.input)
 
+    def modules(self) -> Iterator[nn.Module]:
+        return self.student.network.modules()
+
     def fingerprint(self) -> dict[str, Any]:
         known = {key: value for key, value in super().fingerprint().items() if key != "export"}
         made = {"student": self.student.config["student"], "weights_sha256": weights_sha256(self.student.network.module)}
@@ -350,13 +353,13 @@ def instance(kind: Any, base: type, spec: Any, where: Path) -> Any:
         raise ConfigError(f"{wrong} ({' '.join(str(error).split())[:300]}): export the student again") from None
 
 
-def filled(content: Any, folder: Path) -> Any:
-    """``content`` with the export's folder put in where its paths begin."""
+def replaced(content: Any, old: str, new: str) -> Any:
+    """``content``, as JSON has it, with ``old`` replaced by ``new`` in every text."""
     if isinstance(content, Mapping):
-        return {key: filled(value, folder) for key, value in content.items()}
+        return {key: replaced(value, old, new) for key, value in content.items()}
     if isinstance(content, list):
-        return [filled(value, folder) for value in content]
-    return content.replace(HERE, str(folder)) if isinstance(content, str) else content
+        return [replaced(value, old, new) for value in content]
+    return content.replace(old, new) if isinstance(content, str) else content
 
 
 def _choose(config: Mapping[str, Any], modality: str | None, folder: Path) -> str:
@@ -370,23 +373,21 @@ def _choose(config: Mapping[str, Any], modality: str | None, folder: Path) -> st
 
 
 def _featuriser(spec: Mapping[str, Any], folder: Path) -> Featuriser:
-    made = rebuild(filled(spec, folder), Featuriser)
-    assert isinstance(made, Featuriser)
-    made.load("cpu")
-    return made
+    featuriser = rebuild(replaced(spec, HERE, str(folder)), Featuriser)
+    featuriser.load("cpu")
+    return featuriser
 
 
 def _modules(folder: Path, config: Mapping[str, Any]) -> tuple[Student, nn.ModuleDict]:
     """The student and its teachers' spaces with their weights."""
     path = folder / WEIGHTS
     try:
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = sha256(path)
     except OSError as error:
         raise ConfigError(f"cannot read {path} ({error.strerror}): copy the whole folder, or export again") from None
     if found != config["weights_sha256"]:
         raise ConfigError(f"{path} is damaged: its SHA-256 is not that of {CONFIG}: copy it again, or export again")
-    student: Student = instance(Student, Student, filled(config["student"], folder), folder / CONFIG)
+    student: Student = instance(Student, Student, replaced(config["student"], HERE, str(folder)), folder / CONFIG)
     spaces = nn.ModuleDict()
     for name, spec in config["teachers"].items():
         head = instance(Callable[[int, int], Head], Head, spec["head"], folder / CONFIG)

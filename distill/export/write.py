@@ -1,9 +1,7 @@
 """``distill export | predict``: a trained student as a folder that needs nothing else, or as a column of a cache."""
 
-import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -16,30 +14,36 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
 from cache_tools import (
-    Build,
+    UNREADABLE,
     ConfigError,
     Featuriser,
     Settings,
-    TokenIds,
+    add_column,
     as_json,
-    check_name,
+    check_column_name,
     class_path,
-    finish,
-    libraries,
-    locate,
+    first_line,
+    library_versions,
     read_corpus,
     require_same,
+    sha256,
 )
-from distill.data.columns import CorpusColumns, featuriser_of
+from distill.data.columns import CorpusColumns
 from distill.data.module import DistillData
 from distill.export import card
-from distill.export.formats import PROGRAM, SENTENCES, _write_program, _write_sentences
-from distill.export.student import CONFIG, FORMAT_VERSION, HERE, WEIGHTS, StudentTeacher, TeacherSpace, read_config
+from distill.export.formats import PROGRAM, SENTENCES, write_program, write_sentences
+from distill.export.student import (
+    CONFIG,
+    FORMAT_VERSION,
+    HERE,
+    WEIGHTS,
+    StudentTeacher,
+    TeacherSpace,
+    read_config,
+    replaced,
+)
 from distill.heads import Head
-from distill.students.base import Student
-from distill.students.image import ImageStudent
-from distill.students.mixed import MixedStudent
-from distill.students.text import TextStudent
+from distill.run_folder import RunFolder
 from distill.targets import Normaliser, Raw, Standardise
 from distill.training.distiller import Distiller
 
@@ -72,9 +76,9 @@ def export(
         folder = Path(temporary) / out.name
         folder.mkdir()
         spec = config["model"]["student"]
-        spec = {**spec, "init_args": self_contained(student, spec.get("init_args") or {}, folder / "network")}
+        spec = {**spec, "init_args": student.portable(spec.get("init_args") or {}, folder / "network")}
         spaces = _spaces(model, data) if heads else nn.ModuleDict()
-        written = {
+        content = {
             "format_version": FORMAT_VERSION,
             "dim": student.dim,
             "student": spec,
@@ -83,16 +87,16 @@ def export(
                 name: _head_spec(config["model"], name, cast(TeacherSpace, each)) for name, each in spaces.items()
             },
             "weights_sha256": _write_weights(nn.ModuleDict({"student": student, "teachers": spaces}), folder / WEIGHTS),
-            "checkpoint": {"sha256": _sha256(ckpt_path), "epoch": checkpoint["epoch"], "step": checkpoint["global_step"]},
-            "libraries": libraries(),
+            "checkpoint": {"sha256": sha256(ckpt_path), "epoch": checkpoint["epoch"], "step": checkpoint["global_step"]},
+            "libraries": library_versions(),
         }
-        text = json.dumps(_portable(as_json(written), folder), indent=1)
-        (folder / CONFIG).write_text(text + "\n")
+        exported = replaced(as_json(content), str(folder), HERE)  # so that the export may lie anywhere
+        (folder / CONFIG).write_text(json.dumps(exported, indent=1) + "\n")
         if program:
-            _write_program(student, inputs, folder / PROGRAM)
+            write_program(student, inputs, folder / PROGRAM)
         if sentence_transformers:
-            _write_sentences(student, inputs, folder / SENTENCES)
-        card.write(folder, out.name, ckpt_path, config, data.corpora, json.loads(text))
+            write_sentences(student, inputs, folder / SENTENCES)
+        card.write(folder, out.name, ckpt_path, config, data.corpora, exported)
         folder.rename(out)
     log.info("written: %s; `distill.load_student(%r).embed([...])` anywhere, how is in its README.md", out, str(out))
 
@@ -121,24 +125,26 @@ def predict(
         raise ConfigError(
             "expected one of --ckpt_path and --student: a checkpoint of a run, or a folder of `distill export`"
         )
-    check_name(name)
+    check_column_name(name)
     manifest = read_corpus(corpus)
-    if ckpt_path is not None:
-        student = export_of(ckpt_path)
-    assert student is not None
-    several = len(read_config(student)["inputs"]) > 1
-    teacher = StudentTeacher(student.resolve(), manifest.modality if several else None)
+    folder = student or export_of(cast(Path, ckpt_path))
+    several = len(read_config(folder)["inputs"]) > 1
+    teacher = StudentTeacher(folder.resolve(), manifest.modality if several else None)
     if teacher.modality != manifest.modality:
-        raise ConfigError(f"{student} reads {teacher.modality}s, the corpus {corpus} holds {manifest.modality}s")
-    finish([Build(corpus, manifest, "teachers", name, teacher, settings)])
+        raise ConfigError(f"{folder} reads {teacher.modality}s, the corpus {corpus} holds {manifest.modality}s")
+    add_column(corpus, name, teacher, settings)
 
 
 def export_of(checkpoint: Path) -> Path:
-    """The export beside a checkpoint, made when it is not there."""
-    folder = checkpoint.absolute().parents[1] / "export"
+    """The export in a checkpoint's run, made when it is not there.
+
+    Raises:
+        ConfigError: when it is of another checkpoint.
+    """
+    folder = RunFolder.of_checkpoint(checkpoint).export
     if not folder.exists():
         export(folder, checkpoint)
-    elif read_config(folder).get("checkpoint", {}).get("sha256") != _sha256(checkpoint):
+    elif read_config(folder).get("checkpoint", {}).get("sha256") != sha256(checkpoint):
         raise ConfigError(
             f"{folder} is of another checkpoint than {checkpoint}: delete it, or name an export with --student"
         )
@@ -146,7 +152,11 @@ def export_of(checkpoint: Path) -> Path:
 
 
 def open_run(checkpoint: Path, heads: bool) -> tuple[dict[str, Any], DistillData, Distiller, dict[str, Any]]:
-    """The configuration, data, model and checkpoint of a run; the model has the checkpoint's student, perhaps its heads.
+    """The configuration, data, model and checkpoint of a run; the model has the checkpoint's student.
+
+    Args:
+        checkpoint: RUN/checkpoints/best.ckpt.
+        heads: the model also has the checkpoint's heads and normalisers.
 
     Raises:
         ConfigError: when the run's files are missing or do not fit together.
@@ -155,26 +165,23 @@ def open_run(checkpoint: Path, heads: bool) -> tuple[dict[str, Any], DistillData
         raise ConfigError(
             f"no checkpoint at {checkpoint.absolute()}: expected RUN/checkpoints/best.ckpt of a `distill fit`"
         )
-    path = checkpoint.absolute().parents[1] / "config.yaml"
+    path = RunFolder.of_checkpoint(checkpoint).config
     if not path.is_file():
         raise ConfigError(f"no {path}: a checkpoint must lie in its run's folder, as RUN/checkpoints/best.ckpt")
     config = yaml.safe_load(path.read_text())
     data, model = rebuild_run(config, path)
     try:
-        read = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        read["state_dict"].keys()
-    except Exception as error:  # torch, zip and pickle have a kind each
-        why = str(error).splitlines()[0][:200]
-        raise ConfigError(f"{checkpoint} is no checkpoint of `distill fit`, or is damaged: {why}") from None
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        state = dict(content["state_dict"])
+    except (*UNREADABLE, IndexError, TypeError) as error:
+        raise ConfigError(f"{checkpoint} is no checkpoint of `distill fit`, or is damaged: {first_line(error)}") from None
     for name in ("student", "heads", "normalisers") if heads else ("student",):
-        state = {
-            key.removeprefix(f"{name}."): each for key, each in read["state_dict"].items() if key.startswith(f"{name}.")
-        }
+        part = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
         try:
-            model.get_submodule(name).load_state_dict(state)
+            model.get_submodule(name).load_state_dict(part)
         except RuntimeError as error:
             raise ConfigError(f"{checkpoint} does not fit {path}: {' '.join(str(error).split())[:300]}") from None
-    return config, data, model, read
+    return config, data, model, content
 
 
 def rebuild_run(config: Mapping[str, Any], path: Path) -> tuple[DistillData, Distiller]:
@@ -194,73 +201,29 @@ def rebuild_run(config: Mapping[str, Any], path: Path) -> tuple[DistillData, Dis
     return made.data, made.model
 
 
-def _inputs(parts: list[CorpusColumns]) -> dict[str, Featuriser]:
+def _inputs(corpora: list[CorpusColumns]) -> dict[str, Featuriser]:
     """Input column -> its featuriser, loaded.
 
     Raises:
-        ConfigError: when two corpora have different columns of one name.
-        CacheError: when a tokenizer is not the one that the column was made with.
+        CacheError: when two corpora have different columns of one name, or a tokenizer is not the one that made the column.
     """
     inputs: dict[str, Featuriser] = {}
-    for part in parts:
-        name, fingerprint = part.inputs.name, part.inputs.manifest["producer"]["fingerprint"]
-        if name not in inputs:
-            inputs[name] = featuriser_of(part.inputs)
-            inputs[name].load("cpu")
-        if fingerprint != as_json(inputs[name].fingerprint()):
-            require_same(part.inputs.path, fingerprint, as_json(inputs[name].fingerprint()))
+    for corpus in corpora:
+        column = corpus.inputs
+        if column.name not in inputs:
+            inputs[column.name] = corpus.featuriser
+            corpus.featuriser.load("cpu")
+        require_same(column.path, column.manifest["producer"]["fingerprint"], as_json(inputs[column.name].fingerprint()))
     return inputs
-
-
-def self_contained(student: Student, init_args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Arguments that build the same network from ``folder`` alone, where what it needs is written; no weights are fetched.
-
-    A student of one's own keeps its arguments as they are.
-    """
-    if isinstance(student, MixedStudent):
-        encoders = {
-            name: {**spec, "init_args": self_contained(cast(Student, each), spec.get("init_args") or {}, folder / name)}
-            for (name, spec), each in zip(init_args["encoders"].items(), student.encoders.values(), strict=True)
-        }
-        return {**init_args, "encoders": encoders}
-    if isinstance(student, TextStudent):
-        student.network.config.save_pretrained(folder)
-        return {**init_args, "model": str(folder), "pretrained": False, "config": None}
-    if isinstance(student, ImageStudent):
-        model = _image_model(init_args, folder)
-        return {**init_args, "model": model, "pretrained": False, "weights": None}
-    return dict(init_args)
-
-
-def _image_model(init_args: Mapping[str, Any], folder: Path) -> str:
-    """The name of a backbone without its weights."""
-    model: str = init_args["model"]
-    if init_args.get("library") == "transformers":
-        from transformers import AutoConfig, AutoImageProcessor
-
-        for each in (AutoConfig, AutoImageProcessor):
-            each.from_pretrained(locate(model)).save_pretrained(folder)
-        return str(folder)
-    source, _, place = locate(model).partition(":")
-    if place and init_args.get("library", "timm") == "timm":  # local-dir: or hf-hub:, not one of timm's own
-        from huggingface_hub import hf_hub_download
-
-        name, _, revision = place.partition("@")
-        local = source == "local-dir"
-        folder.mkdir(parents=True)
-        path = Path(place) / CONFIG if local else hf_hub_download(name, CONFIG, revision=revision or None)
-        shutil.copyfile(path, folder / CONFIG)
-        return f"local-dir:{folder}"
-    return model
 
 
 def _input_spec(featuriser: Featuriser, folder: Path) -> dict[str, Any]:
     """How an input column is made, from the export alone."""
-    init_args = dict(featuriser.init_args)
-    if isinstance(featuriser, TokenIds):
-        featuriser.split.save_pretrained(folder)
-        init_args |= {"tokenizer": str(folder), "revision": None}
-    return {"class_path": class_path(featuriser), "init_args": init_args, "modality": featuriser.modality}
+    return {
+        "class_path": class_path(featuriser),
+        "init_args": featuriser.portable(folder),
+        "modality": featuriser.modality,
+    }
 
 
 def _spaces(model: Distiller, data: DistillData) -> nn.ModuleDict:
@@ -298,18 +261,4 @@ def _write_weights(modules: nn.Module, path: Path) -> str:
 
     state = {name: value.detach().cpu().clone().contiguous() for name, value in modules.state_dict().items()}
     path.write_bytes(save(state, {"format": "pt"}))
-    return _sha256(path)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _portable(content: Any, folder: Path) -> Any:
-    """``content`` with paths below ``folder`` made independent of where the export lies."""
-    if isinstance(content, dict):
-        return {key: _portable(value, folder) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_portable(value, folder) for value in content]
-    return content.replace(str(folder), HERE) if isinstance(content, str) else content
+    return sha256(path)

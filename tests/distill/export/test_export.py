@@ -26,12 +26,12 @@ from cache_tools.format.store import read_items
 from cache_tools.inputs import EncodedImage, MoleculeGraph, Pixels, TokenIds
 from cache_tools.teachers.base import Teacher
 from cache_tools.teachers.molecule import Maccs, MorganCounts
-from cache_tools.teachers.network import pool
+from cache_tools.teachers.network import pool_tokens
 from distill.cli import main
 from distill.data.module import DistillData
 from distill.evaluation.baselines import embed
 from distill.export import write as exporting
-from distill.export.formats import PROGRAM, SENTENCES, TextProgram
+from distill.export.formats import PROGRAM, SENTENCES
 from distill.export.student import CONFIG, WEIGHTS, StudentTeacher
 from distill.export.write import export, predict, rebuild_run
 
@@ -48,9 +48,9 @@ class MeanColour(Teacher):
     dim = 3
 
     def prepare(self, item):
-        from cache_tools.items.image import decode
+        from cache_tools.items.image import decode_image
 
-        return np.asarray(decode(item), np.float32)
+        return np.asarray(decode_image(item), np.float32)
 
     def embed(self, items):
         return np.array([[item.mean() / 255, item.std() / 255, 7] for item in items], np.float32)
@@ -274,13 +274,13 @@ def test_the_sentence_transformers_folder_and_the_program_give_the_same_embeddin
 def test_every_pooling_can_be_traced_with_a_free_batch(pooling):
     class Pool(torch.nn.Module):
         def forward(self, hidden, mask):
-            return pool(hidden, mask, pooling)
+            return pool_tokens(hidden, mask, pooling)
 
     batch, tokens = torch.export.Dim("batch", min=1, max=64), torch.export.Dim("tokens", min=1, max=64)
     given = torch.randn(2, 5, 3), torch.ones(2, 5, dtype=torch.long)
     program = torch.export.export(Pool(), given, dynamic_shapes=({0: batch, 1: tokens},) * 2, strict=False).module()
     hidden, mask = torch.randn(4, 6, 3), torch.arange(6) < torch.tensor([[6], [2], [1], [3]])
-    torch.testing.assert_close(program(hidden, mask.long()), pool(hidden, mask.long(), pooling))
+    torch.testing.assert_close(program(hidden, mask.long()), pool_tokens(hidden, mask.long(), pooling))
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_a_pretrained_backbone_loads_without_its_folder(origin, tmp_path, librar
     args = {"model": model.format(source), "library": library, "pretrained": ":" in model or library == "transformers"}
     torch.manual_seed(0)
     student = ImageStudent(**args, dim=5).eval()
-    changed = exporting.self_contained(student, {**args, "dim": 5}, tmp_path / "network")
+    changed = student.portable({**args, "dim": 5}, tmp_path / "network")
     shutil.rmtree(source)
     again = ImageStudent(**changed).eval()
     again.load_state_dict(student.state_dict())
@@ -493,7 +493,7 @@ def test_the_text_program_is_the_student_s_own_arithmetic(made):
     padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(each) for each in ids], batch_first=True)
     with torch.inference_mode():
-        found = TextProgram(student.network.module)(padded, mask)
+        found = student.network.module.traceable(student.inputs["tokens"]).module(padded, mask)
     torch.testing.assert_close(found, wanted[:4], atol=1e-5, rtol=1e-4)
 
 
