@@ -7,7 +7,7 @@ from .corpora.base import Corpus, Items
 from .corpora.idx import IdxImages, read_idx
 from .corpora.image import ImageFolder
 from .corpora.molecule import RdkitSamples, SmilesFile
-from .corpora.tables import TABLES, kind_of, read_table
+from .corpora.tables import TABLES, file_ending, read_table
 from .corpora.text import TextFile
 from .errors import BadItem, CacheError, ConfigError, CorpusError, QuorumError, TeacherError, TrainingError, above_zero
 from .format.packing import Ragged
@@ -18,14 +18,14 @@ from .format.statistics import Statistics
 from .format.store import MANIFEST, TASKS, list_columns, read_corpus, read_item, read_items, read_manifest
 from .hub import UNREADABLE, create_network, first_line, locate, read_safetensors, stay_local
 from .inputs import EncodedImage, Featuriser, MoleculeGraph, Pixels, TokenIds
-from .items.image import decode
+from .items.image import decode_image
 from .items.molecule import parse_smiles
 from .moved import current_class_path
-from .producer import as_json, class_path, libraries, rebuild, require_same
+from .producer import as_json, class_path, library_versions, rebuild, require_same
 from .teachers.backbones import BACKBONES, Backbone
 from .teachers.base import Teacher, Tunable
-from .teachers.network import Network, TextPooling, pool, weights_sha256
-from .teachers.specialist import facts_of, tunable, write_specialist
+from .teachers.network import Network, TextPooling, pool_tokens, weights_sha256
+from .teachers.specialist import as_tunable, teacher_facts, write_specialist
 
 __all__ = [
     "BACKBONES",
@@ -68,6 +68,7 @@ __all__ = [
     "add_column",
     "aligned",
     "as_json",
+    "as_tunable",
     "build",
     "build_like",
     "check_column_name",
@@ -75,16 +76,15 @@ __all__ = [
     "class_path",
     "create_network",
     "current_class_path",
-    "decode",
-    "facts_of",
+    "decode_image",
+    "file_ending",
     "first_line",
-    "kind_of",
-    "libraries",
+    "library_versions",
     "list_columns",
     "locate",
     "open_column",
     "parse_smiles",
-    "pool",
+    "pool_tokens",
     "read_corpus",
     "read_idx",
     "read_item",
@@ -97,7 +97,7 @@ __all__ = [
     "sha256",
     "start_console",
     "stay_local",
-    "tunable",
+    "teacher_facts",
     "weights_sha256",
     "write_file",
     "write_specialist",

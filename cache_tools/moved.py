@@ -1,4 +1,4 @@
-"""Names of version 0.1 that moved: configurations, manifests, exports and modules of one's own still find them."""
+"""Find names of version 0.1 that moved, for configurations, manifests, exports and users' own modules."""
 
 import importlib
 import sys
@@ -8,12 +8,15 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-MOVED = {  # module of version 0.1 -> where its names are now; a module that is a package now names them itself
+MOVED = {  # module of version 0.1 -> the module or package that its names are looked up in now
     "cache_tools.columns": "cache_tools.inputs",
     "cache_tools.corpus": "cache_tools.corpora.base",
+    "cache_tools.images": "cache_tools.items.image",
+    "cache_tools.molecules": "cache_tools.items.molecule",
     "cache_tools.network": "cache_tools.teachers.network",
     "cache_tools.reader": "cache_tools.format.reader",
     "cache_tools.statistics": "cache_tools.format.statistics",
+    "cache_tools.store": "cache_tools",
     "cache_tools.teacher": "cache_tools.teachers.base",
     "cache_tools.transfer": "cache_tools.teachers.imported",
     "distill.exported": "distill.export.student",
@@ -24,6 +27,7 @@ MOVED = {  # module of version 0.1 -> where its names are now; a module that is 
     "distill.methods.regression": "distill.heads",
     "distill.methods.relations": "distill.heads",
     "distill.methods.unic": "distill.objectives",
+    "distill.mteb": "distill.evaluation.mteb",
     "distill.normalize": "distill.targets",
     "distill.objective": "distill.objectives",
     "distill.probes": "distill.evaluation.probes",
@@ -34,31 +38,34 @@ MOVED = {  # module of version 0.1 -> where its names are now; a module that is 
 
 
 def current_class_path(class_path: str) -> str:
-    """Where the class that version 0.1 called ``class_path`` is now; any other path stays as it is.
+    """The present import path of the class that version 0.1 called ``class_path``; any other path stays as it is.
 
-    Two names are equal in this sense when they stand for one class: ``cache_tools.columns.Pixels`` and
-    ``cache_tools.inputs.pixels.Pixels`` both become the latter.
+    Example:
+        >>> current_class_path("cache_tools.columns.Pixels")
+        'cache_tools.inputs.pixels.Pixels'
+        >>> current_class_path("my_module.MyTeacher")
+        'my_module.MyTeacher'
     """
     module, _, name = class_path.rpartition(".")
     if module not in MOVED:
         return class_path
-    found = getattr(importlib.import_module(MOVED[module]), name, None)
-    return f"{found.__module__}.{found.__qualname__}" if isinstance(found, type) else class_path
+    cls = getattr(importlib.import_module(MOVED[module]), name, None)
+    return f"{cls.__module__}.{cls.__qualname__}" if isinstance(cls, type) else class_path
 
 
 def current_names(content: Any) -> Any:
-    """``content``, as JSON has it, with every ``class_path`` in it as :func:`current_class_path` gives it."""
+    """``content``, as JSON has it, with every ``class_path`` in it replaced by :func:`current_class_path`."""
     if isinstance(content, list):
-        return [current_names(each) for each in content]
+        return [current_names(value) for value in content]
     if not isinstance(content, dict):
         return content
-    found = {key: current_names(value) for key, value in content.items()}
-    path = found.get("class_path")
-    return found | {"class_path": current_class_path(path)} if isinstance(path, str) else found
+    renamed = {key: current_names(value) for key, value in content.items()}
+    path = renamed.get("class_path")
+    return renamed | {"class_path": current_class_path(path)} if isinstance(path, str) else renamed
 
 
 class MovedModules(MetaPathFinder, Loader):
-    """Imports a module of version 0.1 as one whose names are looked up where they are now."""
+    """Imports a module of version 0.1 as a module whose names are looked up in their present place."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -79,4 +86,4 @@ class MovedModules(MetaPathFinder, Loader):
 
 def install() -> None:
     """Let ``import`` find the modules of version 0.1; called once, when ``cache_tools`` is imported."""
-    sys.meta_path.append(MovedModules())  # last: a module that is there is never looked for here
+    sys.meta_path.append(MovedModules())  # last: a module that exists is never looked for here

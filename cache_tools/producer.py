@@ -177,7 +177,7 @@ def _plain(value: Any) -> Any:
     return {"class_path": class_path(value), "init_args": value.init_args} if isinstance(value, Producer) else str(value)
 
 
-def libraries() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
     """Versions of the installed libraries that embeddings may depend on, for the record."""
     versions = {}
     for name in LIBRARIES:

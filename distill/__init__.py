@@ -1,5 +1,10 @@
-"""The training stage: one student under a head per teacher, then probes; and the student afterwards."""
+"""The training stage: trains one student under a head per teacher, probes it, and exports it.
 
-from distill.export.student import ExportedStudent, load_student
+``__init__.pyi`` lists the public names; a name's module is imported when the name is first used.
+"""
 
-__all__ = ["ExportedStudent", "load_student"]
+import lazy_loader
+
+import cache_tools  # noqa: F401 - makes the module names of version 0.1 importable
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

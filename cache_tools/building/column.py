@@ -22,7 +22,7 @@ from cache_tools.format import shard as shards
 from cache_tools.format.statistics import Statistics
 from cache_tools.format.store import CorpusManifest
 from cache_tools.moved import current_names
-from cache_tools.producer import Producer, as_json, class_path, libraries, require_same
+from cache_tools.producer import Producer, as_json, class_path, library_versions, require_same
 
 log = logging.getLogger(__name__)
 
@@ -140,7 +140,7 @@ class Build:
             "class_path": class_path(self.producer),
             "init_args": as_json(self.producer.init_args),
             "fingerprint": as_json(self.producer.fingerprint()),
-            "libraries": libraries(),
+            "libraries": library_versions(),
         }
         if self.expected is not None:
             require_same(self.path, self.expected, producer["fingerprint"])

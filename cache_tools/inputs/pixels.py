@@ -18,9 +18,9 @@ class _Square(Featuriser):
         self.size = size
 
     def prepare(self, item: bytes) -> Any:
-        from cache_tools.items.image import decode, square
+        from cache_tools.items.image import decode_image, square
 
-        return square(decode(item), self.size)
+        return square(decode_image(item), self.size)
 
 
 class Pixels(_Square):

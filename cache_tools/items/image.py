@@ -20,7 +20,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 90_000_000
 
 
-def decode(item: bytes) -> "Image.Image":
+def decode_image(item: bytes) -> "Image.Image":
     """The RGB image in ``item``, turned as its EXIF orientation says.
 
     Args:

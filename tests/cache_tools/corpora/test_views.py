@@ -16,7 +16,7 @@ from cache_tools.corpora.image import ImageFolder, Views
 from cache_tools.errors import CorpusError
 from cache_tools.format import store
 from cache_tools.inputs import Pixels
-from cache_tools.items.image import Crop, cut_out, decode, encode, random_crop
+from cache_tools.items.image import Crop, cut_out, decode_image, encode, random_crop
 from cache_tools.teachers.base import Teacher
 
 QUIET = Settings(workers=1, dtype="float32", batch_size=3)
@@ -31,7 +31,7 @@ class Mean(Teacher):
     dim = 3
 
     def prepare(self, item):
-        return np.asarray(decode(item)).astype(np.float64)
+        return np.asarray(decode_image(item)).astype(np.float64)
 
     def embed(self, items):
         return np.stack([item.mean((0, 1)) for item in items])
@@ -62,7 +62,7 @@ def test_the_views_of_an_image_are_rows_one_after_the_other(folder, views):
     ids, items, _ = Views(ImageFolder(folder), views=views, size=16).read()
     found = [parsed(identity)[:2] for identity in ids]
     assert found == list(itertools.product(SIZES, range(views)))
-    assert {decode(item).size for item in items} == {(16, 16)}
+    assert {decode_image(item).size for item in items} == {(16, 16)}
 
 
 def test_view_0_is_the_middle_square(folder):
@@ -71,7 +71,7 @@ def test_view_0_is_the_middle_square(folder):
     for item, size in zip(items[::3], SIZES.values(), strict=True):
         middle = Crop.middle(size)
         expected = smooth(size).crop(middle[:4]).resize((24, 24), Image.Resampling.BICUBIC)
-        assert np.abs(np.asarray(decode(item), int) - np.asarray(expected, int)).mean() < 2
+        assert np.abs(np.asarray(decode_image(item), int) - np.asarray(expected, int)).mean() < 2
 
 
 def test_an_id_says_which_crop_its_view_is(folder):
@@ -79,10 +79,10 @@ def test_an_id_says_which_crop_its_view_is(folder):
         name, _, crop = parsed(identity)
         assert cut_out(smooth(SIZES[name]), crop, 24) == item
         width, height = SIZES[name]
-        red, green, _ = np.asarray(decode(item), float).mean((0, 1))
+        red, green, _ = np.asarray(decode_image(item), float).mean((0, 1))
         assert red == pytest.approx((crop.left + crop.right - 1) / 2 / (width - 1) * 255, abs=6)
         assert green == pytest.approx((crop.top + crop.bottom - 1) / 2 / (height - 1) * 255, abs=6)
-        first, last = np.asarray(decode(item), int)[:, [0, -1], 0].mean(0)
+        first, last = np.asarray(decode_image(item), int)[:, [0, -1], 0].mean(0)
         assert (first > last) == crop.mirrored
 
 
@@ -150,7 +150,7 @@ def test_teacher_and_student_see_the_very_same_pixels(folder, tmp_path):
     rows = torch.arange(12)
     seen = open_column(built / "inputs" / "pixels").rows(rows)["pixels"].values
     assert seen.shape == (12, 16, 16, 3)
-    assert torch.equal(seen, torch.from_numpy(np.stack([np.asarray(decode(item)) for item in corpus.read()[1]])))
+    assert torch.equal(seen, torch.from_numpy(np.stack([np.asarray(decode_image(item)) for item in corpus.read()[1]])))
     torch.testing.assert_close(open_column(built / "teachers" / "mean").rows(rows), seen.double().mean((1, 2)).float())
 
 
@@ -175,7 +175,7 @@ def test_a_view_is_stored_with_its_colours_at_full_resolution():
     stripes = np.zeros((16, 16, 3), np.uint8)
     stripes[:, ::2] = (255, 0, 0)
     stripes[:, 1::2] = (0, 0, 255)
-    assert np.abs(np.asarray(decode(encode(Image.fromarray(stripes))), int) - stripes).max() < 40
+    assert np.abs(np.asarray(decode_image(encode(Image.fromarray(stripes))), int) - stripes).max() < 40
 
 
 @pytest.mark.parametrize("wrong", [{"views": 0}, {"size": 0}, {"least": 0.0}, {"least": 1.5}], ids=str)

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from cache_tools import open_column
-from cache_tools.building.corpus import store_corpus
+from cache_tools.building.column import Settings
+from cache_tools.building.corpus import build, store_corpus
 from cache_tools.corpora.base import Items
 from cache_tools.errors import CacheError
 from cache_tools.format import shard, store
 from cache_tools.format.statistics import Statistics
 from cache_tools.format.verify import column_faults, corpus_faults
+from cache_tools.teachers.base import Teacher
 
 
 @pytest.fixture
@@ -51,17 +53,29 @@ def test_what_is_written_is_mapped_back(tmp_path_factory, data, rows, dim, dtype
     assert [path.name for path in folder.iterdir()] == ["00003.h5"]
 
 
+class Numbers(Teacher):
+    """The number in a text."""
+
+    modality = "text"
+    dim = 1
+
+    def embed(self, items):
+        return np.array([[float(item.split()[1])] for item in items])
+
+
 def test_rows_come_in_the_order_asked_for_across_shards(tmp_path):
     items = [f"item {number}" for number in range(23)]
     manifest = store_corpus(tmp_path / "c", Items(items, "text"), shard_rows=5)
     assert manifest.shard_count == 5
     read = [item.decode() for number in range(5) for item in store.read_items(tmp_path / "c", number)[1]]
     assert read == items
+    folder = build(tmp_path, "c", Items(items, "text"), {"n": Numbers()}, {}, Settings(shard_rows=5, workers=1))
+    column, wanted = open_column(folder / "teachers" / "n"), [22, 0, 13, 5, 4, 13, 9, 10]
+    assert len(column.shards) == 5
+    assert column.rows(torch.tensor(wanted))[:, 0].tolist() == wanted
 
 
 def test_a_column_of_many_shards_equals_a_column_of_one(tmp_path):
-    from cache_tools.building.column import Settings
-    from cache_tools.building.corpus import build
     from cache_tools.corpora.molecule import RdkitSamples
     from cache_tools.inputs import MoleculeGraph
     from cache_tools.teachers.molecule import MorganBits, MorganCounts
@@ -89,7 +103,9 @@ def test_a_column_of_many_shards_equals_a_column_of_one(tmp_path):
         assert torch.equal(many["graph"].rows(indices)[field].counts, ragged.counts)
 
 
-def test_opening_reads_no_shard_and_pickles_without_rows(cache):
+def test_opening_reads_no_shard_and_pickles_without_rows(cache, copy):
+    (copy / "teachers" / "counts" / "00000.h5").unlink()
+    assert len(open_column(copy / "teachers" / "counts")) == 600
     column = open_column(cache / "mol" / "teachers" / "counts")
     column.rows(torch.tensor([1, 2]))
     assert len(pickle.dumps(column)) < 20_000

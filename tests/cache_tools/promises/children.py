@@ -19,7 +19,7 @@ from cache_tools.corpora.molecule import RdkitSamples
 from cache_tools.errors import BadItem
 from cache_tools.format import shard
 from cache_tools.inputs import MoleculeGraph
-from cache_tools.items.image import decode
+from cache_tools.items.image import decode_image
 from cache_tools.teachers.base import Teacher
 from cache_tools.teachers.molecule import AtomPairs
 
@@ -66,7 +66,7 @@ def memory_of_decoding(image, report):
     item = Path(image).read_bytes()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
-        decode(item)
+        decode_image(item)
     except BadItem:
         grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
         Path(report).write_text(str(grown))

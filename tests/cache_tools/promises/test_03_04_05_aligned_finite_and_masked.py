@@ -22,7 +22,7 @@ from cache_tools.corpora.base import Items
 from cache_tools.errors import CacheError, TeacherError
 from cache_tools.format import store
 from cache_tools.inputs import Featuriser, MoleculeGraph, Pixels
-from cache_tools.items.image import decode
+from cache_tools.items.image import decode_image
 from cache_tools.teachers.base import Teacher
 from cache_tools.teachers.molecule import MorganBits
 
@@ -119,7 +119,7 @@ class MeanColour(Teacher):
     dim = 3
 
     def prepare(self, item):
-        return decode(item)
+        return decode_image(item)
 
     def embed(self, items):
         return np.stack([np.asarray(item).mean((0, 1)) for item in items])
@@ -208,7 +208,10 @@ def test_promise_05_a_bomb_costs_no_memory(nursery, tmp_path):
 def test_promise_05_an_image_is_turned_as_its_camera_says():
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert (decode(encoded("red", "JPEG")).size, decode(encoded("red", "JPEG", exif=exif)).size) == ((20, 30), (30, 20))
+    assert (decode_image(encoded("red", "JPEG")).size, decode_image(encoded("red", "JPEG", exif=exif)).size) == (
+        (20, 30),
+        (30, 20),
+    )
 
 
 # ------------------------------------------------------------------------------------- all of it, on drawn numbers

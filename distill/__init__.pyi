@@ -1,0 +1,3 @@
+from .export.student import ExportedStudent, load_student
+
+__all__ = ["ExportedStudent", "load_student"]
