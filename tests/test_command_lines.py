@@ -258,13 +258,15 @@ def test_the_predictions_that_were_kept_give_the_scores(place):
     from sklearn.metrics import r2_score
 
     probes = place.folder / "runs" / "mini" / "probes"
-    kept = np.load(probes / "predictions" / "activity-random-0.npz")
+    kept, compared = np.load(probes / "predictions" / "activity-random-0.npz"), []
     parts = [kept[part] for part in ("train", "valid", "test")]
     assert sorted(np.concatenate(parts)) == list(range(len(json.loads(bytes(kept["items"])))))
     for record in json.loads((probes / "results.json").read_text())["records"]:
         if (record["task"], record["split"], record["seed"]) == ("activity", "random", 0):
             predicted = kept[f"predicted/{record['system']}"]
             assert r2_score(kept["labels"][kept["test"]], predicted) == pytest.approx(record["score"], abs=1e-5)
+            compared.append(record["system"])
+    assert sorted(compared) == ["concatenated", "letters", "maccs", "pca", "student", "untrained"]
 
 
 def test_the_same_seed_gives_the_same_student(place):
@@ -275,6 +277,8 @@ def test_the_same_seed_gives_the_same_student(place):
         torch.load(place.folder / "runs" / run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         for run in ("mini", "again")
     ]
+    assert states[0]
+    assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
@@ -407,7 +411,9 @@ def test_a_study_compares_methods_and_goes_on_where_it_was(place, as_command):
     assert report.count("nll - mse") + report.count("mse - nll") == 2
     (folder / "runs" / "study" / "mse-0" / "probes" / "results.json").unlink()
     before = {path: path.stat().st_mtime_ns for path in (folder / "runs" / "study").rglob("best.ckpt")}
+    assert len(before) == 2
     ok(place.inside(study, "--config", "study.yaml"))
     assert {path: path.stat().st_mtime_ns for path in before} == before, "a finished fit was fitted again"
+    assert (folder / "runs" / "study" / "mse-0" / "probes" / "results.json").is_file(), "what is missing is probed again"
     again = (folder / "docs" / "both" / "report.md").read_text()
     assert again.splitlines()[:8] == report.splitlines()[:8]

@@ -311,6 +311,7 @@ def test_a_column_beside_another_corpus_is_not_exported(cache, tmp_path):
         sample(tmp_path / "c" / "teachers" / "maccs")
 
 
+@pytest.mark.workplace
 def test_embeddings_that_somebody_else_made_are_joined_by_smiles(shared, tmp_path):
     """The first 50,000 molecules, embedded by a chemical language model; ids are the SMILES."""
     files = shared / "data" / "mol" / "embeddings"

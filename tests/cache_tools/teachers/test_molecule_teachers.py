@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from cache_tools.corpora.molecule import RdkitSamples
 from cache_tools.errors import BadItem, TeacherError
 from cache_tools.producer import rebuild
 from cache_tools.teachers.base import Teacher
-from cache_tools.teachers.gnn import KINDS, LAYERS, WIDTH, GatLayer, MolClrGcn, PretrainedGnn, collate
+from cache_tools.teachers.gnn import KINDS, LAYERS, WIDTH, GatLayer, MolClrGcn, PretrainedGnn, _Gnn, collate
 from cache_tools.teachers.molecule import (
     AtomPairs,
     Avalon,
@@ -34,6 +35,7 @@ def embed(teacher, smiles):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.workplace
 def test_pretrained_gnns_agree_with_their_published_code(shared, name):
     golden = np.load(shared / "golden" / "molecule_teachers.npz")
     cls = MolClrGcn if name == "molclr_gcn" else PretrainedGnn
@@ -91,15 +93,26 @@ def test_a_gnn_layer_equals_a_loop_over_bonds(kind, prepare):
         torch.testing.assert_close(mine / expected.abs().max(), expected / expected.abs().max(), rtol=0, atol=1e-4)
 
 
-def test_a_gnn_embeds_a_molecule_alike_alone_and_in_a_batch(shared):
-    teacher = PretrainedGnn(str(shared / "weights" / "mol" / "gat_contextpred.safetensors"))
+def save_gnn(folder, kind) -> str:
+    """A file of a network of random weights (unit tests only)."""
+    torch.manual_seed(0)
+    network = _Gnn(KINDS[kind], 120)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    save_file(network.state_dict(), folder / f"{kind}.safetensors", {"kind": kind})
+    return str(folder / f"{kind}.safetensors")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gnn_embeds_a_molecule_alike_alone_and_in_a_batch(tmp_path, kind):
+    teacher = PretrainedGnn(save_gnn(tmp_path, kind))
     teacher.load("cpu")
     smiles = ["CCO", "c1ccccc1C(=O)NC", "C"]
     np.testing.assert_allclose(embed(teacher, smiles)[1:2], embed(teacher, smiles[1:2]), rtol=1e-4, atol=1e-6)
     assert LAYERS == 5
 
 
-def test_missing_or_wrong_weights_say_what_to_do(tmp_path, monkeypatch, shared):
+def test_missing_or_wrong_weights_say_what_to_do(tmp_path, monkeypatch):
     monkeypatch.delenv("WEIGHTS", raising=False)
     with pytest.raises(TeacherError, match="a variable is not set; give the folder"):
         PretrainedGnn("${WEIGHTS}/gcn.safetensors")
@@ -110,7 +123,7 @@ def test_missing_or_wrong_weights_say_what_to_do(tmp_path, monkeypatch, shared):
     with pytest.raises(TeacherError, match="is not a safetensors file"):
         PretrainedGnn("${WEIGHTS}/gcn.safetensors").load("cpu")
     with pytest.raises(TeacherError, match="MolClrGcn reads molclr_gcn"):
-        MolClrGcn(str(shared / "weights" / "mol" / "gcn_contextpred.safetensors")).load("cpu")
+        MolClrGcn(save_gnn(tmp_path, "gcn")).load("cpu")
 
 
 @pytest.mark.parametrize("teacher", FINGERPRINTS, ids=lambda each: type(each).__name__)

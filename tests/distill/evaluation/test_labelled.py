@@ -206,7 +206,7 @@ def test_probes_are_the_kinds_own_or_those_given(tmp_path):
     [
         ("text,class\na,1\n", "no column label; its columns are: text, class"),
         ("sentence,label\na,1\n", "no column text; its columns are: sentence, label"),
-        ("text,label\na,x\nb,\n", r"t\.csv row 3: .*no label"),
+        ("text,label\na,x\nb,\n", r"t\.csv line 3: .*no label"),
         ("text,label\n", "holds no rows"),
     ],
 )
@@ -221,12 +221,12 @@ def test_bad_files_of_texts_say_what_to_do(tmp_path, text, message):
     [
         ("text1,text2\na,b\n", "similarity", "no column score; its columns are: text1, text2"),
         ("text1,score\na,1\n", "similarity", "no column text2; its columns are: text1, score"),
-        ("text1,text2,score\na,b,1\na,b,\n", "similarity", "row 3: score is '', expected a number"),
-        ("text1,text2,score\na,b,high\n", "similarity", "row 2: score is 'high', expected a number"),
-        ("text1,text2,score\na,b,nan\n", "similarity", "row 2: score is 'nan', expected a"),
-        ("text1,text2,score\na,b,inf\n", "similarity", "row 2: score is 'inf', expected a"),
-        ("text1,text2,score\na,b,1\na,b,0.5\n", "pairs", "row 3: score is '0.5', expected 0 or 1"),
-        ("text1,text2,score\na,b,2\n", "pairs", "row 2: score is '2', expected 0 or 1"),
+        ("text1,text2,score\na,b,1\na,b,\n", "similarity", "line 3: score is '', expected a finite number"),
+        ("text1,text2,score\na,b,high\n", "similarity", "line 2: score is 'high', expected a finite number"),
+        ("text1,text2,score\na,b,nan\n", "similarity", "line 2: score is 'nan', expected a"),
+        ("text1,text2,score\na,b,inf\n", "similarity", "line 2: score is 'inf', expected a"),
+        ("text1,text2,score\na,b,1\na,b,0.5\n", "pairs", "line 3: score is '0.5', expected 0 or 1"),
+        ("text1,text2,score\na,b,2\n", "pairs", "line 2: score is '2', expected 0 or 1"),
         ("text1,text2,score\n", "pairs", "holds no rows"),
     ],
 )
@@ -346,6 +346,7 @@ def test_a_stray_image_beside_the_classes_of_a_split_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "classes", "test_rows"), [("trec", 6, 500), ("banking77", 77, 3080), ("mr", 2, 1066), ("subj", 2, 1000)]
 )
+@pytest.mark.workplace
 def test_real_texts_with_classes(shared, name, classes, test_rows):
     task = TextTask(shared / "data" / "text" / "tasks" / f"{name}.csv.gz")
     keys, labels, parts = split_of(task)
@@ -361,6 +362,7 @@ def test_real_texts_with_classes(shared, name, classes, test_rows):
     ("name", "label", "kind", "test_rows"),
     [("stsb", "score", "similarity", 1379), ("mrpc", "label", "pairs", 1725), ("sick", "score", "similarity", 4927)],
 )
+@pytest.mark.workplace
 def test_real_pairs(shared, name, label, kind, test_rows):
     keys, labels, (train, valid, test) = split_of(
         TextPairTask(shared / "data" / "text" / "tasks" / f"{name}.csv.gz", label, kind)
@@ -371,6 +373,7 @@ def test_real_pairs(shared, name, label, kind, test_rows):
     assert all(isinstance(each, tuple) and len(each) == 2 for each in keys)
 
 
+@pytest.mark.workplace
 def test_real_images(shared):
     task = ImageTask(shared / "data" / "vision" / "cifar10.zip", train=20, test=10)
     keys, labels, (train, valid, test) = split_of(task)
@@ -501,6 +504,9 @@ def test_a_pairs_items_are_embedded_once_in_the_order_of_first_use(fruits, recor
     evaluation.prepare([open_corpus(corpus, None)], Settings(workers=1))
     stored = store.read_corpus(evaluation.prepared["similar"].folder)
     assert stored.rows == len(distinct(task.load()[0])) == 180
+    pairs, _ = task.load()
+    in_order = list(dict.fromkeys(text for pair in pairs for text in pair))
+    assert [item.decode() for item in store.read_items(evaluation.prepared["similar"].folder, 0)[1]] == in_order
 
 
 def test_only_the_systems_asked_for_are_scored(fruits):

@@ -143,6 +143,10 @@ def test_the_test_rows_change_nothing_in_the_fit(probe):
     assert first.scale.shape == (20,)
     assert first.scale[0] == 0, "a constant dimension must not be blown up"
     np.testing.assert_allclose(first.shift, x[0].mean(0), rtol=1e-6)
+    predicted = first.predict(x[2][:5])
+    first.score(100 * x[2], 1 - y[2])
+    np.testing.assert_array_equal(first.predict(x[2][:5]), predicted)
+    np.testing.assert_allclose(first.shift, x[0].mean(0), rtol=1e-6)
 
 
 def test_a_label_that_cannot_be_scored_is_nan_and_does_not_disturb_the_others():
