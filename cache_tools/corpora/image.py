@@ -16,7 +16,7 @@ from typing import IO, Any, Self
 from cache_tools.corpora.base import Corpus
 from cache_tools.corpora.dataset import HubDataset
 from cache_tools.errors import BadItem, CorpusError
-from cache_tools.items.image import Crop, cut_out, decode, random_crop
+from cache_tools.items.image import Crop, cut_out, decode_image, random_crop
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 MAX_BYTES = 1 << 28  # of an image file: a longer one is cut there, and listed as damaged
@@ -226,7 +226,7 @@ class Views(Corpus):
 
     def _views(self, identity: str, item: bytes) -> Iterable[tuple[str, bytes]]:
         try:
-            image = decode(item)
+            image = decode_image(item)
         except BadItem:
             return [(f"{identity}#{view}", item) for view in range(self.views)]  # every column masks and lists them
         crops = [Crop.middle(image.size)]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cache_tools.corpora.base import Corpus
-from cache_tools.corpora.tables import kind_of, read_lines, read_table
+from cache_tools.corpora.tables import file_ending, read_lines, read_table
 
 
 class SmilesFile(Corpus):
@@ -39,7 +39,7 @@ class SmilesFile(Corpus):
         return ((identity, smiles.encode()) for identity, smiles in itertools.islice(self._rows(), self.limit))
 
     def _rows(self) -> Iterator[tuple[str, str]]:
-        if kind_of(self.path) in (".smi", ".txt"):
+        if file_ending(self.path) in (".smi", ".txt"):
             lines = (line for line in read_lines(self.path) if line.strip() and not line.startswith("#"))
             return (("", line.split()[0]) for line in lines)
         table = read_table(self.path, [self.smiles, *([self.id] if self.id else [])], ", .smi, .txt")

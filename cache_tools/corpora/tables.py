@@ -28,7 +28,7 @@ def read_table(path: Path, columns: list[str], beside: str = "") -> Iterator[dic
     Raises:
         CorpusError: missing file or column, unknown ending, a line that cannot be read.
     """
-    kind = kind_of(path)
+    kind = file_ending(path)
     if kind == ".parquet":
         yield from _parquet(path, columns)
         return
@@ -41,7 +41,7 @@ def read_table(path: Path, columns: list[str], beside: str = "") -> Iterator[dic
             raise CorpusError(f"{path}: expected a name ending in {TABLES}{beside} (all but parquet also with .gz)")
 
 
-def kind_of(path: Path) -> str:
+def file_ending(path: Path) -> str:
     """The ending that says how a file is laid out, without ``.gz``; lower case."""
     return Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from cache_tools.corpora.base import Corpus
 from cache_tools.corpora.dataset import HubDataset
-from cache_tools.corpora.tables import kind_of, read_lines, read_table
+from cache_tools.corpora.tables import file_ending, read_lines, read_table
 
 
 class TextFile(Corpus):
@@ -47,7 +47,7 @@ class TextFile(Corpus):
         return ((identity, text.encode()) for identity, text in kept)
 
     def _rows(self) -> Iterator[tuple[str, str]]:
-        if kind_of(self.path) == ".txt":
+        if file_ending(self.path) == ".txt":
             return (("", line.strip()) for line in read_lines(self.path) if line.strip())
         table = read_table(self.path, [self.text, *([self.id] if self.id else [])], ", .txt")
         return ((row[self.id] if self.id else "", row[self.text]) for row in table)

@@ -29,7 +29,7 @@ class Specialist(Teacher):
     """
 
     def __init__(self, teacher: Teacher, weights: str):
-        self.teacher = tunable(teacher)
+        self.teacher = as_tunable(teacher)
         self.weights = self.init_args["weights"] = str(weights_file(weights, "`distill specialise` makes such a file"))
         self.modality = teacher.modality  # type: ignore[misc]  # a fact of the instance here
         self.python_bound = teacher.python_bound  # type: ignore[misc]
@@ -37,7 +37,7 @@ class Specialist(Teacher):
     def load(self, device: str) -> None:
         state, facts = read_safetensors(Path(self.weights))
         self.teacher.load(device)
-        found = facts_of(self.teacher)
+        found = teacher_facts(self.teacher)
         if wrong := [key for key in found if facts.get(key) != found[key]]:
             raise TeacherError(
                 f"{self.weights} was tuned from a teacher with {wrong[0]} {facts.get(wrong[0])}, this one has "
@@ -67,7 +67,7 @@ def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): each for name, each in state.items() if name.startswith(prefix)}
 
 
-def tunable(teacher: Teacher) -> Tunable:
+def as_tunable(teacher: Teacher) -> Tunable:
     """The same teacher.
 
     Raises:
@@ -81,7 +81,7 @@ def tunable(teacher: Teacher) -> Tunable:
     )
 
 
-def facts_of(teacher: Tunable) -> dict[str, str]:
+def teacher_facts(teacher: Tunable) -> dict[str, str]:
     """What a specialist's file says of the teacher that it was tuned from; it must be loaded, and untouched."""
     return {"teacher": class_path(teacher), "teacher_sha256": weights_sha256(teacher.module)}
 
@@ -95,7 +95,7 @@ def write_specialist(
         path: of the file.
         network: state of the teacher's module.
         classifier: ``weight`` (classes, dim) and ``bias`` (classes,).
-        facts: those of :func:`facts_of` and others, for people.
+        facts: those of :func:`teacher_facts` and others, for people.
     """
     from safetensors.torch import save
 

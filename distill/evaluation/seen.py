@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cache_tools import BadItem, decode, parse_smiles, read_corpus, read_items
+from cache_tools import BadItem, decode_image, parse_smiles, read_corpus, read_items
 
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 
@@ -25,7 +25,7 @@ def canonical(item: bytes, modality: str) -> bytes:
 
             return bytes(Chem.MolToSmiles(parse_smiles(item)), "utf-8")
         if modality == "image":
-            image = decode(item)
+            image = decode_image(item)
             return f"{image.size}".encode() + image.tobytes()
     except BadItem:
         return item

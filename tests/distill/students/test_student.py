@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cache_tools import open_column
-from cache_tools.format.store import Ragged
+from cache_tools import Ragged
 from distill.students.molecule import GraphStudent
 
 

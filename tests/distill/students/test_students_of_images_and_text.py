@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from cache_tools import Ragged
 from cache_tools.errors import ConfigError, TeacherError
-from cache_tools.format.store import Ragged
 from cache_tools.inputs import Pixels, TokenIds
-from cache_tools.teachers.network import pool
+from cache_tools.teachers.network import pool_tokens
 from distill.students.base import Student
 from distill.students.image import MEAN, STD, ImageStudent, SmallResNet
 from distill.students.mixed import MixedStudent
@@ -300,7 +300,7 @@ def test_padding_may_stand_on_either_side(side, pooling):
     mask = torch.stack([places < n if side == "right" else places >= 6 - n for n in lengths]).long()
     rows = [each[chosen.bool()] for each, chosen in zip(hidden, mask, strict=True)]
     by_hand = {"mean": lambda row: row.mean(0), "cls": lambda row: row[0], "last": lambda row: row[-1]}[pooling]
-    torch.testing.assert_close(pool(hidden, mask, pooling), torch.stack([by_hand(row) for row in rows]))
+    torch.testing.assert_close(pool_tokens(hidden, mask, pooling), torch.stack([by_hand(row) for row in rows]))
 
 
 @pytest.mark.parametrize("model", ["bert", "roberta", "distilbert"])

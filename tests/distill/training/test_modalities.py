@@ -12,7 +12,7 @@ from cache_tools.corpora.image import ImageFolder, Views
 from cache_tools.corpora.text import TextFile
 from cache_tools.errors import CacheError, ConfigError
 from cache_tools.inputs import EncodedImage, Pixels, TokenIds
-from cache_tools.items.image import decode
+from cache_tools.items.image import decode_image
 from cache_tools.teachers.base import Teacher
 from distill.data.augment import crop_and_mirror
 from distill.data.columns import open_corpus
@@ -34,7 +34,7 @@ class MeanColour(Teacher):
     dim = 3
 
     def prepare(self, item):
-        return np.asarray(decode(item), np.float32)
+        return np.asarray(decode_image(item), np.float32)
 
     def embed(self, items):
         return np.stack([item.mean((0, 1)) / 255 for item in items])
