@@ -11,7 +11,7 @@ from cache_tools import cli as cache_cli
 from distill import cli as distill_cli
 from distill.cli.specialise import main as specialise
 from distill.cli.study import resolve
-from distill.study.study import plan, tell_apart
+from distill.study.study import Study
 
 ROOT = Path(__file__).parents[1]
 CONFIGS, OURS = ROOT / "configs", ROOT / "benchmarks" / "studies"
@@ -71,7 +71,9 @@ def test_a_method_laid_over_a_configuration_is_that_method(name, capsys, monkeyp
 
 
 def test_every_method_clears_the_heads_of_a_base_and_says_what_a_gaussian_is_to_be():
-    for path in sorted((ROOT / "configs" / "methods").glob("*.yaml")):
+    methods = sorted((ROOT / "configs" / "methods").glob("*.yaml"))
+    assert len(methods) > 10
+    for path in methods:
         model = yaml.safe_load(path.read_text())["model"]
         kind, given = model["head"]["class_path"], model["head"].get("init_args", {})
         assert model["heads"] is None, path
@@ -85,7 +87,7 @@ def test_no_two_methods_of_a_study_are_the_same(config, monkeypatch):
     given = yaml.safe_load(config.read_text())
     paths = [[Path(each) for each in ([found] if isinstance(found, str) else found)] for found in given["methods"].values()]
     base = [Path(each) for each in ([given["base"]] if isinstance(given["base"], str) else given["base"])]
-    tell_apart(plan(base, dict(zip(given["methods"], paths, strict=True)), Path("runs"), [0]), resolve)
+    Study(base, dict(zip(given["methods"], paths, strict=True)), Path("runs"), [0]).require_different_methods(resolve)
 
 
 @pytest.mark.parametrize("config", CACHES, ids=lambda path: path.stem)
@@ -116,6 +118,7 @@ def test_make_reads_a_corpus_of_the_groups_modality(group, reader):
 
 def test_the_readme_names_every_group_of_teachers():
     named = re.findall(r"^\| `([a-z-]+)` \|", (ROOT / "README.md").read_text(), re.M)
+    assert named
     assert sorted(named) == sorted(path.stem for path in (ROOT / "configs" / "cache").glob("*.yaml"))
 
 

@@ -1,28 +1,30 @@
-"""``distill compare``: put the probes of several runs, or the methods of several studies, into one report."""
+"""``distill compare``: put the probes of several runs, or the scores of studies, into one report."""
 
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from distill.report.compare import compare, together
+from distill.report.compare import compare_runs, compare_studies
 
 
 def main(arguments: list[str]) -> None:
-    """Entry point of ``distill compare``."""
-    parser = ArgumentParser("distill compare", description="Put the probes of several runs into one report.")
-    parser.add_argument("runs", nargs="*", type=Path, help="folders of runs that `distill test` probed alike")
-    parser.add_argument(
-        "--studies",
-        nargs="+",
-        type=Path,
-        default=[],
-        help="instead: folders of reports of `distill study`, their methods in one",
+    """Entry point of ``distill compare``.
+
+    Args:
+        arguments: folders of runs that `distill test` probed by the same tasks, splits and seeds; or ``--studies`` and
+            folders of reports of `distill study`, of which scores.csv is read; ``--out``, the folder of the new report.
+    """
+    parser = ArgumentParser(
+        "distill compare", description="Put the probes of several runs, or of studies, into one report."
     )
+    parser.add_argument("runs", nargs="*", type=Path, help="folders of runs that `distill test` probed by the same tasks")
+    studies = "instead of runs: folders of reports of `distill study`, whose scores.csv is read; one alone is drawn in full"
+    parser.add_argument("--studies", nargs="+", type=Path, default=[], help=studies)
     parser.add_argument("--out", type=Path, default=Path("compare"), help="a folder for report.html, report.md and figures")
     given = parser.parse_args(arguments)
     if bool(given.runs) == bool(given.studies):
         parser.error("name runs or --studies")
     if given.studies:
-        together(given.studies, given.out)
+        compare_studies(given.studies, given.out)
     else:
-        compare(given.runs, given.out)
+        compare_runs(given.runs, given.out)

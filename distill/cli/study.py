@@ -1,5 +1,6 @@
 """``distill study``: fit and probe one student under several methods, seeds and subsets of its teachers."""
 
+import logging
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict
@@ -11,7 +12,10 @@ from jsonargparse import auto_cli
 from cache_tools import ConfigError
 from distill.study.attribution import Subsets
 from distill.study.run import Sweep
-from distill.study.study import run_study
+from distill.study.slurm import write_array
+from distill.study.study import Study, make
+
+log = logging.getLogger(__name__)
 
 
 def study(
@@ -50,9 +54,18 @@ def study(
         ConfigError: when the arguments do not go together.
         QuorumError: when runs failed; all others are done then.
     """
-    given = {key: value for key, value in locals().items() if key not in ("only", "slurm", "sweep")}
-    settings = given | ({"sweep": asdict(sweep)} if sweep else {})
-    run_study(**given, sweep=sweep, only=only, array_of=settings if slurm else None, resolve=resolve)
+    settings = {key: value for key, value in locals().items() if key not in ("only", "slurm", "sweep")}
+    settings |= {"sweep": asdict(sweep)} if sweep else {}
+    planned = Study(base, methods, runs, [0, 1, 2] if seeds is None else seeds, teachers, subsets, sweep)
+    planned.require_corpora()
+    if only is not None:
+        return planned.make_one(only)
+    planned.require_different_methods(resolve)
+    if slurm:
+        return write_array(settings, runs, len(planned.grid))
+    log.info("%s: %d runs", runs, len(planned.grid))
+    make(planned.grid, jobs)
+    planned.report(out)
 
 
 def resolve(configs: Sequence[Path]) -> str:

@@ -1,103 +1,112 @@
-"""``distill compare``: what `distill test` measured of several runs side by side, or what several studies found."""
+"""One report of several runs, of several studies, or of the scores that one study kept."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 
 from cache_tools import ConfigError
 from distill.records import Record, Results, read_scores, save_scores
-from distill.report import page, tables
-from distill.report import sections as report
-from distill.report.page import Block, Heading, Table, Text
+from distill.report import page, sections
+from distill.report.page import Block, Table
 from distill.report.scores import Scores
+from distill.report.sections import EVERY
+from distill.report.tables import print_scores
 
-EVERY = "every"  # kind of split: the mean over those that a task has, and over seeds
 
-
-def compare(runs: list[Path], out: Path) -> None:
+def compare_runs(runs: Sequence[Path], out: Path) -> None:
     """Put the probes of several runs into one report.
 
     Args:
         runs: folders of runs that `distill test` probed, by the same tasks, splits and seeds.
-        out: a folder for report.html, report.md and figures.
+        out: a folder for report.html, report.md, scores.csv and figures.
 
     Raises:
         ConfigError: when a run was not probed, or two runs have one name.
     """
     names = [run.absolute().name for run in runs]
-    if twice := sorted({each for each in names if names.count(each) > 1}):
-        raise ConfigError(f"two runs are called {twice[0]}: rename a folder")
+    if name := _repeated(names):
+        raise ConfigError(f"two runs are called {name}: rename a folder")
     results = {name: [Results.load(run)] for name, run in zip(names, runs, strict=True)}
-    by_split = report.write(out, f"{len(runs)} runs compared", results, f"Runs: {', '.join(map(str, runs))}.")
-    for split, found in by_split.items():
-        Console().print(tables.table(found, f"{split} split"))
-    Console().print(f"written: {out}/report.html, report.md")
+    title, origin = f"{len(runs)} runs compared", f"Runs: {', '.join(map(str, runs))}."
+    print_scores(sections.write(out, title, results, origin), out)
 
 
-def together(studies: Sequence[Path], out: Path) -> None:
+def compare_studies(studies: Sequence[Path], out: Path) -> None:
     """Put the methods of several studies, of other teachers and tasks each, into one report.
 
-    Systems are those that stand in all studies by the same name; ranks are over the tasks of all, each once:
-    seeds of one task are no tasks of their own (Demšar, JMLR 2006, section 3.2).
+    Systems are those that all studies have by the same name; ranks are over the tasks of all, each once:
+    seeds of one task are no tasks of their own (Demšar, JMLR 2006, section 3.2). Of one study alone the report has the
+    sections that its scores give, by kind of split and seed.
 
     Args:
         studies: folders of the reports of `distill study`, of which scores.csv is read.
         out: a folder for report.html, report.md, scores.csv and figures.
 
     Raises:
-        ConfigError: when a folder has no scores, two have one name or a task of one name, or no system stands in all.
+        ConfigError: when a folder has no scores, two have one name or a task of one name, or no method is in all.
     """
-    if len({study.name for study in studies}) < len(studies):
+    listed = ", ".join(f"`{study}`" for study in studies)
+    if _repeated(study.name for study in studies):
         raise ConfigError(f"two of {', '.join(map(str, studies))} have one name: rename a folder")
-    records = {study.name: once(read_scores(study)) for study in studies}
-    systems = {name: dict.fromkeys(record.system for record in each) for name, each in records.items()}
+    if len(studies) == 1:
+        records = read_scores(studies[0])
+        return _write(out, f"Study {studies[0].name}", [f"Scores: {listed}."], [], records)
+    by_study = {study.name: mean_per_task(read_scores(study)) for study in studies}
+    systems = {name: dict.fromkeys(record.system for record in records) for name, records in by_study.items()}
     shared = set.intersection(*map(set, systems.values()))
-    if not any(record.kind == "student" and record.system in shared for each in records.values() for record in each):
+    by_study = {name: [record for record in records if record.system in shared] for name, records in by_study.items()}
+    if not any(record.kind == "student" for records in by_study.values() for record in records):
         raise ConfigError(f"no method stands in all of {', '.join(map(str, studies))}")
-    records = {name: [each for each in of if each.system in shared] for name, of in records.items()}
-    tasks = [task for each in records.values() for task in dict.fromkeys(record.task for record in each)]
-    if twice := [task for task in tasks if tasks.count(task) > 1]:
-        raise ConfigError(f"two studies have a task {twice[0]}: rename one in its configuration")
-    left = [f"{name}: {', '.join(rest)}" for name, of in systems.items() if (rest := [s for s in of if s not in shared])]
-    by_split = report.alike([record for each in records.values() for record in each])
-    blocks: list[Block] = [
-        Text(
-            f"Studies: {', '.join(f'`{study}`' for study in studies)}. A task's score is the mean over its kinds of split "
-            "and over seeds, so that it counts once; intervals are over tasks."
-        ),
-        Text(f"Left out, as not all studies have them. {'; '.join(left)}.") if left else Text("All have the same systems."),
-        *(Text(f"{split.capitalize()} split: {report.answer(each)}") for split, each in by_split.items()),
+    if task := _repeated(task for records in by_study.values() for task in {record.task for record in records}):
+        raise ConfigError(f"two studies have a task {task}: rename one in its configuration")
+    rest = {name: ", ".join(system for system in of if system not in shared) for name, of in systems.items()}
+    left_out = "; ".join(f"{name}: {names}" for name, names in rest.items() if names)
+    origin = [
+        f"Studies: {listed}. A task's score is the mean over its kinds of split and over seeds, so that it counts "
+        "once; intervals are over tasks.",
+        f"Left out, as not all studies have them. {left_out}." if left_out else "All have the same systems.",
     ]
-    blocks += [Heading("Mean score in each study"), per_study(records)]
-    for split, each in by_split.items():
-        blocks += report.of_split(split, each, "seeds averaged")
-    page.write(out, f"{len(studies)} studies together", blocks)
-    save_scores(out, [record for each in records.values() for record in each])
-    for split, each in by_split.items():
-        Console().print(tables.table(each, f"{split} split"))
-    Console().print(f"written: {out}/report.html, report.md")
+    means = ["## Mean score in each study", study_means(by_study)]
+    records = [record for records in by_study.values() for record in records]
+    _write(out, f"{len(studies)} studies together", origin, means, records)
 
 
-def once(records: Sequence[Record]) -> list[Record]:
+def _write(out: Path, title: str, origin: Sequence[Block], summary: Sequence[Block], records: Sequence[Record]) -> None:
+    by_split = sections.comparable_scores(records)
+    parts = [block for split, scores in by_split.items() for block in sections.split_section(split, scores)]
+    page.write(out, title, [*origin, *sections.answers(by_split), *summary, *parts])
+    save_scores(out, records)
+    print_scores(by_split, out)
+
+
+def _repeated(names: Iterable[str]) -> str | None:
+    """A name that is there more than once."""
+    return next((name for name, count in sorted(Counter(names).items()) if count > 1), None)
+
+
+def mean_per_task(records: Sequence[Record]) -> list[Record]:
     """A record for each system and task: the mean over kinds of split and seeds, so that each task counts once."""
     cells: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         cells.setdefault((record.system, record.task), []).append(record)
-    return [replace(of[0], split=EVERY, seed=0, score=float(np.mean([each.score for each in of]))) for of in cells.values()]
+    return [
+        replace(cell[0], split=EVERY, seed=0, score=float(np.mean([record.score for record in cell])))
+        for cell in cells.values()
+    ]
 
 
-def per_study(records: dict[str, list[Record]]) -> Table:
+def study_means(by_study: Mapping[str, Sequence[Record]]) -> Table:
     """Every system's mean over the tasks of each study, and the mean of these, best first."""
-    found = {name: Scores(each, EVERY) for name, each in records.items()}
-    means = {name: dict(zip(each.systems, each.mean().tolist(), strict=True)) for name, each in found.items()}
-    overall = {system: np.mean([each[system] for each in means.values()]) for system in next(iter(means.values()))}
+    scores = {name: Scores(records, EVERY) for name, records in by_study.items()}
+    means = [dict(zip(of.systems, of.mean().tolist(), strict=True)) for of in scores.values()]
+    overall = {system: np.mean([mean[system] for mean in means]) for system in means[0]}
     rows = [
-        [system, *(f"{each[system]:.3f}" for each in means.values()), f"{overall[system]:.3f}"]
+        [system, *(f"{mean[system]:.3f}" for mean in means), f"{overall[system]:.3f}"]
         for system in sorted(overall, key=lambda system: -overall[system])
     ]
-    counts = ", ".join(f"{name} {len(each.tasks)}" for name, each in found.items())
-    strong = frozenset(system for each in found.values() for system, kind in each.kinds.items() if kind == "student")
-    return Table(["system", *means, "mean"], rows, f"Tasks: {counts}. The mean is over studies.", strong)
+    counts = ", ".join(f"{name} {len(of.tasks)}" for name, of in scores.items())
+    students = frozenset(of.systems[row] for of in scores.values() for row in of.of_kind("student"))
+    return Table(["system", *scores, "mean"], rows, f"Tasks: {counts}. The mean is over studies.", students)

@@ -1,15 +1,25 @@
 """The figures of a report."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from distill.records import Cost
-from distill.report.page import panel
 from distill.report.scores import Scores, mean_of_known
+
+STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "quorum",  # equal figures are equal files
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.parse_math": False,
+}
 
 COLOURS: Mapping[str, str] = {
     "student": "#2a7f62",
@@ -21,9 +31,19 @@ COLOURS: Mapping[str, str] = {
     "pca": "#8c5e2a",
 }
 
-LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#444444", "#bcbd22", "#a0522d")
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#444444", "#bcbd22", "#a0522d")
 
 Array = np.ndarray[Any, Any]
+
+
+def panel(width: float, height: float, draw: Callable[[Axes], object]) -> Figure:
+    """A figure with one panel, of ``width`` and ``height`` inches, that ``draw`` fills."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axis = figure.subplots()
+        axis.spines[["top", "right"]].set_visible(False)
+        draw(axis)
+    return figure
 
 
 def bars(scores: Scores) -> Figure:
@@ -35,8 +55,8 @@ def bars(scores: Scores) -> Figure:
         axis.barh(place, scores.mean(), color=colours, xerr=None if np.isnan(half).any() else half, ecolor="#333333")
         per_task = mean_of_known(scores.values)  # (systems, tasks)
         left = max(-0.05, min(0.0, float(np.nanmin(per_task))))  # a dot further left stands at the edge
-        for row in range(per_task.shape[1]):
-            axis.plot(per_task[:, row].clip(left), place, "o", ms=3, color="#333333", alpha=0.45, clip_on=False)
+        for scored in per_task.T:  # (systems,)
+            axis.plot(scored.clip(left), place, "o", ms=3, color="#333333", alpha=0.45, clip_on=False)
         axis.set_yticks(place, scores.systems)
         axis.set_xlim(left, 1.0)
         axis.set_xlabel(f"mean over tasks ({', '.join(dict.fromkeys(scores.metrics.values()))})")
@@ -45,22 +65,37 @@ def bars(scores: Scores) -> Figure:
 
 
 def ranks(scores: Scores) -> Figure:
-    """Mean rank over seeds of every system on every task, 1 is best."""
+    """The rank of every system on every task, a mean over seeds; 1 is best."""
+    rank, worst = mean_of_known(scores.ranks()), max(2, len(scores.systems))  # (systems, tasks)
 
     def draw(axis: Axes) -> None:
-        rank = mean_of_known(scores.ranks())  # (systems, tasks)
-        worst = max(2, len(scores.systems))
-        axis.imshow(rank, cmap="YlGnBu_r", vmin=1, vmax=worst, aspect="auto")
-        for (row, column), each in np.ndenumerate(rank):
-            if np.isfinite(each):
-                colour = "white" if each < 1 + 0.45 * (worst - 1) else "black"
-                axis.text(column, row, f"{each:.1f}", ha="center", va="center", fontsize=8, color=colour)
-        axis.set_yticks(range(len(scores.systems)), scores.systems)
-        axis.set_xticks(range(len(scores.tasks)), scores.tasks, rotation=35, ha="right", rotation_mode="anchor")
-        axis.tick_params(length=0)
-        axis.spines[:].set_visible(False)
+        cells = axis.imshow(rank, cmap="YlGnBu_r", vmin=1, vmax=worst, aspect="auto")
+        _label(axis, cells, rank, "{:.1f}", scores.systems, scores.tasks)
 
     return panel(1.6 + max(3.6, 0.5 * len(scores.tasks)), 1.2 + 0.25 * len(scores.systems), draw)
+
+
+def conflicts(teachers: Sequence[str], cosines: Array) -> Figure:
+    """Cosines of the teachers' gradients, (teachers, teachers)."""
+
+    def draw(axis: Axes) -> None:
+        cells = axis.imshow(cosines, cmap="RdBu", vmin=-1, vmax=1)
+        _label(axis, cells, cosines, "{:.2f}", teachers, teachers)
+        axis.figure.colorbar(cells, ax=axis, shrink=0.8)
+
+    return panel(2.8 + 0.5 * len(teachers), 1.4 + 0.4 * len(teachers), draw)
+
+
+def _label(axis: Axes, cells: AxesImage, values: Array, form: str, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """Write each of ``values``, (rows, columns), into its cell, and name rows and columns."""
+    for (row, column), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            colour = "white" if np.mean(cells.to_rgba(value)[:3]) < 0.5 else "black"
+            axis.text(column, row, form.format(value), ha="center", va="center", fontsize=8, color=colour)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set_xticks(range(len(columns)), columns, rotation=35, ha="right", rotation_mode="anchor")
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
 
 
 def critical_difference(scores: Scores) -> Figure:
@@ -95,58 +130,42 @@ def critical_difference(scores: Scores) -> Figure:
 
 def cost(scores: Scores, costs: Mapping[str, Cost], field: str, label: str) -> Figure | None:
     """Mean score against a field of every system's cost; None when fewer than two systems have it."""
-    known = [(system, getattr(costs[system], field)) for system in scores.systems if system in costs]
-    points = [(system, value) for system, value in known if value]
+    mean = dict(zip(scores.systems, scores.mean(), strict=True))
+    values = {system: getattr(costs[system], field) for system in scores.systems if system in costs}
+    points = {system: value for system, value in values.items() if value}
 
     def draw(axis: Axes) -> None:
-        mean = dict(zip(scores.systems, scores.mean(), strict=True))
-        for system, value in points:
+        for system, value in points.items():
             axis.plot(value, mean[system], "o", ms=6, color=COLOURS[scores.kinds[system]])
         low, high = axis.get_ylim()
-        taken: list[float] = []
-        for system, value in sorted(points, key=lambda each: -mean[each[0]]):  # labels that would lie on another move down
-            y = min([mean[system], *(each - 0.05 * (high - low) for each in taken[-1:])])
-            taken.append(y)
-            axis.annotate(system, (value, mean[system]), (1.02, y), textcoords=("axes fraction", "data"), va="center",
-                          arrowprops={"arrowstyle": "-", "color": "#cccccc", "lw": 0.6}, annotation_clip=False)  # fmt: skip
+        y = np.inf
+        for system in sorted(points, key=lambda system: -mean[system]):  # a label that would lie on another moves down
+            y = min(mean[system], y - 0.05 * (high - low))
+            line = {"arrowstyle": "-", "color": "#cccccc", "lw": 0.6}
+            place = {"xytext": (1.02, y), "textcoords": ("axes fraction", "data"), "va": "center"}
+            axis.annotate(system, (points[system], mean[system]), arrowprops=line, annotation_clip=False, **place)
         axis.set_xscale("log")
-        powers = np.log10([value for _, value in points])
+        powers = np.log10(list(points.values()))
         axis.set_xlim(10 ** np.floor(powers.min() - 0.05), 10 ** np.ceil(powers.max() + 0.05))
+        axis.xaxis.set_major_formatter("{x:,.0f}")  # of matplotlib's own labels a page would show the TeX
+        axis.xaxis.set_minor_formatter("")
         axis.set_xlabel(label)
         axis.set_ylabel("mean score")
 
     return panel(5.2, 3.4, draw) if len(points) > 1 else None
 
 
-def conflicts(teachers: Sequence[str], cosines: Array) -> Figure:
-    """Cosines of the teachers' gradients, (teachers, teachers)."""
-
-    def draw(axis: Axes) -> None:
-        drawn = axis.imshow(cosines, cmap="RdBu", vmin=-1, vmax=1)
-        for (row, column), each in np.ndenumerate(cosines):
-            if np.isfinite(each):
-                colour = "white" if abs(each) > 0.6 else "black"
-                axis.text(column, row, f"{each:.2f}", ha="center", va="center", fontsize=8, color=colour)
-        axis.set_yticks(range(len(teachers)), teachers)
-        axis.set_xticks(range(len(teachers)), teachers, rotation=35, ha="right", rotation_mode="anchor")
-        axis.tick_params(length=0)
-        axis.spines[:].set_visible(False)
-        axis.figure.colorbar(drawn, ax=axis, shrink=0.8)
-
-    return panel(2.8 + 0.5 * len(teachers), 1.4 + 0.4 * len(teachers), draw)
-
-
 def curves(rows: Sequence[Mapping[str, str]], keys: Mapping[str, str], label: str) -> Figure | None:
     """What a run logged by step: ``keys`` -> the lines' names; None when it logged none of them."""
-    found = {name: [(int(row["step"]), float(row[key])) for row in rows if row.get(key)] for key, name in keys.items()}
-    lines = {name: points for name, points in found.items() if points}
+    logged = {name: [(int(row["step"]), float(row[key])) for row in rows if row.get(key)] for key, name in keys.items()}
+    lines = {name: points for name, points in logged.items() if points}
 
     def draw(axis: Axes) -> None:
-        for colour, (name, points) in zip(_repeat(LINES), lines.items(), strict=False):
+        for colour, (name, points) in zip(cycle(SERIES), lines.items(), strict=False):
             axis.plot(*zip(*points, strict=True), label=name, color=colour, marker="o" if len(points) < 3 else "", ms=3)
         axis.set_xlabel("step")
         axis.set_ylabel(label)
-        axis.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        _legend(axis)
 
     return panel(5.2, 3.0, draw) if lines else None
 
@@ -166,19 +185,18 @@ def plane(points: Array, labels: Array, kind: str) -> Figure:
             axis.figure.colorbar(drawn, ax=axis, shrink=0.8)
         else:
             classes, sizes = np.unique(labels[np.isfinite(labels)], return_counts=True)
-            common = classes[np.argsort(-sizes, kind="stable")][: len(LINES)]
+            common = classes[np.argsort(-sizes, kind="stable")][: len(SERIES)]
             rest = ~np.isin(labels, common)
             axis.scatter(x[rest], y[rest], s=7, color="#dddddd", linewidths=0, rasterized=True)
-            for colour, each in zip(LINES, common, strict=False):
+            for colour, each in zip(SERIES, common, strict=False):
                 of = labels == each
                 axis.scatter(x[of], y[of], s=7, color=colour, linewidths=0, rasterized=True, label=f"{each:g}")
-            axis.legend(frameon=False, fontsize=7, markerscale=1.5, loc="center left", bbox_to_anchor=(1, 0.5))
+            _legend(axis, markerscale=1.5)
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
 
     return panel(3.6, 3.0, draw)
 
 
-def _repeat(colours: Sequence[str]) -> Iterable[str]:
-    while True:
-        yield from colours
+def _legend(axis: Axes, **options: float) -> None:
+    axis.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), **options)

@@ -1,58 +1,25 @@
-"""A report as one HTML page that needs nothing else, and the same in Markdown with its figures beside it."""
+"""A report as one HTML page that needs no other file, and the same in Markdown with its figures beside it.
+
+A report is a list of blocks; ``page.html.jinja`` and ``page.md.jinja`` say what each kind of block looks like. A string is
+Markdown: a paragraph, or a heading after ``## ``. `Backticks` mark code in it; all other signs stand for themselves.
+"""
 
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 from zlib import crc32
 
+from jinja2 import Environment, PackageLoader, select_autoescape
+from markdown_it import MarkdownIt
+from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-STYLE = """
-:root { color-scheme: light }
-body { font: 16px/1.5 system-ui, sans-serif; color: #1d2327; background: #fff }
-body { max-width: 1120px; margin: 0 auto; padding: 1rem }
-h1 { font-size: 1.6rem; line-height: 1.2 } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd; padding-bottom: .2rem }
-code, pre { font: .85em ui-monospace, monospace; background: #f4f5f6; border-radius: 3px } code { padding: .1em .3em }
-pre { padding: .6rem; overflow-x: auto } p, li { max-width: 75ch }
-.wide { overflow-x: auto; margin: .8rem 0 }
-table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums }
-th, td { padding: .22rem .55rem; text-align: right; border-bottom: 1px solid #e6e8ea }
-th { white-space: pre-line; vertical-align: bottom }
-td { white-space: nowrap }
-td:first-child { white-space: normal; min-width: min(11rem, 45vw); max-width: 45vw; overflow-wrap: anywhere }
-th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff }
-tr.strong td { background: #e8f4ee; font-weight: 600 }
-.figures { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start }
-figure { margin: 0; max-width: 100%; overflow-x: auto } figure svg { max-width: 100%; height: auto }
-figcaption, .note { font-size: .86rem; color: #555; max-width: 75ch } summary { cursor: pointer }
-"""
-
-SVG: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "quorum",
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "text.parse_math": False,
-}
-
-
-@dataclass(frozen=True)
-class Heading:
-    """Begins a section."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Text:
-    """A paragraph; `backticks` mark code."""
-
-    text: str
+from cache_tools import write_file
+from distill.report.figures import STYLE
 
 
 @dataclass(frozen=True)
@@ -66,6 +33,7 @@ class Table:
         strong: names of rows that stand out.
     """
 
+    kind: ClassVar = "table"
     head: list[str]
     rows: list[list[str]]
     note: str = ""
@@ -91,6 +59,7 @@ class Plot:
 class Plots:
     """Figures side by side, where there is room."""
 
+    kind: ClassVar = "plots"
     plots: list[Plot]
 
 
@@ -98,101 +67,78 @@ class Plots:
 class Fold:
     """Long text that opens on a click."""
 
+    kind: ClassVar = "fold"
     title: str
     text: str
 
+    @property
+    def fence(self) -> str:
+        """The line before and after the text in Markdown: longer than any row of backticks in it."""
+        return "`" * max(3, 1 + max(map(len, re.findall("`+", self.text)), default=0))
 
-Block = Heading | Text | Table | Plots | Fold
+
+Block = str | Table | Plots | Fold
 
 
-def write(folder: Path, title: str, blocks: Sequence[Block]) -> Path:
-    """Write ``report.html``, ``report.md`` and its ``figures`` into ``folder``; gives the page's path."""
+def write(folder: Path, title: str, blocks: Sequence[Block]) -> None:
+    """Write ``report.html``, ``report.md`` and its ``figures`` into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "report.md").is_file():  # an earlier report
-        for each in re.findall(r"\]\((figures/[\w-]+\.png)\)$", (folder / "report.md").read_text(), re.MULTILINE):
-            (folder / each).unlink(missing_ok=True)
-    for plot in [plot for block in blocks if isinstance(block, Plots) for plot in block.plots]:
-        (folder / "figures").mkdir(exist_ok=True)
-        with rc_context(SVG):
+    page, twin = folder / "report.html", folder / "report.md"
+    if twin.is_file():  # of an earlier report, whose figures go
+        for file in re.findall(r"\]\((figures/[\w-]+\.png)\)$", twin.read_text(), re.MULTILINE):
+            (folder / file).unlink(missing_ok=True)
+    with rc_context(STYLE):
+        for plot in [plot for block in blocks if isinstance(block, Plots) for plot in block.plots]:
+            (folder / plot.file).parent.mkdir(exist_ok=True)
             plot.figure.savefig(folder / plot.file, dpi=130)
-    (folder / "report.md").write_text(f"# {title}\n\n{markdown(blocks)}\n")
-    page = folder / "report.html"
-    page.write_text(html(title, blocks))
-    return page
+    write_file(twin, f"# {_plain(title)}\n\n{markdown(blocks)}\n")
+    write_file(page, html(title, blocks))
 
 
 def markdown(blocks: Iterable[Block]) -> str:
     """Blocks as Markdown."""
-    return "\n\n".join(_markdown(block) for block in blocks)
-
-
-def _markdown(block: Block) -> str:
-    match block:
-        case Heading(text):
-            return f"## {text}"
-        case Text(text):
-            return text
-        case Table(head, rows, note):
-            lines = [[each.replace("\n", "<br>") for each in head], ["---"] + ["---:"] * (len(head) - 1), *rows]
-            shown = [
-                [each.replace("|", "\\|").replace("<", "&lt;").replace("&lt;br>", "<br>") for each in line]
-                for line in lines
-            ]
-            return "\n".join(f"| {' | '.join(line)} |" for line in shown) + (f"\n\n{note}" if note else "")
-        case Plots(plots):
-            return "\n\n".join(f"![{plot.caption}]({plot.file})" for plot in plots)
-        case Fold(title, text):
-            return f"<details><summary>{title}</summary>\n\n```\n{text.rstrip()}\n```\n\n</details>"
+    return TEMPLATES.get_template("page.md.jinja").render(blocks=blocks).rstrip("\n")
 
 
 def html(title: str, blocks: Iterable[Block]) -> str:
     """Blocks as a whole page; styles and figures are inside."""
-    about = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    head = f"{about}<title>{escape(title)}</title><style>{STYLE}</style>"
-    body = "\n".join([f"<h1>{escape(title)}</h1>", *(_html(block) for block in blocks)])
-    return f'<!doctype html>\n<html lang="en">\n<head>{head}</head>\n<body>\n{body}\n</body>\n</html>\n'
+    return TEMPLATES.get_template("page.html.jinja").render(title=title, blocks=blocks)
 
 
-def _html(block: Block) -> str:
-    match block:
-        case Heading(text):
-            return f"<h2>{escape(text)}</h2>"
-        case Text(text):
-            return f"<p>{_inline(text)}</p>"
-        case Table(head, rows, note, strong):
-            heads = "".join(f"<th>{escape(each)}</th>" for each in head)
-            lines = "".join(_row(row, row[0] in strong) for row in rows)
-            below = f'<p class="note">{_inline(note)}</p>' if note else ""
-            return f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>{lines}</tbody></table></div>{below}'
-        case Plots(plots):
-            return f'<div class="figures">{"".join(map(_figure, plots))}</div>'
-        case Fold(title, text):
-            return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
+def _plain(text: str) -> str:
+    """Text for Markdown in which no name is a tag; what stands in backticks is shown as it is."""
+    return re.sub(r"`[^`]*`|<", lambda found: "&lt;" if found[0] == "<" else found[0], text)
 
 
-def _row(cells: Sequence[str], strong: bool) -> str:
-    return f"<tr{' class=strong' if strong else ''}>{''.join(f'<td>{escape(each)}</td>' for each in cells)}</tr>"
+def _cell(text: str) -> str:
+    """A cell of a Markdown table, in one line."""
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", "<br>")
 
 
-def _inline(text: str) -> str:
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+def _inline(text: str) -> Markup:
+    return Markup(MARKDOWN.renderInline(text))
 
 
-def _figure(plot: Plot) -> str:
+def _html(text: str) -> Markup:
+    return Markup(MARKDOWN.render(text))
+
+
+def _svg(plot: Plot) -> Markup:
     file = io.StringIO()
-    with rc_context(SVG):
+    with rc_context(STYLE):
         plot.figure.savefig(file, format="svg", metadata={"Date": None}, dpi=130)
     svg = file.getvalue()
-    label, least = escape(plot.caption, quote=True), round(65 * plot.figure.get_figwidth())  # legible, or it scrolls
-    svg = svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{label}" style="min-width: {least}px"', 1)
-    return f"<figure>{svg}<figcaption>{_inline(plot.caption[:1].upper() + plot.caption[1:])}</figcaption></figure>"
+    least = round(65 * plot.figure.get_figwidth())  # pixels: legible, or it scrolls
+    opening = f'<svg role="img" aria-label="{escape(plot.caption)}" style="min-width: {least}px"'
+    return Markup(svg[svg.index("<svg") :].replace("<svg", opening, 1))
 
 
-def panel(width: float, height: float, draw: Callable[..., None], *arguments: object) -> Figure:
-    """A figure of one panel, in inches; ``draw(axis, *arguments)`` fills it."""
-    with rc_context(SVG):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axis = figure.subplots()
-        axis.spines[["top", "right"]].set_visible(False)
-        draw(axis, *arguments)
-    return figure
+MARKDOWN = MarkdownIt("zero").enable(["heading", "backticks"])
+
+TEMPLATES = Environment(
+    loader=PackageLoader("distill.report", ""),
+    autoescape=select_autoescape(["html.jinja"]),
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TEMPLATES.filters |= {"plain": _plain, "cell": _cell, "html": _html, "inline": _inline, "svg": _svg}

@@ -1,6 +1,8 @@
 """Tables of scores, for the terminal and for a report."""
 
+from collections.abc import Mapping
 from itertools import zip_longest
+from pathlib import Path
 
 import numpy as np
 from rich import box
@@ -9,11 +11,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from distill.report import page
-from distill.report.scores import Scores, mean_of_known
+from distill.report.scores import Duel, Scores, mean_of_known
 
 STUDENTS = ("student", "other")
 
-MANY = 6
+MANY = 6  # students; above it only the best one is compared with the others
+
+
+def print_scores(by_split: Mapping[str, Scores], folder: Path) -> None:
+    """Print a table per kind of split, and where their report is."""
+    console = Console()
+    for split, scores in by_split.items():
+        console.print(table(scores, f"{split} split"))
+    console.print(f"written: {folder}/report.html, report.md")
 
 
 def header(scores: Scores) -> list[str]:
@@ -23,7 +33,7 @@ def header(scores: Scores) -> list[str]:
 
 
 def caption(scores: Scores) -> str:
-    """Which labels were measured in the world and which computed from the items; what the student may have seen."""
+    """Which labels were measured and which were computed from the items; which test rows the student may have seen."""
     by_kind = {
         kind: [task for task in scores.tasks if scores.provenance[task] == kind] for kind in ("measured", "computed")
     }
@@ -34,65 +44,67 @@ def caption(scores: Scores) -> str:
 
 def rows(scores: Scores) -> list[list[str]]:
     """A line per system, best first: score per task, mean with its 95 % interval, mean rank."""
+    per_task, measures = (
+        mean_of_known(scores.values),
+        zip(scores.mean(), scores.half_width(), scores.mean_rank(), strict=True),
+    )
     lines = []
-    mean, half, rank = scores.mean(), scores.half_width(), scores.mean_rank()
-    for row, system in enumerate(scores.systems):
-        interval = "" if np.isnan(half[row]) else f"{half[row]:.3f}"
-        per_task = ["-" if np.isnan(each) else f"{each:.3f}" for each in mean_of_known(scores.values[row])]
-        lines.append([system, *per_task, f"{mean[row]:.3f}", interval, f"{rank[row]:.2f}"])
-    if any(kind == "teachers" for kind in scores.kinds.values()):
+    for system, by_task, (mean, half, rank) in zip(scores.systems, per_task, measures, strict=True):
+        interval = "" if np.isnan(half) else f"{half:.3f}"
+        lines.append([system, *map(_score, by_task), f"{mean:.3f}", interval, f"{rank:.2f}"])
+    if scores.of_kind("teachers"):
         average = scores.teachers_mean()
-        told = ["-" if np.isnan(each) else f"{each:.3f}" for each in [*average, np.nanmean(average)]]
-        lines.append(["mean of teachers", *told, "", ""])
+        lines.append(["mean of teachers", *map(_score, [*average, np.nanmean(average)]), "", ""])
     return lines
+
+
+def _score(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.3f}"
 
 
 def table(scores: Scores, title: str, width: int | None = None) -> Table:
     """The scores as a rich table; students stand out. Tasks that do not fit into ``width`` are left out."""
     heads, lines = header(scores), rows(scores)
-    needed = sum(
-        1 + max(len(part) for row in (heads, *lines) for part in row[column].split("\n")) for column in range(len(heads))
-    )
-    if needed > (width or Console().width):
-        few = [0, *range(len(heads) - 3, len(heads))]
-        heads, lines = ([heads[each] for each in few], [[line[each] for each in few] for line in lines])
-    out = Table(
+    columns = list(zip(heads, *lines, strict=True))
+    if sum(1 + max(len(part) for cell in column for part in cell.split("\n")) for column in columns) > (
+        width or Console().width
+    ):
+        columns = [columns[0], *columns[-3:]]
+    shown = Table(
         title=escape(title), caption=escape(caption(scores)), box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
     )
-    for number, heading in enumerate(heads):
-        out.add_column(escape(heading), justify="right" if number else "left", overflow="fold", no_wrap=not number)
-    for line in lines:
-        kind = scores.kinds.get(line[0])
-        out.add_row(*map(escape, line), style="bold green" if kind == "student" else "dim" if kind == "untrained" else None)
-    return out
+    for number, (heading, *_) in enumerate(columns):
+        shown.add_column(escape(heading), justify="right" if number else "left", overflow="fold", no_wrap=not number)
+    for system, *cells in zip(*(cells for _, *cells in columns), strict=True):
+        style = {"student": "bold green", "untrained": "dim"}.get(scores.kinds.get(system, ""))
+        shown.add_row(*map(escape, [system, *cells]), style=style)
+    return shown
 
 
 def score_table(scores: Scores) -> page.Table:
-    """The same for a report, with the mean rank's interval and the share of the concatenated teachers' score."""
-    (low, high), kept = scores.rank_interval(), scores.kept()
+    """The scores for a report, with the mean rank's interval and the share of the concatenated teachers' score."""
     ends = [
-        [
-            "" if len(scores.tasks) == 1 else f"{low[row]:.1f} to {high[row]:.1f}",
-            "" if np.isnan(kept[row]) else f"{kept[row]:.0%}",
-        ]
-        for row in range(len(scores.systems))
+        ["" if len(scores.tasks) == 1 else f"{low:.1f} to {high:.1f}", "" if np.isnan(kept) else f"{kept:.0%}"]
+        for low, high, kept in zip(*scores.rank_interval(), scores.kept(), strict=True)
     ]
     body = [line + end for line, end in zip_longest(rows(scores), ends, fillvalue=["", ""])]
-    strong = frozenset(system for system, kind in scores.kinds.items() if kind in STUDENTS)
+    strong = frozenset(scores.systems[row] for row in scores.of_kind(*STUDENTS))
     return page.Table([*header(scores), "95 %", "of\nconcatenated"], body, f"{caption(scores)}.", strong)
 
 
 def duel_table(scores: Scores) -> page.Table:
-    """Every student against every other one, and against the best teacher; of many students the best against all."""
-    students = [row for row, system in enumerate(scores.systems) if scores.kinds[system] in STUDENTS]
-    best = [row for row, system in enumerate(scores.systems) if scores.kinds[system] == "teachers"][:1]
+    """Every student against every other one and the best teacher; of many students the best one against all."""
+    students, best_teacher = scores.of_kind(*STUDENTS), scores.of_kind("teachers")[:1]
     ahead = students if len(students) <= MANY else students[:1]
-    pairs = [(one, other) for k, one in enumerate(ahead) for other in students[k + 1 :] + best]
     lines = []
-    for one, other in pairs:
+    for one, other in [(one, other) for k, one in enumerate(ahead) for other in students[k + 1 :] + best_teacher]:
         duel = scores.against(one, other)
-        names = f"{scores.systems[one]} - {scores.systems[other]}"
-        interval = "-" if np.isnan(duel.low) else f"{duel.low:+.3f} to {duel.high:+.3f}"
         counts = [str(duel.won), str(duel.tied), str(duel.lost)] if scores.several else []
-        lines.append([names, f"{duel.difference:+.3f}", interval, *counts])
+        pair = f"{scores.systems[one]} - {scores.systems[other]}"
+        lines.append([pair, f"{duel.difference:+.3f}", interval(duel) or "-", *counts])
     return page.Table(["", "difference", "95 %", *(["won", "tied", "lost"] if scores.several else [])], lines)
+
+
+def interval(duel: Duel) -> str:
+    """The 95 % interval of the difference; empty where there is none."""
+    return "" if np.isnan(duel.low) else f"{duel.low:+.3f} to {duel.high:+.3f}"

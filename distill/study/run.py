@@ -1,4 +1,4 @@
-"""One student of a study: fitted and probed in processes of its own; trials choose its learning rate."""
+"""One run of a study: fitted and probed in processes of its own; trials choose its learning rate."""
 
 import fcntl
 import json
@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 TERMINATED = 143  # the status of a fit that a SIGTERM ended
 
 
-class Broken(QuorumError):
+class ProcessError(QuorumError):
     """A process that ended by itself, with an error."""
 
 
@@ -47,8 +47,8 @@ class Sweep:
     epochs: float = 1
 
     def __post_init__(self) -> None:
-        part = 0 < self.epochs < 1 or (self.epochs >= 1 and float(self.epochs).is_integer())
-        if not (self.keys and self.values and part) or len(set(self.values)) < len(self.values):
+        valid = 0 < self.epochs < 1 or (self.epochs >= 1 and float(self.epochs).is_integer())
+        if not (self.keys and self.values and valid) or len(set(self.values)) < len(self.values):
             raise ConfigError(
                 f"sweep is {self}, expected keys, values that differ, and epochs: a whole number, or a share below 1"
             )
@@ -64,18 +64,20 @@ class Run:
     Args:
         method: of the study.
         label: says which ``teachers``; empty when they are those of ``configs``.
-        folder: where the run lives.
+        folder: where the run is written.
         configs: configuration files, the later ones win.
         seed: of training and of the tasks' splits.
         probed: systems to probe.
         teachers: the only ones that it learns from; those of ``configs`` when not given.
 
     Attributes:
+        system: its name in the report.
+        outcome: the file that exists when nothing is left to do.
         trials: made before it; the best one's learning rate is its own.
     """
 
     threads = 1  # that a process may use
-    stopped = False  # the study was, and with it its processes
+    stopped = False  # whether the study was interrupted, and with it its processes
 
     def __init__(
         self,
@@ -87,20 +89,25 @@ class Run:
         probed: Sequence[str],
         teachers: Sequence[str] | None = None,
     ):
-        self.method, self.folder, self.configs, self.seed = method, folder, configs, seed
+        self.method, self.folder, self.configs, self.seed = method, RunFolder(folder), configs, seed
         self.probed, self.teachers = probed, teachers
-        self.system = f"{method}, {label}" if label else method  # what the report calls it
-        self.name, self.results = f"{self.system}, seed {seed}", folder / "probes" / "results.json"
+        self.system = f"{method}, {label}" if label else method
+        self.name, self.outcome = f"{self.system}, seed {seed}", self.folder.results
         self.trials: list[Trial] = []
 
     @property
     def corpus(self) -> str | None:
-        """What it is to be fitted on, where its configurations name one corpus."""
-        found: str | None = _last(self._configured(), "data", "corpus")
-        return found
+        """The corpus that it is to be fitted on, where its configurations name one."""
+        corpus: str | None = self._configured("data", "corpus")
+        return corpus
 
-    def _configured(self) -> list[dict[str, Any]]:
+    def _contents(self) -> list[dict[str, Any]]:
         return [yaml.safe_load(path.read_text()) or {} for path in self.configs]
+
+    def _configured(self, group: str, key: str) -> Any:
+        """The value in the last configuration that has ``group.key``; None when none has it."""
+        groups = [content[group] for content in self._contents() if isinstance(content.get(group), dict)]
+        return next((values[key] for values in reversed(groups) if key in values), None)
 
     def options(self) -> list[str]:
         """Words of the command line that configurations do not say.
@@ -108,35 +115,34 @@ class Run:
         Raises:
             QuorumError: when no trial has a loss.
         """
-        return best(self.trials).chosen if self.trials else []
+        return best_trial(self.trials).chosen if self.trials else []
 
     def fit(self) -> None:
-        """Train, or train on from the last checkpoint.
+        """Train, or continue from the last checkpoint.
 
         Raises:
             ConfigError: when the folder holds a run with other teachers.
             QuorumError: when it failed.
         """
-        with self._alone() as output:
+        with self._locked_log() as output:
             self._fit(output)
 
     def _fit(self, output: IO[str]) -> None:
-        self._same()
-        last, mine = self.folder / "checkpoints" / "last.ckpt", self.folder / "config.yaml"
-        done = self.folder / "checkpoints" / "fitted"  # a process that finds nothing to do costs seconds
-        if self.teachers and mine.exists():
-            self._compare(yaml.safe_load(mine.read_text())["data"]["teachers"] or [])
-        if self.results.exists() or done.exists():
+        self._require_same_configuration()
+        folder, fitted = self.folder, self.folder.checkpoints / "fitted"  # a process with nothing to do costs seconds
+        if self.teachers and folder.config.exists():
+            self._require_same_teachers(yaml.safe_load(folder.config.read_text())["data"]["teachers"] or [])
+        if self.outcome.exists() or fitted.exists():
             return
-        if last.exists():
-            self._distill(output, "fit", "--config", str(mine), "--ckpt_path", str(last))
+        if folder.last.exists():
+            self._distill(output, "fit", "--config", str(folder.config), "--ckpt_path", str(folder.last))
         else:
-            shutil.rmtree(self.folder, ignore_errors=True)  # it died before its first checkpoint
-            configs = _words([*self.configs, *self._only_teachers()])
-            more = ["--run", str(self.folder), "--seed_everything", str(self.seed), *self.options()]
-            self._distill(output, "fit", *configs, *more)
-        done.parent.mkdir(parents=True, exist_ok=True)
-        done.touch()
+            shutil.rmtree(folder.path, ignore_errors=True)  # it was killed before its first checkpoint
+            configs = [word for path in (*self.configs, *self._only_teachers()) for word in ("--config", str(path))]
+            options = ["--run", str(folder.path), "--seed_everything", str(self.seed), *self.options()]
+            self._distill(output, "fit", *configs, *options)
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        fitted.touch()
 
     def test(self) -> None:
         """Probe on this seed's splits.
@@ -144,66 +150,70 @@ class Run:
         Raises:
             QuorumError: when it failed.
         """
-        with self._alone() as output:
-            if not self.results.exists():
-                best = self.folder / "checkpoints" / "best.ckpt"
+        with self._locked_log() as output:
+            if not self.outcome.exists():
                 options = ["--probe.seeds", f"[{self.seed}]", "--probe.systems", f"[{','.join(self.probed)}]"]
-                self._distill(output, "test", "--ckpt_path", str(best), *options)
+                self._distill(output, "test", "--ckpt_path", str(self.folder.best), *options)
 
-    def _same(self) -> None:
-        """Refuse to go on with what another configuration made."""
-        wanted = json.dumps([self._configured(), self.seed, *([given] if (given := self.options()) else [])], default=str)
+    def _require_same_configuration(self) -> None:
+        """Refuse to continue a run that another configuration began."""
+        options = self.options()
+        wanted = json.dumps([self._contents(), self.seed, *([options] if options else [])], default=str)
         path = self._beside(".made.json")
-        if path.is_file() and self.folder.is_dir() and path.read_text() != wanted:
+        if path.is_file() and self.folder.path.is_dir() and path.read_text() != wanted:
             raise ConfigError(
-                f"{self.folder} was made by another content of {', '.join(map(str, self.configs))}"
-                f"{', or with another learning rate' if given else ''}: give the study another folder under `runs`, or "
+                f"{self.folder.path} was made by another content of {', '.join(map(str, self.configs))}"
+                f"{', or with another learning rate' if options else ''}: give the study another folder under `runs`, or "
                 "remove this one"
             )
         path.write_text(wanted)
 
-    def _compare(self, teachers: Sequence[str]) -> None:
+    def _require_same_teachers(self, teachers: Sequence[str]) -> None:
         if set(teachers) != set(self.teachers or []):
             raise ConfigError(
-                f"{self.folder} has a run with the teachers {', '.join(teachers)}, the study asks for "
+                f"{self.folder.path} has a run with the teachers {', '.join(teachers)}, the study asks for "
                 f"{', '.join(self.teachers or [])}: give the study another folder under `runs`, or remove this one"
             )
 
     def _only_teachers(self) -> list[Path]:
-        """A configuration beside the run: its teachers, and no heads but theirs."""
+        """Write a configuration beside the run: its teachers, and no heads but theirs."""
         if not self.teachers:
             return []
-        heads = _last(self._configured(), "model", "heads") or {}
+        heads = self._configured("model", "heads") or {}
         kept = {name: head for name, head in heads.items() if name in self.teachers}
-        mine = {"data": {"teachers": list(self.teachers)}} | ({"model": {"heads": kept}} if heads else {})
+        content = {"data": {"teachers": list(self.teachers)}} | ({"model": {"heads": kept}} if heads else {})
         path = self._beside(".yaml")
-        path.write_text(yaml.safe_dump(mine, sort_keys=False))
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
         return [path]
 
     def _beside(self, ending: str) -> Path:
-        return self.folder.with_name(self.folder.name + ending)
+        return self.folder.path.with_name(self.folder.path.name + ending)
+
+    @property
+    def log(self) -> Path:
+        """What its processes print."""
+        return self._beside(".log")
 
     @contextmanager
-    def _alone(self) -> Iterator[IO[str]]:
-        """The run's log, locked while this process or one that it started has it: a killed study's may still be at work."""
-        path = self._beside(".log")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a") as file:
+    def _locked_log(self) -> Iterator[IO[str]]:
+        """Open the run's log; waits for the process of a killed study that still writes the run."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.log, "a") as file:  # a process that inherits the file keeps the lock
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                log.info("%s: waits for another process that is at it, see %s", self.name, path)
+                log.info("%s: waits for another process that is at it, see %s", self.name, self.log)
                 fcntl.flock(file, fcntl.LOCK_EX)
             yield file
 
     def _distill(self, output: IO[str], *arguments: str) -> None:
         log.info("%s: distill %s", self.name, arguments[0])
-        # a process of SLURM's own would name its folder for the job, and take its number of tasks for ranks
+        # with SLURM's variables a process would name its folder for the job, and take the number of tasks for ranks
         variables = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
         variables |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads))
         command = [sys.executable, "-m", "distill.cli", *arguments]
         if code := subprocess.run(command, stdout=output, stderr=output, env=variables, check=False).returncode:
-            kind = QuorumError if self.stopped or code < 0 or code == TERMINATED else Broken
+            kind = QuorumError if self.stopped or code < 0 or code == TERMINATED else ProcessError
             raise kind(f"{self.name}: `distill {' '.join(arguments)}` failed, see the end of {output.name}")
 
 
@@ -214,12 +224,15 @@ class Trial(Run):
         run: the first one of a method: its configurations, seed and teachers are those of the trial.
         sweep: of the study.
         value: one of the sweep's.
+
+    Attributes:
+        chosen: words of the command line that a run takes from its best trial.
     """
 
     def __init__(self, run: Run, sweep: Sweep, value: float):
-        folder = run.folder.parent / "trials" / f"{run.method}-{value!r}"  # beside runs, whose names end with a seed
+        folder = run.folder.path.parent / "trials" / f"{run.method}-{value!r}"  # beside runs, whose names end with a seed
         super().__init__(run.method, f"trial of {value!r}", folder, run.configs, run.seed, [], run.teachers)
-        self.value, self.results = value, folder / "trial.json"
+        self.value, self.outcome = value, folder / "trial.json"
         self.keys, self.epochs, self.chosen = sweep.keys, sweep.epochs, sweep.options(value)
 
     def options(self) -> list[str]:
@@ -235,52 +248,42 @@ class Trial(Run):
             ConfigError: when the folder holds what another configuration made.
             QuorumError: when it was stopped.
         """
-        with self._alone() as output:
+        with self._locked_log() as output:
             try:
                 self._fit(output)
-            except Broken as error:
+            except ProcessError as error:
                 log.warning("%s", error)
                 self._keep(math.inf)
-            if not self.results.exists():
-                losses = [float(row["val/loss"]) for row in RunFolder(self.folder).metrics() if row.get("val/loss")]
+            if not self.outcome.exists():
+                losses = [float(row["val/loss"]) for row in self.folder.metrics() if row.get("val/loss")]
                 self._keep(losses[-1] if losses else math.inf)
-            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
+            shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
 
     def _keep(self, loss: float) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.results.write_text(json.dumps({"value": self.value, "val/loss": loss if math.isfinite(loss) else None}))
+        self.folder.path.mkdir(parents=True, exist_ok=True)
+        self.outcome.write_text(json.dumps({"value": self.value, "val/loss": loss if math.isfinite(loss) else None}))
 
     @property
     def loss(self) -> float:
         """On held-out rows at its end; infinite when it failed, is not finite, or is not made."""
-        found = json.loads(self.results.read_text())["val/loss"] if self.results.is_file() else None
-        return math.inf if found is None else float(found)
+        loss = json.loads(self.outcome.read_text())["val/loss"] if self.outcome.is_file() else None
+        return math.inf if loss is None else float(loss)
 
 
-def best(trials: Sequence[Trial]) -> Trial:
+def best_trial(trials: Sequence[Trial]) -> Trial:
     """The trial with the least loss.
 
     Raises:
         QuorumError: when none of them has one.
     """
-    chosen = min(trials, key=lambda trial: trial.loss)
-    if math.isinf(chosen.loss):
-        raise QuorumError(f"every trial of {chosen.method} failed, see the end of {chosen._beside('.log')}")
-    return chosen
+    best = min(trials, key=lambda trial: trial.loss)
+    if math.isinf(best.loss):
+        raise QuorumError(f"every trial of {best.method} failed, see the end of {best.log}")
+    return best
 
 
-def forget(trials: Sequence[Trial]) -> None:
-    """Have trials made again when all of them failed: what was amiss may be mended."""
-    if all(trial.results.is_file() and math.isinf(trial.loss) for trial in trials):
+def discard_failed(trials: Sequence[Trial]) -> None:
+    """Have trials made again when all of them failed: the cause may have been repaired."""
+    if all(trial.outcome.is_file() and math.isinf(trial.loss) for trial in trials):
         for trial in trials:
-            trial.results.unlink(missing_ok=True)
-
-
-def _words(configs: Iterable[Path]) -> list[str]:
-    return [word for path in configs for word in ("--config", str(path))]
-
-
-def _last(configs: Iterable[Mapping[str, Any]], group: str, key: str) -> Any:
-    """What the last configuration says that has ``group.key``; None when none has."""
-    groups = [each[group] for each in configs if isinstance(each.get(group), dict)]
-    return next((each[key] for each in reversed(groups) if key in each), None)
+            trial.outcome.unlink(missing_ok=True)

@@ -12,9 +12,9 @@ import yaml
 from rich.console import Console
 
 ARRAY = """#!/bin/bash
-# An element per run of a study. To submit it, and the report for when all of them are done:
+# One element per run of a study. This submits it, and the report for when all elements are done:
 #   {submit}
-# Options of your cluster (--time, --partition, --gpus ...) go behind each `sbatch`; what is done is not made again.
+# Add the options of your cluster (--time, --partition, --gpus ...) after each `sbatch`; finished runs are not repeated.
 #SBATCH --job-name={name}
 #SBATCH --array=0-{last}
 #SBATCH --output={output}
@@ -22,11 +22,11 @@ cd {here} && exec {study} --only "$SLURM_ARRAY_TASK_ID"
 """
 
 
-def queue(settings: Mapping[str, Any], runs: Path, count: int) -> None:
+def write_array(settings: Mapping[str, Any], runs: Path, count: int) -> None:
     """Write a SLURM array of a study's runs, and print how to submit it and the report.
 
     Args:
-        settings: arguments of the study; they are kept in ``runs``, so that editing its configuration changes no element.
+        settings: arguments of the study; elements read a copy in ``runs``, so that the study's own file may change.
         runs: the study's folder.
         count: how many runs there are.
     """

@@ -8,8 +8,8 @@ import pytest
 from cache_tools.errors import ConfigError
 from distill.cli.compare import main
 from distill.records import Record, Results, merged, read_scores, save_scores
-from distill.report.compare import compare, together
-from distill.report.sections import alike
+from distill.report.compare import compare_runs, compare_studies
+from distill.report.sections import comparable_scores
 
 BASE = Record("student", "student", "t1", "measured", "random", 0, "r2", 0.5, 10)
 
@@ -28,13 +28,13 @@ def run(folder: Path, student: float, teacher: float = 0.6) -> Path:
 
 def test_runs_stand_side_by_side_and_teachers_once(tmp_path):
     one, two = run(tmp_path / "one", 0.5), run(tmp_path / "two", 0.7)
-    compare([one, two], tmp_path / "both")
+    compare_runs([one, two], tmp_path / "both")
     text = (tmp_path / "both" / "report.md").read_text()
     assert [text.count(f"\n| {name} | 0.") for name in ("one", "two", "maccs")] == [1, 1, 1]
     assert "| two - one | +0.200 |" in text
     assert "the best of 2 students by these very scores, `two`, has a mean of 0.705" in text
     page = (tmp_path / "both" / "report.html").read_text()
-    assert page.count("<svg") == text.count("](figures/") == len(list((tmp_path / "both" / "figures").glob("*.png")))
+    assert 0 < page.count("<svg") == text.count("](figures/") == len(list((tmp_path / "both" / "figures").glob("*.png")))
     assert not re.search(r"(src|href)=.?(https?:|/)", page.replace('xlink:href="#', "")), "the page needs something else"
 
 
@@ -73,16 +73,38 @@ def test_methods_of_several_studies_are_ranked_over_the_tasks_of_all(tmp_path):
     assert "`nll`, has a mean of 0.688 over 3 tasks" in told
 
 
+def test_the_scores_that_a_study_kept_make_its_whole_page(tmp_path):
+    study = studied(tmp_path / "mol", {"esol": ["random", "scaffold"], "bace": ["random", "scaffold"]}, "maccs", nll=0.5)
+    main(["--studies", str(study), "--out", str(tmp_path / "out")])
+    assert read_scores(tmp_path / "out") == read_scores(study)
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert report.startswith(
+        f"# Study mol\n\nScores: `{study}`.\n\nRandom split: `nll` has a mean of 0.505 ± 0.064 over 2 tasks"
+    )
+    assert re.findall("^## (.*)", report, re.M) == ["Random split, 2 seeds", "Scaffold split, 2 seeds"]
+    assert report.count("| nll - maccs | -0.100 | -0.100 to -0.100 | 0 | 0 | 2 |") == 2
+    figures = {path.stem for path in (tmp_path / "out" / "figures").iterdir()}
+    assert figures == {f"{kind}-{split}" for kind in ("scores", "ranks", "critical") for split in ("random", "scaffold")}
+
+
+def test_kept_means_over_seeds_are_not_called_a_seed(tmp_path):
+    (tmp_path / "kept").mkdir()
+    records = [replace(BASE, system=system, task=task, seed=-1) for system in ("nll", "mse") for task in ("t1", "t2")]
+    save_scores(tmp_path / "kept", records)
+    compare_studies([tmp_path / "kept"], tmp_path / "out")
+    assert "## Random split, seeds averaged" in (tmp_path / "out" / "report.md").read_text()
+
+
 def test_studies_that_cannot_stand_together_are_refused(tmp_path):
     one = studied(tmp_path / "one", {"t": ["own"]}, "a", nll=0.5)
     with pytest.raises(ConfigError, match="two studies have a task t"):
-        together([one, studied(tmp_path / "two", {"t": ["own"]}, "b", nll=0.5)], tmp_path / "out")
+        compare_studies([one, studied(tmp_path / "two", {"t": ["own"]}, "b", nll=0.5)], tmp_path / "out")
     with pytest.raises(ConfigError, match="no method stands in all of"):
-        together([one, studied(tmp_path / "three", {"u": ["own"]}, "b", mse=0.5)], tmp_path / "out")
+        compare_studies([one, studied(tmp_path / "three", {"u": ["own"]}, "b", mse=0.5)], tmp_path / "out")
     with pytest.raises(ConfigError, match="no .*scores.csv: expected the folder of a report"):
-        together([one, tmp_path / "none"], tmp_path / "out")
+        compare_studies([one, tmp_path / "none"], tmp_path / "out")
     with pytest.raises(ConfigError, match="have one name"):
-        together([one, tmp_path / "b" / "one"], tmp_path / "out")
+        compare_studies([one, tmp_path / "b" / "one"], tmp_path / "out")
     with pytest.raises(SystemExit):
         main([str(one), "--studies", str(one)])
     assert not (tmp_path / "out").exists()
@@ -97,9 +119,9 @@ def test_a_teacher_that_scores_otherwise_is_told(tmp_path, caplog):
 
 def test_runs_that_cannot_be_compared_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="probe the run first with `distill test --run"):
-        compare([tmp_path / "none"], tmp_path / "out")
+        compare_runs([tmp_path / "none"], tmp_path / "out")
     with pytest.raises(ConfigError, match="two runs are called one"):
-        compare([run(tmp_path / "one", 0.5), run(tmp_path / "b" / "one", 0.5)], tmp_path / "out")
+        compare_runs([run(tmp_path / "one", 0.5), run(tmp_path / "b" / "one", 0.5)], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -118,7 +140,7 @@ def test_means_are_over_tasks_that_all_systems_have(tmp_path):
     found = json.loads(path.read_text())
     path.write_text(json.dumps({"records": [each for each in found["records"] if each["task"] == "t1"]}))
     records, _ = merged({each.name: [Results.load(each)] for each in (one, two)})
-    groups = alike(records)
+    groups = comparable_scores(records)
     assert {name: (scores.tasks, sorted(scores.systems)) for name, scores in groups.items()} == {
         "random, t1": (["t1"], ["maccs", "one", "two"]),
         "random, t2": (["t2"], ["maccs", "two"]),
@@ -128,7 +150,7 @@ def test_means_are_over_tasks_that_all_systems_have(tmp_path):
 def test_a_run_that_is_called_like_another_system_is_refused(tmp_path):
     for name in ("maccs", "pca"):
         with pytest.raises(ConfigError, match=f"a student is called {name}, as another system is"):
-            compare([run(tmp_path / name, 0.5), run(tmp_path / f"{name}-other", 0.5)], tmp_path / "out")
+            compare_runs([run(tmp_path / name, 0.5), run(tmp_path / f"{name}-other", 0.5)], tmp_path / "out")
 
 
 @pytest.mark.parametrize("text", ["{", '{"records": [{"what": 1}]}', '{"records": []}', "[]"])
@@ -136,4 +158,4 @@ def test_damaged_results_are_told(tmp_path, text):
     folder = run(tmp_path / "one", 0.5)
     (folder / "probes" / "results.json").write_text(text)
     with pytest.raises(ConfigError, match="probe the run again with `distill test --run"):
-        compare([folder], tmp_path / "out")
+        compare_runs([folder], tmp_path / "out")

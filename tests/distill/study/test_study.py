@@ -22,7 +22,7 @@ from distill.records import Record
 from distill.run_folder import RunFolder
 from distill.study.attribution import attribute, caption, choose, draw, joining, shapley, table
 from distill.study.run import Run, Sweep
-from distill.study.study import plan
+from distill.study.study import Study
 
 TEACHERS = ["a", "b", "c", "d"]
 WORTH = {"a": 0.1, "b": 0.2, "c": 0.2}  # of the stub's teachers; c knows what b knows
@@ -342,8 +342,8 @@ def test_a_folder_of_other_teachers_is_refused(stub):
 
 def test_a_study_waits_for_the_process_that_a_killed_one_left_behind(stub, caplog):
     caplog.set_level("INFO")
-    (run,) = plan(Path("base.yaml"), {"nll": Path("nll.yaml")}, Path("runs"), [0])
-    run.folder.parent.mkdir()
+    (run,) = Study(Path("base.yaml"), {"nll": Path("nll.yaml")}, Path("runs"), [0]).grid
+    run.folder.path.parent.mkdir()
     with open("runs/nll-0.log", "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         left = subprocess.Popen(["sh", "-c", "sleep 0.5; touch ended"], stdout=file)

@@ -39,7 +39,6 @@ def test_a_fit_ends_in_the_same_weights_with_and_without(cache, tmp_path):
     for name, weight in without.state_dict().items():
         assert torch.equal(weight, measured.state_dict()[name]), name
     assert not (tmp_path / "a" / "conflict.csv").exists()
-    assert "losses" not in vars(measured)
     with open(tmp_path / "b" / "conflict.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows[::9]] == ["0", "2", "4"]
@@ -89,11 +88,11 @@ def test_the_report_draws_the_last_measurement(tmp_path):
     (tmp_path / "conflict.csv").write_text("\n".join(lines) + "\n")
     step, teachers, matrix = RunFolder(tmp_path).last_conflict()
     assert (step, teachers, matrix.tolist()) == (50, ["a", "b"], [[1, -0.5], [-0.5, 1]])
-    heading, _, plots = _conflicts({"student": [Results(tmp_path / "probes", [], {}, {})]})
-    assert heading.text == "Conflicts of the teachers"
+    heading, _, plots = _conflicts({"student": Results(RunFolder(tmp_path), [], {}, {})})
+    assert heading == "## Conflicts of the teachers"
     assert [plot.caption for plot in plots.plots] == ["student: step 50"]
     assert [each.get_text() for each in plots.plots[0].figure.axes[0].texts] == ["1.00", "-0.50", "-0.50", "1.00"]
-    assert _conflicts({"student": [Results(tmp_path / "other" / "probes", [], {}, {})]}) == []
+    assert _conflicts({"student": Results(RunFolder(tmp_path / "other"), [], {}, {})}) == []
 
 
 def test_a_compiled_fit_is_refused(cache, tmp_path):
