@@ -2,6 +2,7 @@
 
 import shutil
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -245,4 +246,8 @@ class TransformersBackbone(Backbone):
         return str(folder)
 
 
-BACKBONES = {"timm": TimmBackbone, "torchvision": TorchvisionBackbone, "transformers": TransformersBackbone}
+BACKBONES: dict[str, Callable[[str, bool, str | None, int | None], Backbone]] = {
+    "timm": TimmBackbone,
+    "torchvision": TorchvisionBackbone,
+    "transformers": TransformersBackbone,
+}

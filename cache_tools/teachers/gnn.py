@@ -4,9 +4,10 @@ A message of these networks is a weighted sum of atoms and of bond embeddings. S
 ``A @ x`` and ``C @ table`` (C counts the bond types at an atom), instead of one row per bond: five times as fast on a CPU.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +19,9 @@ from cache_tools.format.shard import sha256
 from cache_tools.hub import read_safetensors, weights_file
 from cache_tools.items.molecule import parse_smiles
 from cache_tools.teachers.base import Tunable
+from cache_tools.teachers.network import content_of
 
-LAYERS, WIDTH = 5, 300
+LAYERS, WIDTH, MOLCLR_WIDTH = 5, 300, 512
 CHIRALITIES, BOND_TYPES, DIRECTIONS = 3, 6, 3
 SELF_LOOP = 4  # the bond type of an atom with itself
 
@@ -53,7 +55,7 @@ def sum_bonds(batch: Batch, weight: Tensor, first: Tensor, second: Tensor) -> Te
 
 
 class _BondTables(nn.Module):
-    def __init__(self, width: int, types: int = BOND_TYPES):
+    def __init__(self, width: int = WIDTH, types: int = BOND_TYPES):
         super().__init__()
         self.edge_embedding1 = nn.Embedding(types, width)
         self.edge_embedding2 = nn.Embedding(DIRECTIONS, width)
@@ -67,7 +69,7 @@ class GcnLayer(_BondTables):
     """Symmetric degree norm over ``W x_j + e``."""
 
     def __init__(self) -> None:
-        super().__init__(WIDTH)
+        super().__init__()
         self.linear = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
@@ -79,7 +81,7 @@ class SageLayer(_BondTables):
     """Mean of ``W x_j + e``, then L2 norm."""
 
     def __init__(self) -> None:
-        super().__init__(WIDTH)
+        super().__init__()
         self.linear = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
@@ -91,7 +93,7 @@ class GinLayer(_BondTables):
     """MLP of the sum of ``x_j + e``."""
 
     def __init__(self) -> None:
-        super().__init__(WIDTH)
+        super().__init__()
         self.mlp = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.ReLU(), nn.Linear(2 * WIDTH, WIDTH))
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
@@ -171,6 +173,16 @@ class _Gnn(nn.Module):
 KINDS: dict[str, type[nn.Module]] = {"gcn": GcnLayer, "graphsage": SageLayer, "gat": GatLayer, "gin": GinLayer}
 
 
+class _MolClr(_Gnn):
+    def __init__(self, atom_types: int):
+        super().__init__(MolClrLayer, atom_types)
+        self.feat_lin = nn.Linear(WIDTH, MOLCLR_WIDTH)
+
+    def forward(self, batch: Batch) -> Tensor:
+        out: Tensor = self.feat_lin(super().forward(batch))
+        return out
+
+
 class PretrainedGnn(Tunable):
     """A GNN of the pretrain-gnns family: 5 layers, 300 wide, mean pooling.
 
@@ -184,19 +196,18 @@ class PretrainedGnn(Tunable):
 
     modality = "molecule"
     dim = WIDTH
+    kinds: ClassVar[dict[str, Callable[[int], nn.Module]]] = {kind: partial(_Gnn, layer) for kind, layer in KINDS.items()}
 
     def __init__(self, weights: str):
         self.weights = self.init_args["weights"] = str(weights_file(weights))
 
-    def _network(self, kind: str, state: dict[str, Tensor]) -> nn.Module:
-        if kind not in KINDS:
-            raise TeacherError(f"{self.weights} holds a {kind!r} network; {type(self).__name__} reads {', '.join(KINDS)}")
-        return _Gnn(KINDS[kind], len(state["x_embedding1.weight"]))
-
     def load(self, device: str) -> None:
         state, facts = read_safetensors(Path(self.weights))
         kind = facts.get("kind", "unnamed")
-        network = self._network(kind, state)
+        if kind not in self.kinds:
+            reads = ", ".join(self.kinds)
+            raise TeacherError(f"{self.weights} holds a {kind!r} network; {type(self).__name__} reads {reads}")
+        network = self.kinds[kind](len(state["x_embedding1.weight"]))
         wanted = network.state_dict().keys()
         try:
             network.load_state_dict({name: tensor for name, tensor in state.items() if name in wanted})
@@ -220,18 +231,7 @@ class PretrainedGnn(Tunable):
         return embedding
 
     def fingerprint(self) -> dict[str, Any]:
-        named = {key: value for key, value in super().fingerprint().items() if key != "weights"}
-        return {**named, "weights_sha256": sha256(Path(self.weights))}
-
-
-class _MolClr(_Gnn):
-    def __init__(self, atom_types: int, dim: int):
-        super().__init__(MolClrLayer, atom_types)
-        self.feat_lin = nn.Linear(WIDTH, dim)
-
-    def forward(self, batch: Batch) -> Tensor:
-        out: Tensor = self.feat_lin(super().forward(batch))
-        return out
+        return content_of(super().fingerprint()) | {"weights_sha256": sha256(Path(self.weights))}
 
 
 class MolClrGcn(PretrainedGnn):
@@ -244,12 +244,8 @@ class MolClrGcn(PretrainedGnn):
         TeacherError: when the file is missing or holds another network.
     """
 
-    dim = 512
-
-    def _network(self, kind: str, state: dict[str, Tensor]) -> nn.Module:
-        if kind != "molclr_gcn":
-            raise TeacherError(f"{self.weights} holds a {kind!r} network; MolClrGcn reads molclr_gcn")
-        return _MolClr(len(state["x_embedding1.weight"]), self.dim)
+    dim = MOLCLR_WIDTH
+    kinds = {"molclr_gcn": _MolClr}
 
 
 def atoms_and_bonds(molecule: Any) -> tuple[list[tuple[int, int]], list[tuple[int, int, int, int]]]:

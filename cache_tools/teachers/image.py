@@ -9,64 +9,48 @@ import torch
 from torch import Tensor, nn
 
 from cache_tools.errors import TeacherError
-from cache_tools.hub import WHERE, from_pretrained, load_network, loading, locate
-from cache_tools.items.image import decode, square
+from cache_tools.hub import from_pretrained, load_network, loading, locate
+from cache_tools.items.image import decode_image, square
 from cache_tools.teachers.backbones import create_timm, create_torchvision, drop_last_linear, image_tower
-from cache_tools.teachers.base import Teacher, Tunable
-from cache_tools.teachers.network import Network, Precision, weights_sha256
+from cache_tools.teachers.base import Teacher
+from cache_tools.teachers.network import Network, Precision, TorchTeacher
 
 CPU_ROWS = 16  # images: MobileNet v2 at 224 pixels made 70 a second in batches of 16, 29 in batches of 64
 
 
-class NetworkTeacher(Tunable):
+class NetworkTeacher(TorchTeacher):
     """A network that turns a tensor of pixels into an embedding; subclasses say how to make network and tensor."""
 
     modality = "image"
-    network: Network
-    precision: Precision
     transform: Callable[[Any], Tensor]  # the network's own preprocessing of an RGB image: (3, height, width)
 
     def prepare(self, item: bytes) -> Any:
-        return self.transform(decode(item))
+        return self.transform(decode_image(item))
+
+    def collate(self, items: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(items)).contiguous(memory_format=torch.channels_last)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(batch, 3, height, width) to (batch, dim)."""
-        out: Tensor = self.network.module(pixels)
+        out: Tensor = self.module(pixels)
         return out
-
-    def embed(self, items: Sequence[Any]) -> Any:
-        return self.network(self.encode, items, _stack)
-
-    @property
-    def module(self) -> nn.Module:
-        return self.network.module
-
-    def forward(self, items: Sequence[Any]) -> Tensor:
-        return self.network.forward(self.encode, items, _stack)
 
     def _start(self, name: str, module: nn.Module, device: str, size: tuple[int, int]) -> None:
         """Take the network, and run it once on noise to learn its width."""
         module = module.to(memory_format=torch.channels_last)  # convolutions on a CPU run twice as fast so
         self.network = Network(name, module, device, self.precision, CPU_ROWS)
         with torch.inference_mode():
-            found = self.encode(torch.rand(1, 3, *size, device=device))
-        if found.ndim != 2:
-            raise TeacherError(
-                f"{name} gives {tuple(found.shape)} for one image, expected (1, dim): it is no encoder of images"
-            )
-        self.dim = found.shape[1]
+            shape = tuple(self.encode(torch.rand(1, 3, *size, device=device)).shape)
+        if len(shape) != 2:
+            raise TeacherError(f"{name} gives {shape} for one image, expected (1, dim): it is no encoder of images")
+        self.dim = shape[1]
 
     def preprocessing(self) -> str:
         """What is done to an image before the network, for the fingerprint."""
         return repr(self.transform)
 
     def fingerprint(self) -> dict[str, Any]:
-        known = {key: value for key, value in super().fingerprint().items() if key not in WHERE}
-        return known | {"weights_sha256": weights_sha256(self.network.module), "preprocessing": self.preprocessing()}
-
-
-def _stack(items: Sequence[Tensor]) -> Tensor:
-    return torch.stack(list(items)).contiguous(memory_format=torch.channels_last)
+        return super().fingerprint() | {"preprocessing": self.preprocessing()}
 
 
 class OpenClipTeacher(NetworkTeacher):
@@ -100,9 +84,9 @@ class OpenClipTeacher(NetworkTeacher):
         self._start(named, clip.visual, device, size if isinstance(size, tuple) else (size, size))
 
     def encode(self, pixels: Tensor) -> Tensor:
-        out = self.network.module(pixels)
-        found: Tensor = out[0] if isinstance(out, tuple) else out  # some towers give tokens beside the embedding
-        return found
+        out = self.module(pixels)
+        embedding: Tensor = out[0] if isinstance(out, tuple) else out  # some towers give tokens beside the embedding
+        return embedding
 
 
 class TimmTeacher(NetworkTeacher):
@@ -174,7 +158,7 @@ class HfImageTeacher(NetworkTeacher):
         return pixels
 
     def encode(self, pixels: Tensor) -> Tensor:
-        out = self.network.module(pixel_values=pixels)
+        out = self.module(pixel_values=pixels)
         if self.pooling == "pooled":
             if getattr(out, "pooler_output", None) is None:
                 raise TeacherError(f"{self.model} has no pooled output: set pooling to cls or mean")
@@ -212,10 +196,11 @@ class TorchvisionTeacher(NetworkTeacher):
         self.model, self.weights, self.output, self.precision = model, weights, output, precision
 
     def load(self, device: str) -> None:
-        network, self.transform = create_torchvision(self.model, self.weights)
+        network, preset = create_torchvision(self.model, self.weights)
         if self.output == "features":
             drop_last_linear(self.model, network)
-        side = self.transform.crop_size[0]
+        self.transform = preset
+        side = preset.crop_size[0]
         self._start(self.model, network, device, (side, side))
 
 
@@ -229,7 +214,7 @@ class _Descriptor(Teacher):
         self.size = size
 
     def prepare(self, item: bytes) -> Any:
-        return np.asarray(square(decode(item), self.size))
+        return np.asarray(square(decode_image(item), self.size))
 
     def _one(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The descriptor (dim,) of (size, size, 3), uint8."""

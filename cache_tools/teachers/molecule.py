@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from cache_tools.errors import BadItem
+from cache_tools.format.shard import sha256
 from cache_tools.items.molecule import parse_smiles
 from cache_tools.teachers.base import Teacher
 from cache_tools.teachers.text import HfEncoder
@@ -29,7 +30,7 @@ class RdkitDescriptors(Teacher):
     clip = 10.0
 
     def __init__(self) -> None:
-        scales = _descriptor_scales()
+        scales: dict[str, list[float]] = json.loads(SCALES.read_text())  # name -> (median, scale)
         self.names = list(scales)
         self.median, self.scale = np.array(list(scales.values())).T  # (dim,), (dim,)
         self.dim = len(scales)
@@ -43,18 +44,7 @@ class RdkitDescriptors(Teacher):
         return clipped.astype(np.float32)
 
     def fingerprint(self) -> dict[str, Any]:
-        return {**super().fingerprint(), "scales": _descriptor_scales_hash(), "clip": self.clip}
-
-
-@cache
-def _descriptor_scales() -> dict[str, tuple[float, float]]:
-    return {name: tuple(pair) for name, pair in json.loads(SCALES.read_text()).items()}
-
-
-def _descriptor_scales_hash() -> str:
-    from cache_tools.format.shard import sha256
-
-    return sha256(SCALES)
+        return {**super().fingerprint(), "scales": sha256(SCALES), "clip": self.clip}
 
 
 def raw_descriptors(molecules: Sequence[Any], names: Sequence[str]) -> np.ndarray[Any, Any]:
@@ -76,19 +66,91 @@ def _number(function: Any, molecule: Any) -> float:
 
 class _Fingerprint(Teacher):
     modality = "molecule"
+    binary = True
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int = 2048):
         self.dim = dim
 
     def prepare(self, item: bytes) -> Any:
         return parse_smiles(item)
 
     @abstractmethod
-    def _one(self, molecule: Any) -> np.ndarray[Any, Any]:
+    def _one(self, molecule: Any) -> Any:
         """The fingerprint (dim,) of one molecule."""
 
     def embed(self, items: Sequence[Any]) -> np.ndarray[Any, Any]:
         return np.stack([self._one(molecule) for molecule in items])
+
+
+@cache
+def _generator(kind: str, **arguments: int) -> Any:
+    """One of RDKit's fingerprint generators, for instance ``Morgan``; all molecules share it."""
+    from rdkit.Chem import rdFingerprintGenerator
+
+    return getattr(rdFingerprintGenerator, f"Get{kind}Generator")(**arguments)
+
+
+class MorganBits(_Fingerprint):
+    """Morgan (ECFP) bits: radius 2 is ECFP4. Args: dim: bits; radius: bonds around each atom."""
+
+    def __init__(self, dim: int = 2048, radius: int = 2):
+        super().__init__(dim)
+        self.radius = radius
+
+    def _one(self, molecule: Any) -> Any:
+        return _generator("Morgan", radius=self.radius, fpSize=self.dim).GetFingerprintAsNumPy(molecule)
+
+
+class MorganCounts(_Fingerprint):
+    """Morgan (ECFP) counts, as log(1 + count). Args: dim: bins; radius: bonds around each atom."""
+
+    binary = False
+
+    def __init__(self, dim: int = 1024, radius: int = 2):
+        super().__init__(dim)
+        self.radius = radius
+
+    def _one(self, molecule: Any) -> Any:
+        counts = _generator("Morgan", radius=self.radius, fpSize=self.dim).GetCountFingerprintAsNumPy(molecule)
+        return np.log1p(counts, dtype=np.float32)
+
+
+class AtomPairs(_Fingerprint):
+    """Atom-pair bits. Args: dim: bits."""
+
+    def _one(self, molecule: Any) -> Any:
+        return _generator("AtomPair", fpSize=self.dim).GetFingerprintAsNumPy(molecule)
+
+
+class TopologicalTorsions(_Fingerprint):
+    """Topological-torsion bits. Args: dim: bits."""
+
+    def _one(self, molecule: Any) -> Any:
+        return _generator("TopologicalTorsion", fpSize=self.dim).GetFingerprintAsNumPy(molecule)
+
+
+class Maccs(_Fingerprint):
+    """The 167 MACCS keys."""
+
+    def __init__(self) -> None:
+        super().__init__(167)
+
+    def _one(self, molecule: Any) -> Any:
+        from rdkit.Chem.rdMolDescriptors import GetMACCSKeysFingerprint
+
+        return _bits(GetMACCSKeysFingerprint(molecule))
+
+
+class Avalon(_Fingerprint):
+    """Avalon bits. Args: dim: bits."""
+
+    def __init__(self, dim: int = 1024):
+        super().__init__(dim)
+
+    def _one(self, molecule: Any) -> Any:
+        from rdkit.Avalon.pyAvalonTools import GetAvalonFP
+
+        return _bits(GetAvalonFP(molecule, self.dim))
 
 
 def _bits(vector: Any) -> np.ndarray[Any, Any]:
@@ -97,98 +159,6 @@ def _bits(vector: Any) -> np.ndarray[Any, Any]:
     array = np.zeros(0, np.uint8)
     ConvertToNumpyArray(vector, array)
     return array
-
-
-class MorganBits(_Fingerprint):
-    """Morgan (ECFP) bits: radius 2 is ECFP4. Args: dim: bits; radius: bonds around each atom."""
-
-    binary = True
-
-    def __init__(self, dim: int = 2048, radius: int = 2):
-        super().__init__(dim)
-        self.radius = radius
-
-    def _one(self, molecule: Any) -> np.ndarray[Any, Any]:
-        generator: np.ndarray[Any, Any] = _morgan(self.radius, self.dim).GetFingerprintAsNumPy(molecule)
-        return generator
-
-
-class MorganCounts(_Fingerprint):
-    """Morgan (ECFP) counts, as log(1 + count). Args: dim: bins; radius: bonds around each atom."""
-
-    def __init__(self, dim: int = 1024, radius: int = 2):
-        super().__init__(dim)
-        self.radius = radius
-
-    def _one(self, molecule: Any) -> np.ndarray[Any, Any]:
-        counts = _morgan(self.radius, self.dim).GetCountFingerprintAsNumPy(molecule)
-        logs: np.ndarray[Any, Any] = np.log1p(counts, dtype=np.float32)
-        return logs
-
-
-@cache
-def _morgan(radius: int, dim: int) -> Any:
-    from rdkit.Chem.rdFingerprintGenerator import GetMorganGenerator
-
-    return GetMorganGenerator(radius=radius, fpSize=dim)
-
-
-class Maccs(_Fingerprint):
-    """The 167 MACCS keys."""
-
-    binary = True
-
-    def __init__(self) -> None:
-        super().__init__(167)
-
-    def _one(self, molecule: Any) -> np.ndarray[Any, Any]:
-        from rdkit.Chem.rdMolDescriptors import GetMACCSKeysFingerprint
-
-        return _bits(GetMACCSKeysFingerprint(molecule))
-
-
-class AtomPairs(_Fingerprint):
-    """Atom-pair bits. Args: dim: bits."""
-
-    binary = True
-
-    def __init__(self, dim: int = 2048):
-        super().__init__(dim)
-
-    def _one(self, molecule: Any) -> np.ndarray[Any, Any]:
-        from rdkit.Chem.rdFingerprintGenerator import GetAtomPairGenerator
-
-        bits: np.ndarray[Any, Any] = GetAtomPairGenerator(fpSize=self.dim).GetFingerprintAsNumPy(molecule)
-        return bits
-
-
-class TopologicalTorsions(_Fingerprint):
-    """Topological-torsion bits. Args: dim: bits."""
-
-    binary = True
-
-    def __init__(self, dim: int = 2048):
-        super().__init__(dim)
-
-    def _one(self, molecule: Any) -> np.ndarray[Any, Any]:
-        from rdkit.Chem.rdFingerprintGenerator import GetTopologicalTorsionGenerator
-
-        bits: np.ndarray[Any, Any] = GetTopologicalTorsionGenerator(fpSize=self.dim).GetFingerprintAsNumPy(molecule)
-        return bits
-
-
-class Avalon(_Fingerprint):
-    """Avalon bits. Args: dim: bits."""
-
-    binary = True
-
-    def __init__(self, dim: int = 1024):
-        super().__init__(dim)
-
-    def _one(self, molecule: Any) -> np.ndarray[Any, Any]:
-        from rdkit.Avalon.pyAvalonTools import GetAvalonFP
-
-        return _bits(GetAvalonFP(molecule, self.dim))
 
 
 class HfMolecule(HfEncoder):

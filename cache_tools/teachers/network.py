@@ -2,12 +2,16 @@
 
 import hashlib
 import logging
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+
+from cache_tools.hub import WHERE
+from cache_tools.teachers.base import Tunable
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +105,39 @@ class Network:
             self.half = None
 
 
+class TorchTeacher(Tunable):
+    """A teacher that is one torch network. Subclasses load it, and say how items become a batch and a batch embeddings."""
+
+    network: Network
+    precision: Precision
+
+    @abstractmethod
+    def collate(self, items: Sequence[Any]) -> Any:
+        """Prepared items as the network's input: a tensor, or a mapping of tensors."""
+
+    @abstractmethod
+    def encode(self, batch: Any) -> Tensor:
+        """The embeddings (batch, dim) of what :meth:`collate` made, on the network's device."""
+
+    def embed(self, items: Sequence[Any]) -> Any:
+        return self.network(self.encode, items, self.collate)
+
+    @property
+    def module(self) -> nn.Module:
+        return self.network.module
+
+    def forward(self, items: Sequence[Any]) -> Tensor:
+        return self.network.forward(self.encode, items, self.collate)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return content_of(super().fingerprint()) | {"weights_sha256": weights_sha256(self.module)}
+
+
+def content_of(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """A fingerprint without the arguments that only say where a model lies."""
+    return {name: value for name, value in fingerprint.items() if name not in WHERE}
+
+
 def _move(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
@@ -117,7 +154,7 @@ def weights_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def pool(hidden: Tensor, mask: Tensor, pooling: TextPooling) -> Tensor:
+def pool_tokens(hidden: Tensor, mask: Tensor, pooling: TextPooling) -> Tensor:
     """One embedding a text, (batch, width).
 
     Args:

@@ -6,18 +6,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from cache_tools.corpora.text import TextFile
 from cache_tools.errors import TeacherError
-from cache_tools.hub import WHERE, load_network, load_tokenizer, loading, locate, tokenizer_sha256
-from cache_tools.teachers.base import Teacher, Tunable
-from cache_tools.teachers.network import Network, Precision, TextPooling, pool, weights_sha256
+from cache_tools.hub import load_network, load_tokenizer, loading, locate, tokenizer_sha256
+from cache_tools.teachers.base import Teacher
+from cache_tools.teachers.network import (
+    Network,
+    Precision,
+    TextPooling,
+    TorchTeacher,
+    content_of,
+    pool_tokens,
+    weights_sha256,
+)
 
 LIKE = 64  # texts of like length that go through a network together
 
 
-class HfEncoder(Tunable):
+class HfEncoder(TorchTeacher):
     """Any transformers encoder of strings; what :class:`HfTextTeacher` and ``HfMolecule`` share.
 
     Args:
@@ -62,29 +70,20 @@ class HfEncoder(Tunable):
         parts = []
         for start in range(0, len(order), LIKE):
             chunk = [items[row] for row in order[start : start + LIKE]]
-            parts.append(self.network(self._encode, chunk, self._pad))
+            parts.append(super().embed(chunk))
         out = torch.empty(len(items), self.dim, device=self.network.device)
         out[torch.tensor(order, device=out.device)] = torch.cat(parts)
         return out
 
-    @property
-    def module(self) -> nn.Module:
-        return self.network.module
-
-    def forward(self, items: Sequence[Any]) -> Tensor:
-        return self.network.forward(self._encode, items, self._pad)
-
-    def _pad(self, items: Sequence[Any]) -> Any:
+    def collate(self, items: Sequence[Any]) -> Any:
         return self.tokenizer.pad(list(items), return_tensors="pt")
 
-    def _encode(self, batch: dict[str, Tensor]) -> Tensor:
-        hidden: Tensor = self.network.module(**batch).last_hidden_state  # (batch, tokens, dim)
-        return pool(hidden, batch["attention_mask"], self.pooling)
+    def encode(self, batch: dict[str, Tensor]) -> Tensor:
+        hidden: Tensor = self.module(**batch).last_hidden_state  # (batch, tokens, dim)
+        return pool_tokens(hidden, batch["attention_mask"], self.pooling)
 
     def fingerprint(self) -> dict[str, Any]:
-        known = {key: value for key, value in super().fingerprint().items() if key not in WHERE}
-        hashes = {"weights_sha256": weights_sha256(self.network.module)}
-        return known | hashes | {"tokenizer_sha256": tokenizer_sha256(self.tokenizer)}
+        return super().fingerprint() | {"tokenizer_sha256": tokenizer_sha256(self.tokenizer)}
 
 
 class HfTextTeacher(HfEncoder):
@@ -142,15 +141,14 @@ class SentenceTransformerTeacher(Teacher):
         return self.network(self._encode, items, list)
 
     def _encode(self, texts: list[str]) -> Tensor:
-        found: Tensor = self.model.encode(
+        embeddings: Tensor = self.model.encode(
             texts, prompt=self.prompt or None, batch_size=LIKE, convert_to_tensor=True, show_progress_bar=False
         )
-        return found
+        return embeddings
 
     def fingerprint(self) -> dict[str, Any]:
-        known = {key: value for key, value in super().fingerprint().items() if key not in WHERE}
         hashes = {"weights_sha256": weights_sha256(self.model), "tokenizer_sha256": tokenizer_sha256(self.model.tokenizer)}
-        return known | hashes | {"modules": str(self.model)}
+        return content_of(super().fingerprint()) | hashes | {"modules": str(self.model)}
 
 
 class TfidfSvd(Teacher):
@@ -196,8 +194,9 @@ class TfidfSvd(Teacher):
         return rows.astype(np.float32)
 
     def fingerprint(self) -> dict[str, Any]:
-        known = {key: value for key, value in super().fingerprint().items() if key != "fit_on"}
-        return known | {"fitted_on": self.content}
+        fingerprint = super().fingerprint()
+        del fingerprint["fit_on"]  # the content counts, not where it lies
+        return fingerprint | {"fitted_on": self.content}
 
 
 @cache

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -101,6 +103,12 @@ def save_gnn(folder, kind) -> str:
         torch.nn.init.normal_(parameter, std=0.1)
     save_file(network.state_dict(), folder / f"{kind}.safetensors", {"kind": kind})
     return str(folder / f"{kind}.safetensors")
+
+
+def test_a_gnn_is_the_same_teacher_wherever_its_file_lies(tmp_path):
+    first = PretrainedGnn(save_gnn(tmp_path, "gin"))
+    moved, other = PretrainedGnn(shutil.copy(first.weights, tmp_path / "moved")), PretrainedGnn(save_gnn(tmp_path, "gcn"))
+    assert first.fingerprint() == moved.fingerprint() != other.fingerprint()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -28,7 +28,7 @@ from cache_tools.teachers import specialist
 from cache_tools.teachers.base import Teacher
 from cache_tools.teachers.gnn import KINDS, MolClrGcn, MolClrLayer, PretrainedGnn, _Gnn, _MolClr
 from cache_tools.teachers.molecule import Maccs
-from cache_tools.teachers.specialist import Specialist, facts_of
+from cache_tools.teachers.specialist import Specialist, teacher_facts
 from convnet import CifarResNet, MobileNet, _CifarResNet
 from distill.cli.specialise import main
 from distill.evaluation.tasks import ImageTask, MoleculeTask
@@ -65,7 +65,7 @@ def teachers(tmp_path_factory) -> dict[str, Teacher]:
             if each.ndim > 2:  # the attention of GAT begins at 0
                 nn.init.normal_(each, std=0.1)
         made[kind] = PretrainedGnn(save(folder, kind, network.state_dict(), kind=kind))
-    network = _MolClr(20, MolClrGcn.dim)
+    network = _MolClr(20)
     for layer in network.gnns:
         assert isinstance(layer, MolClrLayer)
         nn.init.normal_(layer.weight, std=0.1)
@@ -221,7 +221,7 @@ def test_without_epochs_it_is_the_frozen_network_and_a_bad_row_is_named(teachers
     assert (facts["score"], facts["epoch"]) == (facts["frozen_score"], "0")
     fresh = again(teachers["gcn"])
     fresh.load("cpu")
-    assert facts_of(fresh).items() <= facts.items()
+    assert teacher_facts(fresh).items() <= facts.items()
     for name, each in fresh.module.state_dict().items():
         assert torch.equal(state[f"network.{name}"], each)
 
@@ -363,11 +363,25 @@ def test_what_cannot_be_tuned_is_refused_in_words(
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-def test_few_rows_are_ten_steps_that_rise_and_fall(teachers, smiles, tmp_path):
+def test_few_rows_are_ten_steps_that_rise_and_fall(teachers, smiles, tmp_path, monkeypatch):
     """One batch an epoch, ten epochs: of a rise of one step the schedule divides by zero."""
+    rates = []
+
+    class Watched(torch.optim.AdamW):
+        def step(self, *arguments, **options):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(*arguments, **options)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Watched)
     task = few(tmp_path, [f"{each},{int('N' in each)}" for each in smiles[:30]])
-    specialise(again(teachers["gcn"]), task, tmp_path / "few.safetensors", "random", epochs=10, device="cpu")
+    specialise(again(teachers["gcn"]), task, tmp_path / "few.safetensors", "random", epochs=10, lr=1e-3, device="cpu")
     assert (tmp_path / "few.safetensors").is_file()
+    assert len(rates) == 10
+    highest = int(np.argmax(rates))
+    assert rates[highest] == pytest.approx(1e-3)
+    assert 0 < highest < 9
+    assert (np.diff(rates)[:highest] > 0).all()
+    assert (np.diff(rates)[highest:] < 0).all()
 
 
 def lone(folder: Path, images: Path) -> ImageTask:
