@@ -1,9 +1,17 @@
 """Downstream tasks: items, labels, and how they are split."""
 
-from distill.evaluation.tasks.base import Task
+from distill.evaluation.tasks.base import Task, distinct, grouped_split, random_split
 from distill.evaluation.tasks.image import IdxTask, ImageTask
 from distill.evaluation.tasks.labelled import Labelled
-from distill.evaluation.tasks.molecule import AdmetTask, CmetActivity, ComputedProperty, MoleculeTask, NciTpsa, PainsAlerts
+from distill.evaluation.tasks.molecule import (
+    AdmetTask,
+    CmetActivity,
+    ComputedProperty,
+    MoleculeTask,
+    NciTpsa,
+    PainsAlerts,
+    scaffold_split,
+)
 from distill.evaluation.tasks.text import TextPairTask, TextTask
 
 __all__ = [
@@ -19,4 +27,8 @@ __all__ = [
     "Task",
     "TextPairTask",
     "TextTask",
+    "distinct",
+    "grouped_split",
+    "random_split",
+    "scaffold_split",
 ]
