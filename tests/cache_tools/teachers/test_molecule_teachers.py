@@ -106,8 +106,8 @@ def save_gnn(folder, kind) -> str:
 
 
 def test_a_gnn_is_the_same_teacher_wherever_its_file_lies(tmp_path):
-    first = PretrainedGnn(save_gnn(tmp_path, "gin"))
-    moved, other = PretrainedGnn(shutil.copy(first.weights, tmp_path / "moved")), PretrainedGnn(save_gnn(tmp_path, "gcn"))
+    first, other = PretrainedGnn(save_gnn(tmp_path, "gin")), PretrainedGnn(save_gnn(tmp_path, "gcn"))
+    moved = PretrainedGnn(str(shutil.copy(first.weights, tmp_path / "moved")))
     assert first.fingerprint() == moved.fingerprint() != other.fingerprint()
 
 
