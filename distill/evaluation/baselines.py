@@ -1,8 +1,7 @@
-"""What a student is judged beside: other students, its teachers put together and made as narrow; and what each costs."""
+"""Baselines beside a student: itself before distillation, other students, and its teachers put together."""
 
 import copy
 import hashlib
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -10,13 +9,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from cache_tools import Build, Column, Settings, Teacher, read_corpus, rebuild
+from cache_tools import Column, ConfigError, Teacher
 from distill.data.columns import featuriser_of
 from distill.export.student import CONFIG, StudentTeacher, instance, read_config
 from distill.records import System
 from distill.students.base import Student
-
-log = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, Any]
 
@@ -29,34 +26,46 @@ def embed(student: Student, inputs: Column, rows: torch.Tensor, device: str, bat
     """The student's embeddings (rows, dim) of ``rows`` of an input column, in evaluation mode, float32."""
     student, featuriser = student.to(device).eval(), featuriser_of(inputs)
     order = torch.arange(len(rows))
-    if featuriser.padded:  # rows of like length go together
+    if featuriser.padded:  # rows of similar length share a batch
         order = torch.from_numpy(np.argsort(inputs.counts(featuriser.padded, rows), kind="stable"))
     out = torch.empty(len(rows), student.dim)
     with torch.inference_mode():
         for chunk in order.split(batch):
             read = featuriser.unpack(inputs.rows(rows[chunk]))
-            out[chunk] = student(move({inputs.name: read}, device)).float().cpu()
+            out[chunk] = student(to_device({inputs.name: read}, device)).float().cpu()
     return np.asarray(out)
 
 
-def move(inputs: Any, device: str) -> Any:
+def to_device(inputs: Any, device: str) -> Any:
     """A student's input on another device."""
     from lightning.pytorch.utilities import move_data_to_device
 
     return move_data_to_device(inputs, torch.device(device))
 
 
-def is_live(column: Column) -> bool:
-    """Whether the teacher of a column can embed items that it has never seen."""
-    teacher = rebuild(column.manifest["producer"], Teacher)
-    return isinstance(teacher, Teacher) and teacher.live
+def check_exports(students: Mapping[str, Path]) -> None:
+    """Refuse a student of ``probe.students`` that is not the folder of an export.
+
+    Args:
+        students: name -> place.
+
+    Raises:
+        ConfigError: when a place is a file, such as a checkpoint, or there is no export; it names the next command.
+    """
+    for name, place in students.items():
+        if place.is_file():
+            raise ConfigError(
+                f"probe.students.{name} is the file {place}, expected the folder of an export: make one with "
+                f"`distill export --ckpt_path {place}` and name that folder"
+            )
+        read_config(place)
 
 
 def other_student(place: Path, modality: str) -> tuple[str, Teacher] | None:
-    """A student from elsewhere as a producer of columns, with a name for its column; None when it reads other modalities.
+    """Another student as a producer of columns, with a name for its column; None when it reads other modalities.
 
     Args:
-        place: a folder that ``distill export`` made.
+        place: the folder of an export.
         modality: of the tasks.
 
     Raises:
@@ -64,14 +73,14 @@ def other_student(place: Path, modality: str) -> tuple[str, Teacher] | None:
     """
     folder = place.resolve()
     inputs = read_config(folder)["inputs"]
-    if modality not in [each["modality"] for each in inputs.values()]:
+    if modality not in [spec["modality"] for spec in inputs.values()]:
         return None
     column = f"student-{hashlib.sha256((folder / CONFIG).read_bytes()).hexdigest()[:12]}"
     return column, StudentTeacher(folder, modality if len(inputs) > 1 else None)
 
 
-def before(student: Student, spec: Mapping[str, Any]) -> dict[System, Student]:
-    """The student as it is before it is distilled: ``untrained``, of random weights, and ``pretrained`` if it had others.
+def undistilled(student: Student, spec: Mapping[str, Any]) -> dict[System, Student]:
+    """The student before distillation: ``untrained``, of random weights, and ``pretrained`` if it starts from others.
 
     Args:
         student: as ``spec`` builds it.
@@ -80,29 +89,24 @@ def before(student: Student, spec: Mapping[str, Any]) -> dict[System, Student]:
     random = _without_weights(spec)
     if random == spec:
         return {"untrained": copy.deepcopy(student)}
-    made = instance(Student, Student, random, Path("model.student"))
-    return {"untrained": cast(Student, made), "pretrained": copy.deepcopy(student)}
+    untrained = cast(Student, instance(Student, Student, random, Path("model.student")))
+    return {"untrained": untrained, "pretrained": copy.deepcopy(student)}
 
 
 def _without_weights(spec: Any) -> Any:
-    """The same arguments, also of encoders inside a student, but no weights to begin with."""
+    """The same arguments, but no weights to start from, also for encoders inside a student."""
     if not isinstance(spec, Mapping):
         return spec
     out = {key: _without_weights(value) for key, value in spec.items()}
-    if spec.get("config") is None:  # with one the network is new, whatever `pretrained` says
+    if spec.get("config") is None:  # with a config the network is new, whatever `pretrained` says
         out |= {key: nothing for key, nothing in (("pretrained", False), ("weights", None)) if spec.get(key)}
     return out
 
 
-def add_column(folder: Path, name: str, teacher: Teacher, settings: Settings | None) -> Build:
-    """What makes a teacher's column of a stored corpus."""
-    return Build(folder, read_corpus(folder), "teachers", name, teacher, settings or Settings())
-
-
 def principal(columns: Sequence[Column], dim: int, rows: int = 10_000) -> Callable[[Array], Array]:
-    """A map from teachers' embeddings side by side, (rows, sum of dims), to their ``dim`` principal components.
+    """A map from concatenated teacher embeddings, (rows, sum of dims), to their ``dim`` principal components.
 
-    Every dimension is standardised first. Both are learnt from rows of the corpus, never from a task.
+    Every dimension is standardised first. Both steps learn from rows of the corpus, never from a task.
 
     Args:
         columns: of one corpus.
@@ -115,8 +119,8 @@ def principal(columns: Sequence[Column], dim: int, rows: int = 10_000) -> Callab
 
     count = len(columns[0])
     drawn = torch.from_numpy(np.random.default_rng(0).choice(count, min(count, 4 * rows), replace=False))
-    known = drawn[torch.stack([column.valid(drawn) for column in columns]).all(0)][:rows]
-    x = np.concatenate([np.asarray(column.rows(known).float()) for column in columns], 1)
+    valid = drawn[torch.stack([column.valid(drawn) for column in columns]).all(0)][:rows]
+    x = np.concatenate([np.asarray(column.rows(valid).float()) for column in columns], 1)
     clip = FunctionTransformer(np.clip, kw_args={"a_min": -CLIP, "a_max": CLIP})  # as the probes do
     fitted = make_pipeline(StandardScaler(), clip, PCA(min(dim, *x.shape), random_state=0)).fit(x)
     return cast(Callable[[Array], Array], fitted.transform)

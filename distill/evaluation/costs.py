@@ -1,19 +1,19 @@
 """What a system costs: width, parameters, and items embedded per second."""
 
+import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
-from torch import nn
 
-from cache_tools import Column, Featuriser, Network, QuorumError, Teacher, read_items, rebuild
+from cache_tools import Column, Featuriser, QuorumError, Teacher, read_items, rebuild
 from distill.data.columns import featuriser_of
-from distill.evaluation.baselines import embed, log
-from distill.export.student import ExportedStudent
+from distill.evaluation.baselines import embed
 from distill.records import Cost
 from distill.students.base import Student
+
+log = logging.getLogger(__name__)
 
 BATCH = 64  # items of a batch whose time is taken
 
@@ -35,12 +35,12 @@ def cost_of_student(student: Student, folder: Path, inputs: Column, device: str)
 
 def cost_of_teacher(column: Column, device: str) -> Cost:
     """The same of a column's teacher; without a speed when it cannot be loaded here."""
-    teacher = cast(Teacher, rebuild(column.manifest["producer"], Teacher))
+    teacher = rebuild(column.manifest["producer"], Teacher)
 
     def run(rows: torch.Tensor, items: Sequence[bytes]) -> None:
-        made = [teacher.prepare(item) for item in items]
-        for start in range(0, len(made), BATCH):
-            teacher.embed(made[start : start + BATCH])
+        prepared = [teacher.prepare(item) for item in items]
+        for start in range(0, len(prepared), BATCH):
+            teacher.embed(prepared[start : start + BATCH])
 
     try:
         teacher.load(device)
@@ -53,35 +53,23 @@ def cost_of_teacher(column: Column, device: str) -> Cost:
 def _per_second(
     folder: Path, column: Column, producer: Teacher | Featuriser, run: Callable[[torch.Tensor, Sequence[bytes]], None]
 ) -> float:
-    """Items per second; as many as take half a second, or all of a shard."""
+    """Items per second, timed on as many as take half a second, or all of a shard."""
     ids, items = read_items(folder, 0)
-    known = torch.arange(len(ids))
-    known = known[column.valid(known)]
-    raw = [ids[row].encode() if producer.by_id else items[row] for row in known.tolist()]
-    run(known[:2], raw[:2])  # the first call allocates
+    valid = torch.arange(len(ids))
+    valid = valid[column.valid(valid)]
+    raw = [ids[row].encode() if producer.by_id else items[row] for row in valid.tolist()]
+    run(valid[:2], raw[:2])  # the first call allocates
     count = min(8, len(raw))
     while True:
         begin = time.perf_counter()
-        run(known[:count], raw[:count])
+        run(valid[:count], raw[:count])
         took = time.perf_counter() - begin
         if took > ENOUGH or count == len(raw):
             return count / took
         count = min(len(raw), count * max(2, int(0.8 * ENOUGH / took)))
 
 
-def _parameters(owner: object) -> int | None:
-    """Numbers in the networks that an object holds; None when it holds none."""
-    found = {id(each): each.numel() for module in _modules(owner) for each in module.parameters()}
-    return sum(found.values()) if found else None
-
-
-def _modules(owner: object) -> Iterator[nn.Module]:
-    if isinstance(owner, nn.Module):
-        yield owner
-    elif isinstance(owner, Network):
-        yield owner.module
-    elif isinstance(owner, ExportedStudent):
-        yield owner.network.module
-    elif isinstance(owner, Teacher):
-        for value in vars(owner).values():
-            yield from _modules(value)
+def _parameters(system: Student | Teacher) -> int | None:
+    """Numbers in the networks of a student or teacher, each counted once; None without a network."""
+    sizes = {id(weight): weight.numel() for module in system.modules() for weight in module.parameters()}
+    return sum(sizes.values()) if sizes else None

@@ -1,4 +1,4 @@
-"""Probes during a fit, so that a checkpoint can be kept by what a student is for."""
+"""Probes during a fit, so that the kept checkpoint can be the one with the best downstream score."""
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -9,18 +9,19 @@ from distill.evaluation.protocol import Evaluation
 class ProbeDuring(Callback):
     """Logs ``probe/TASK`` and ``probe/mean`` of the student every ``every`` epochs.
 
-    Scores are of the tasks' validation rows: a checkpoint may be chosen by them, and `distill test` then has other rows.
-    Rank zero probes, the others wait for its figures.
+    Scores are of the tasks' validation rows: the checkpoint is chosen by them, and `distill test` then uses other rows.
+    Rank zero probes; the other ranks wait for its scores.
 
     Args:
-        evaluation: the run's; of it the tasks ``during``, the first split and the first seed.
+        evaluation: the run's; its tasks ``during``, its first split and its first seed are used.
     """
 
     def __init__(self, evaluation: Evaluation):
         tasks = {name: evaluation.tasks[name] for name in evaluation.during}
-        self.evaluation = Evaluation(tasks, splits=evaluation.splits[:1], seeds=evaluation.seeds[:1], systems=["student"])
-        self.evaluation.unseen = True
         self.every = evaluation.every
+        self.evaluation = Evaluation(
+            tasks, splits=evaluation.splits[:1], seeds=evaluation.seeds[:1], systems=["student"], score_on="validation"
+        )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.is_global_zero:

@@ -9,19 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from cache_tools import (
-    TASKS,
-    Build,
-    CacheError,
-    Column,
-    ConfigError,
-    Settings,
-    Teacher,
-    build_like,
-    finish,
-    read_corpus,
-    rebuild,
-)
+from cache_tools import TASKS, CacheError, Column, ConfigError, Settings, Teacher, add_column, build_like, rebuild
 from distill.data.columns import CorpusColumns
 from distill.evaluation.baselines import embed, other_student, principal
 from distill.evaluation.costs import cost_of_student, cost_of_teacher
@@ -165,14 +153,9 @@ def prepare(
     producers = {name: other for name, other in others.items() if other}
     if unread := sorted(others.keys() - producers.keys()):
         log.warning("student %s reads no %ss: it is left out of their tasks", ", ".join(unread), modality)
-    options = settings or Settings()
-    finish(
-        [
-            Build(folder, read_corpus(folder), column, student, options)
-            for folder in folders.values()
-            for column, student in producers.values()
-        ]
-    )
+    for folder in folders.values():
+        for column, student in producers.values():
+            add_column(folder, column, student, settings)
     corpus_items = np.concatenate([corpus_hashes(corpus.columns.corpus) for corpus in corpora])
     prepared = {}
     for name, task in tasks.items():

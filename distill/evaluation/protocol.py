@@ -3,12 +3,10 @@
 import copy
 import json
 import logging
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import cast
-from zlib import crc32
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,20 +14,38 @@ from rich.progress import track
 
 from cache_tools import ConfigError, Settings
 from distill.data.columns import CorpusColumns
-from distill.evaluation.baselines import on_a_plane
+from distill.evaluation.baselines import check_exports, on_a_plane
 from distill.evaluation.prepared import Embedded, Prepared, Reduction, Students, prepare
 from distill.evaluation.probes import PROBES, Probe
 from distill.evaluation.suites import suite
 from distill.evaluation.tasks.base import Array, Task
 from distill.records import SYSTEMS, Cost, Record, System
-from distill.run_folder import MAP
+from distill.run_folder import MAP, safe_name
 
 log = logging.getLogger(__name__)
 
 
 PREDICTIONS = "predictions"
 
-Parts = tuple[Array, Array, Array]  # row numbers for training, validation and test
+
+class Parts(NamedTuple):
+    """Row numbers for training, validation and test."""
+
+    train: Array
+    valid: Array
+    test: Array
+
+
+class Work(NamedTuple):
+    """One split and seed of one task."""
+
+    task: str
+    split: str
+    seed: int
+    parts: Parts
+
+    def __str__(self) -> str:
+        return f"task {self.task}, {self.split} split, seed {self.seed}"
 
 
 class Evaluation:
@@ -37,21 +53,23 @@ class Evaluation:
 
     Args:
         tasks: name -> task.
-        suites: more tasks: name of a suite -> folder of its files, as :mod:`distill.suites` reads them.
+        suites: more tasks: name of a suite -> folder of its files, see :func:`distill.evaluation.suites.suite`.
         splits: kinds of split; molecules offer ``random`` and ``scaffold``, texts and images ``own``, and ``5-shot`` or
             another number.
         seeds: one split each.
-        systems: what to compare: the ``student``; itself ``untrained``, of random weights, and ``pretrained``, as it was
-            before it was distilled if it had others; its ``teachers``; their embeddings ``concatenated``; the ``pca`` of
-            these to the student's width, learnt from the corpus.
-        students: more of them: name -> a folder of ``distill export``, or another run's checkpoint.
+        systems: what to compare: the ``student``; the same student ``untrained``, with random weights, and
+            ``pretrained``, before distillation if it starts from other weights; its ``teachers``; their embeddings
+            ``concatenated``; the ``pca`` of these to the student's width, learnt from the corpus.
+        students: more of them: name -> a folder of ``distill export``.
         every: also probe the student during a fit, every so many epochs, by the first split and seed; 0: never.
-        during: the tasks of that; all of them when not given.
+        during: the tasks to probe then; all of them when not given.
         exclude_seen: leave out test rows whose item also stands in the corpus (a pair: one of its items); they are counted
             in any case.
+        score_on: rows that are scored: those of the ``test``, or those of the ``validation``, with a tenth of the training
+            rows in the place of the latter; the test rows then stay unseen.
 
     Raises:
-        ConfigError: when ``during`` names a task that is not there, or a suite's folder holds none of its files.
+        ConfigError: when ``during`` names an unknown task, or a suite's folder holds none of its files.
     """
 
     def __init__(
@@ -65,45 +83,56 @@ class Evaluation:
         every: int = 0,
         during: list[str] | None = None,
         exclude_seen: bool = False,
+        score_on: Literal["test", "validation"] = "test",
     ):
-        self.unseen = False  # whether test rows are out of bounds, as while a student is chosen
         self.tasks, self.splits = dict(tasks or {}), splits or ["random"]
         for name, folder in (suites or {}).items():
-            found = suite(name, folder)
-            if twice := sorted(found.keys() & self.tasks.keys()):
+            added = suite(name, folder)
+            if twice := sorted(added.keys() & self.tasks.keys()):
                 raise ConfigError(f"two tasks are called {twice[0]}, one of them of the suite {name}: rename the other")
-            self.tasks |= found
+            self.tasks |= added
         self.seeds = [0, 1, 2, 3, 4] if seeds is None else seeds
         if not self.seeds or min(self.seeds) < 0:
             raise ConfigError(f"probe.seeds is {self.seeds}, expected one seed or more, none below 0")
         self.systems, self.students = systems or list(SYSTEMS), students or {}
-        self.exclude_seen = exclude_seen
+        self.exclude_seen, self.score_on = exclude_seen, score_on
         if every < 0:
             raise ConfigError(f"probe.every is {every}, expected epochs between two probes, or 0 for none")
         self.every, self.during = every, during or list(self.tasks)
         if unknown := sorted(set(self.during) - set(self.tasks)):
             raise ConfigError(f"probe.during names {unknown[0]}; probe.tasks has: {', '.join(self.tasks) or 'none'}")
 
-    def prepare(self, parts: Sequence[CorpusColumns], settings: Settings | None = None) -> None:
+    def prepare(self, corpora: Sequence[CorpusColumns], settings: Settings | None = None) -> None:
         """Embed every task's items; see :func:`distill.evaluation.prepared.prepare`.
 
+        Args:
+            corpora: those of the run; a task uses the columns of the first one of its modality.
+            settings: how to run the teachers.
+
         Raises:
-            ConfigError: when there is no task, a task or split does not fit the run, or two systems share a name.
+            ConfigError: when there is no task, a task or split does not fit the run, two systems share a name, or one of
+                ``students`` is no export.
         """
-        teachers = {name for part in parts for name in part.teachers}
+        teachers = {name for corpus in corpora for name in corpus.teachers}
         if taken := sorted((teachers & {*SYSTEMS, *self.students}) | (self.students.keys() & set(SYSTEMS))):
             raise ConfigError(f"two systems are called {taken[0]}: give the teacher's column, or the student, another name")
+        check_exports(self.students)
         if not self.tasks:
             raise ConfigError(
                 "no task to probe: name some under probe.tasks in the configuration, as configs/mol.yaml does"
             )
         if idle := [split for split in self.splits if not any(task.offers(split) for task in self.tasks.values())]:
             raise ConfigError(f"probe.splits names {idle[0]}, which none of the tasks {', '.join(self.tasks)} offers")
-        self.prepared = prepare(self.tasks, parts, self.systems, self.students, settings)
-        probed = {name for each in self.prepared.values() for name in each.teachers}
-        read = {each.task.modality for each in self.prepared.values()}
-        mine = {name for part in parts if part.corpus.modality in read for name in part.teachers}
-        self.left_out = sorted(mine - probed) if {"teachers", "concatenated", "pca"} & set(self.systems) else []
+        self.prepared: dict[str, Prepared] = {}
+        for modality in dict.fromkeys(task.modality for task in self.tasks.values()):
+            tasks = {name: task for name, task in self.tasks.items() if task.modality == modality}
+            fitting = [corpus for corpus in corpora if corpus.corpus.modality == modality]
+            if not fitting:
+                raise ConfigError(f"task {next(iter(tasks))} has {modality}s, the run has no corpus of them: leave it out")
+            self.prepared |= prepare(tasks, fitting, self.systems, self.students, settings)
+        probed = {name for task in self.prepared.values() for name in task.teachers}
+        wanted = {name for task in self.prepared.values() for corpus in task.corpora for name in corpus.teachers}
+        self.left_out = sorted(wanted - probed) if {"teachers", "concatenated", "pca"} & set(self.systems) else []
 
     def run(self, students: Students, device: str, quiet: bool = False, keep: Path | None = None) -> list[Record]:
         """Probe every system on every task; :meth:`prepare` comes first.
@@ -112,18 +141,18 @@ class Evaluation:
             students: the trained one, and optionally the ``untrained`` and the ``pretrained`` one.
             device: where they run.
             quiet: show no progress.
-            keep: a folder for what every system predicted of every test row, and for a map of the first task's items.
+            keep: a folder for the predictions of every system for every test row, and for a map of the first task's items.
 
         Returns:
             A record per system, task, split and seed; seeds that give the rows of an earlier one have none.
         """
         reductions = self._reductions(students)
         embedded = {
-            name: each.embed(self.systems, students, reductions[each.task.modality], device)
-            for name, each in self.prepared.items()
+            name: task.embed(self.systems, students, reductions[task.task.modality], device)
+            for name, task in self.prepared.items()
         }
         work = [
-            (name, split, seed, parts)
+            Work(name, split, seed, parts)
             for name, task in self.tasks.items()
             for split in self.splits
             if task.offers(split)
@@ -132,8 +161,8 @@ class Evaluation:
         threads = torch.get_num_threads()
         try:
             with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                found = pool.map(lambda at: list(self._probe(at[0], at[1], at[2], at[3], embedded[at[0]], keep)), work)
-                records = [record for each in track(found, "probing", len(work), disable=quiet) for record in each]
+                groups = pool.map(lambda item: list(self._probe(item, embedded[item.task], keep)), work)
+                records = [record for group in track(groups, "probing", len(work), disable=quiet) for record in group]
         finally:
             torch.set_num_threads(threads)
         if not records:
@@ -144,96 +173,89 @@ class Evaluation:
 
     def costs(self, students: Students, device: str) -> dict[str, Cost]:
         """Width, parameters and speed of every system."""
-        of_modality: dict[str, Prepared] = {each.task.modality: each for each in reversed(self.prepared.values())}
-        found = [each.costs(self.systems, students, device) for each in of_modality.values()]
-        out: dict[str, Cost] = {}
-        for name, cost in (each for costs in found for each in costs.items()):
-            out[name] = (
-                cost if name not in out else Cost(out[name].dim, out[name].parameters, None)
-            )  # of several modalities
-        return out
+        costs: dict[str, Cost] = {}
+        for task in self._first_of_modality().values():
+            for name, cost in task.costs(self.systems, students, device).items():
+                # one speed does not describe a system that reads several modalities
+                costs[name] = Cost(costs[name].dim, costs[name].parameters, None) if name in costs else cost
+        return costs
+
+    def _first_of_modality(self) -> dict[str, Prepared]:
+        """Modality -> the first task of it."""
+        return {task.task.modality: task for task in reversed(self.prepared.values())}
 
     def _reductions(self, students: Students) -> dict[str, Reduction | None]:
         """Modality -> principal components of its teachers, as wide as the student."""
-        dim = max((each.dim for each in students.values()), default=0)
+        dim = max((student.dim for student in students.values()), default=0)
         wanted = "pca" in self.systems and dim
-        first = {each.task.modality: each for each in reversed(self.prepared.values())}
-        return {modality: each.reduction(dim) if wanted else None for modality, each in first.items()}
+        return {name: task.reduction(dim) if wanted else None for name, task in self._first_of_modality().items()}
 
-    def _map(self, embedded: dict[str, Embedded], records: Sequence[Record], keep: Path) -> None:
+    def _map(self, embedded: Mapping[str, Embedded], records: Sequence[Record], keep: Path) -> None:
         """Two dimensions of the first task's items: by the student, untrained, the best teacher, and all of them."""
         scores: dict[str, list[float]] = {}
         for record in records:
             if record.kind == "teachers":
                 scores.setdefault(record.system, []).append(record.score)
-        best = max(scores, key=lambda each: float(np.mean(scores[each])), default="")
-        drawn = (name for name, each in embedded.items() if isinstance(each.keys[0], str) and len(each.keys) > 3)
-        if name := next(drawn, None):
+        best = max(scores, key=lambda name: float(np.mean(scores[name])), default="")
+        drawable = (name for name, task in embedded.items() if isinstance(task.keys[0], str) and len(task.keys) > 3)
+        if name := next(drawable, None):
             systems = embedded[name].systems
-            chosen = {each: systems[each][1] for each in ("student", "untrained", best, "concatenated") if each in systems}
-            plane = on_a_plane(embedded[name].labels, chosen)
+            shown = [system for system in ("student", "untrained", best, "concatenated") if system in systems]
+            plane = on_a_plane(embedded[name].labels, {system: systems[system][1] for system in shown})
             np.savez_compressed(keep / MAP, task=name, kind=self.tasks[name].kind, **plane)  # type: ignore[arg-type]
 
-    def _parts(self, task: Task, split: str, embedded: Embedded) -> list[tuple[int, Parts]]:
-        """Rows for training, validation and test of every seed, but of those that only repeat another."""
-        number = np.full(len(embedded.split), -1)  # of what a system cannot read
+    def _parts(self, task: Task, split: str, embedded: Embedded) -> Iterator[tuple[int, Parts]]:
+        """Rows for training, validation and test of every seed, except seeds that repeat an earlier one."""
+        number = np.full(len(embedded.split), -1)  # -1: a system cannot read the row
         number[embedded.places] = np.arange(len(embedded.places))
-        made = {seed: task.split(split, seed, embedded.split) for seed in self.seeds}
-        found = {
-            seed: cast(Parts, tuple(number[part][number[part] >= 0] for part in parts)) for seed, parts in made.items()
-        }
-        if self.unseen:  # the test rows stay unseen: validation rows are in their place
-            found = {seed: _without_test(*parts, seed) for seed, parts in found.items()}
-        return list(
-            {tuple(part.tobytes() for part in parts): (seed, parts) for seed, parts in reversed(found.items())}.values()
-        )[::-1]
+        earlier: set[tuple[bytes, ...]] = set()
+        for seed in self.seeds:
+            rows = (number[part] for part in task.split(split, seed, embedded.split))
+            parts = Parts(*(part[part >= 0] for part in rows))
+            if self.score_on == "validation":
+                parts = _without_test(parts, seed)
+            content = tuple(part.tobytes() for part in parts)
+            if content not in earlier:
+                yield seed, parts
+            earlier.add(content)
 
-    def _probe(
-        self, name: str, split: str, seed: int, parts: Parts, embedded: Embedded, keep: Path | None
-    ) -> Iterator[Record]:
-        task, (keys, labels, systems, *_) = self.tasks[name], embedded
+    def _probe(self, work: Work, embedded: Embedded, keep: Path | None) -> Iterator[Record]:
+        task, (keys, labels, systems, *_) = self.tasks[work.task], embedded
         probes = task.probes or [PROBES[task.kind]()]
-        known = self.prepared[name].seen
-        seen = np.array([not known.isdisjoint([key] if isinstance(key, str) else key) for key in keys])[parts[2]]
+        known, parts = self.prepared[work.task].seen, work.parts
+        seen = np.array([not known.isdisjoint([key] if isinstance(key, str) else key) for key in keys])[parts.test]
         if self.exclude_seen:
-            parts = (*parts[:2], parts[2][~seen])
+            parts = parts._replace(test=parts.test[~seen])
         for probe in probes:
             if not min(len(part) for part in (parts if probe.fits else parts[2:])):
-                log.warning("task %s, %s split, seed %d: a part of the split is empty, left out", name, split, seed)
+                log.warning("%s: a part of the split is empty, left out", work)
                 continue
-            label = name if len(probes) == 1 else f"{name} {probe.name}"
-            found = {system: _score(probe, x, labels, *parts) for system, (_, x) in systems.items()}
-            if np.isnan([score for score, _ in found.values()]).any():
-                log.warning("task %s, %s split, seed %d: the test rows cannot be scored, left out", name, split, seed)
+            results = {system: _score(probe, x, labels, parts) for system, (_, x) in systems.items()}
+            if np.isnan([score for score, _ in results.values()]).any():
+                log.warning("%s: the test rows cannot be scored, left out", work)
                 continue
-            for system, (score, _) in found.items():
-                kind = systems[system][0]
-                facts = label, task.provenance, split, seed, probe.metric, score, len(parts[2]), int(seen.sum())
-                yield Record(system, kind, *facts)
+            label = work.task if len(probes) == 1 else f"{work.task} {probe.name}"
+            facts = label, task.provenance, work.split, work.seed, probe.metric
+            for system, (score, _) in results.items():
+                yield Record(system, systems[system][0], *facts, score, len(parts.test), int(seen.sum()))
             if keep:
-                rows = dict(zip(("train", "valid", "test"), parts, strict=True))
-                predicted = {f"predicted/{system}": each for system, (_, each) in found.items()}
+                predicted = {f"predicted/{system}": values for system, (_, values) in results.items()}
                 (keep / PREDICTIONS).mkdir(exist_ok=True)
                 items = np.frombuffer(json.dumps(keys).encode(), np.uint8)  # text of any length
-                path = keep / PREDICTIONS / f"{_plain(label)}-{split}-{seed}.npz"
-                np.savez_compressed(path, items=items, labels=labels, **rows, **predicted)  # type: ignore[arg-type]
+                path = keep / PREDICTIONS / f"{safe_name(label)}-{work.split}-{work.seed}.npz"
+                np.savez_compressed(path, items=items, labels=labels, **parts._asdict(), **predicted)  # type: ignore[arg-type]
 
 
-def _score(probe: Probe, x: Array, labels: Array, train: Array, valid: Array, test: Array) -> tuple[float, Array]:
-    """The score on the test rows, averaged over the labels that can be scored, and what was predicted of each row."""
+def _score(probe: Probe, x: Array, labels: Array, parts: Parts) -> tuple[float, Array]:
+    """The score on the test rows, averaged over the labels that can be scored, and the prediction for each row."""
+    train, valid, test = parts
     probe = copy.copy(probe).fit(x[train], labels[train], x[valid], labels[valid])  # other threads fit the same probe
     scores = probe.score(x[test], labels[test])[probe.metric]
     return (float("nan") if np.isnan(scores).all() else float(np.nanmean(scores))), probe.predicted
 
 
-def _without_test(train: Array, valid: Array, test: Array, seed: int) -> Parts:
+def _without_test(parts: Parts, seed: int) -> Parts:
     """A tenth of the training rows to choose on, and the validation rows to score on."""
-    shuffled = np.random.default_rng(seed).permutation(train)
-    cut = len(train) // 10
-    return shuffled[cut:], shuffled[:cut], valid
-
-
-def _plain(name: str) -> str:
-    """A file's name of a task's; two names never share one."""
-    plain = re.sub(r"[^\w.-]+", "-", name)
-    return plain if plain == name else f"{plain}-{crc32(name.encode()):08x}"
+    shuffled = np.random.default_rng(seed).permutation(parts.train)
+    cut = len(shuffled) // 10
+    return Parts(shuffled[cut:], shuffled[:cut], parts.valid)

@@ -93,6 +93,6 @@ def class_numbers(names: Sequence[str], path: Path) -> Array:
         CorpusError: on an empty name.
     """
     if "" in names:
-        raise CorpusError(f"{path} row {list(names).index('') + 2}: no label, expected the name or number of a class")
+        raise CorpusError(f"{path} line {list(names).index('') + 2}: no label, expected the name or number of a class")
     known = {name: float(number) for number, name in enumerate(sorted(set(names)))}
     return np.array([[known[name]] for name in names])

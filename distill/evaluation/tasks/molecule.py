@@ -1,6 +1,7 @@
 """Tasks of molecules, from tables and from files that RDKit ships."""
 
 import csv
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -8,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from cache_tools import ConfigError, CorpusError, read_table
+from cache_tools import ConfigError, CorpusError
 from distill.evaluation.tasks.base import SHARES, Array, Key, Kind, Provenance, Task, grouped_split
 from distill.evaluation.tasks.labelled import Labelled
+from distill.evaluation.tasks.tables import number, table_rows
 
 
 class MoleculeTask(Task):
@@ -43,25 +45,16 @@ class MoleculeTask(Task):
         self.smiles, self.provenance = smiles, provenance
 
     def load(self) -> tuple[list[str], Array]:
-        rows = list(read_table(self.path, [self.smiles, *(self.targets or [])]))
-        if not rows:
-            raise CorpusError(f"{self.path} holds no rows below its header")
+        rows = table_rows(self.path, [self.smiles, *(self.targets or [])])
         targets = self.targets or [column for column in rows[0] if column != self.smiles]
         if not targets:
             raise CorpusError(f"{self.path} has no column of labels beside {self.smiles}")
-        labels = [[self._label(row[target], target, line) for target in targets] for line, row in enumerate(rows, 2)]
+        binary = self.kind == "classification"
+        labels = [
+            [number(row[target], f"{self.path} line {line}: {target}", binary, optional=True) for target in targets]
+            for line, row in enumerate(rows, 2)
+        ]
         return [row[self.smiles].strip() for row in rows], np.array(labels, np.float64)
-
-    def _label(self, text: str, target: str, line: int) -> float:
-        try:
-            value = float(text) if text.strip() else float("nan")
-        except ValueError:
-            raise CorpusError(f"{self.path} line {line}: {target} is {text!r}, expected a number or nothing") from None
-        if np.isinf(value):
-            raise CorpusError(f"{self.path} line {line}: {target} is {text!r}, expected a finite number or nothing")
-        if self.kind == "classification" and value not in (0.0, 1.0) and not np.isnan(value):
-            raise CorpusError(f"{self.path} line {line}: {target} is {text!r}, expected 0, 1 or nothing")
-        return value
 
     def offers(self, split: str) -> bool:
         return split in ("random", "scaffold")
@@ -114,39 +107,57 @@ def _scaffold(smiles: str) -> str:
 
 
 class _RdkitFile(MoleculeTask):
-    def __init__(self, kind: Kind, provenance: Provenance):
+    """A value for each molecule of a file that the RDKit wheel ships."""
+
+    def __init__(self, limit: int = 2000):
         from rdkit import RDConfig
 
-        self.data, self.contrib = Path(RDConfig.RDDataDir), Path(RDConfig.RDContribDir)
-        self.kind, self.provenance = kind, provenance
+        self.data, self.contrib, self.limit = Path(RDConfig.RDDataDir), Path(RDConfig.RDContribDir), limit
+
+    @abstractmethod
+    def pairs(self) -> list[tuple[str, Any]]:
+        """SMILES and value of every molecule."""
+
+    def load(self) -> tuple[list[str], Array]:
+        pairs = self.pairs()
+        return [smiles for smiles, _ in pairs], np.array([[value] for _, value in pairs], np.float64)
+
+    def screening(self) -> list[tuple[str, Any]]:
+        """The last WEHI screening molecules, as SMILES and as RDKit molecules."""
+        from rdkit import Chem, rdBase
+
+        path = self.data / "Pains" / "test_data" / "wehi_mols.csv"
+        with open(path, newline="") as file, rdBase.BlockLogs():
+            smiles = [row[0] for row in csv.reader(file) if row][-self.limit :]
+            pairs = [(text, Chem.MolFromSmiles(text)) for text in smiles]
+        return [(text, molecule) for text, molecule in pairs if molecule is not None]
 
 
 class CmetActivity(_RdkitFile):
     """Measured: the activities of CHEMBL2321810, from RDKit's Free-Wilson set; about 1,000 molecules of one series."""
 
-    def __init__(self) -> None:
-        super().__init__("regression", "measured")
+    kind, provenance = "regression", "measured"
 
-    def load(self) -> tuple[list[str], Array]:
+    def __init__(self) -> None:
+        super().__init__()
+
+    def pairs(self) -> list[tuple[str, Any]]:
         folder = self.contrib / "FreeWilson" / "data"
         with open(folder / "CHEMBL2321810_act.csv", newline="") as file:
             activity = {row["Name"]: float(row["Act"]) for row in csv.DictReader(file)}
-        pairs = [line.split() for line in (folder / "CHEMBL2321810.smi").read_text().splitlines() if line.strip()]
-        known = [(smiles, activity[name]) for smiles, name in pairs if name in activity]
-        return [smiles for smiles, _ in known], np.array([[value] for _, value in known])
+        lines = [line.split() for line in (folder / "CHEMBL2321810.smi").read_text().splitlines() if line.strip()]
+        return [(smiles, activity[name]) for smiles, name in lines if name in activity]
 
 
 class NciTpsa(_RdkitFile):
     """Computed: topological polar surface areas of the NCI molecules, by Daylight tools and Ertl's program."""
 
-    def __init__(self, limit: int = 2000) -> None:
-        super().__init__("regression", "computed")
-        self.limit = limit
+    kind, provenance = "regression", "computed"
 
-    def load(self) -> tuple[list[str], Array]:
+    def pairs(self) -> list[tuple[str, Any]]:
         with open(self.data / "NCI" / "first_5k.tpsa.csv", newline="") as file:
-            rows = [row for row in csv.reader(line for line in file if not line.startswith("#")) if row][: self.limit]
-        return [row[0] for row in rows], np.array([[float(row[1])] for row in rows])
+            rows = [row for row in csv.reader(line for line in file if not line.startswith("#")) if row]
+        return [(row[0], float(row[1])) for row in rows[: self.limit]]
 
 
 class ComputedProperty(_RdkitFile):
@@ -157,18 +168,19 @@ class ComputedProperty(_RdkitFile):
         limit: molecules.
     """
 
-    def __init__(self, name: str, limit: int = 2000):
-        super().__init__("regression", "computed")
-        self.name, self.limit = name, limit
+    kind, provenance = "regression", "computed"
 
-    def load(self) -> tuple[list[str], Array]:
+    def __init__(self, name: str, limit: int = 2000):
+        super().__init__(limit)
+        self.name = name
+
+    def pairs(self) -> list[tuple[str, Any]]:
         from rdkit.Chem import Descriptors
 
         function = dict(Descriptors.descList).get(self.name)
         if function is None:
             raise ConfigError(f"RDKit has no descriptor {self.name!r}: see rdkit.Chem.Descriptors.descList")
-        pairs = [(smiles, function(molecule)) for smiles, molecule in _wehi(self.data, self.limit)]
-        return [smiles for smiles, _ in pairs], np.array([[value] for _, value in pairs], np.float64)
+        return [(smiles, function(molecule)) for smiles, molecule in self.screening()]
 
 
 class PainsAlerts(_RdkitFile):
@@ -178,25 +190,13 @@ class PainsAlerts(_RdkitFile):
         limit: molecules.
     """
 
-    def __init__(self, limit: int = 2000):
-        super().__init__("classification", "computed")
-        self.limit = limit
+    kind, provenance = "classification", "computed"
 
-    def load(self) -> tuple[list[str], Array]:
+    def pairs(self) -> list[tuple[str, Any]]:
         from rdkit.Chem.FilterCatalog import FilterCatalog, FilterCatalogParams
 
         catalogue = FilterCatalog(FilterCatalogParams(FilterCatalogParams.FilterCatalogs.PAINS))
-        pairs = [(smiles, catalogue.HasMatch(molecule)) for smiles, molecule in _wehi(self.data, self.limit)]
-        return [smiles for smiles, _ in pairs], np.array([[value] for _, value in pairs], np.float64)
-
-
-def _wehi(data: Path, limit: int) -> list[tuple[str, Any]]:
-    from rdkit import Chem, rdBase
-
-    with open(data / "Pains" / "test_data" / "wehi_mols.csv", newline="") as file, rdBase.BlockLogs():
-        smiles = [row[0] for row in csv.reader(file) if row][-limit:]
-        pairs = [(each, Chem.MolFromSmiles(each)) for each in smiles]
-    return [(each, molecule) for each, molecule in pairs if molecule is not None]
+        return [(smiles, catalogue.HasMatch(molecule)) for smiles, molecule in self.screening()]
 
 
 class AdmetTask(Labelled):

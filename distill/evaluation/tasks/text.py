@@ -1,14 +1,14 @@
 """Tasks of labelled texts and pairs of texts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from cache_tools import CorpusError, read_table
 from distill.evaluation.probes import Probe
 from distill.evaluation.tasks.base import Array, Key, Kind
 from distill.evaluation.tasks.labelled import Labelled, class_numbers
+from distill.evaluation.tasks.tables import number, table_rows
 
 
 class TextTask(Labelled):
@@ -42,7 +42,7 @@ class TextTask(Labelled):
         self.path, self.text, self.label, self.part = Path(path), text, label, split
 
     def load(self) -> tuple[Sequence[Key], Array]:
-        rows = list(_rows(self.path, [self.text, self.label]))
+        rows = table_rows(self.path, [self.text, self.label])
         labels = class_numbers([row[self.label] for row in rows], self.path)
         return self._keep([row[self.text] for row in rows], [row.get(self.part, "") for row in rows], labels)
 
@@ -78,27 +78,10 @@ class TextPairTask(Labelled):
         self.path, self.label, self.first, self.second, self.part = Path(path), label, first, second, split
 
     def load(self) -> tuple[Sequence[Key], Array]:
-        rows = list(_rows(self.path, [self.first, self.second, self.label]))
-        labels = np.array([[self._number(row[self.label], line)] for line, row in enumerate(rows, 2)])
+        rows = table_rows(self.path, [self.first, self.second, self.label])
+        labels = [
+            [number(row[self.label], f"{self.path} line {line}: {self.label}", binary=self.kind == "pairs")]
+            for line, row in enumerate(rows, 2)
+        ]
         keys = [(row[self.first], row[self.second]) for row in rows]
-        return self._keep(keys, [row.get(self.part, "") for row in rows], labels)
-
-    def _number(self, text: str, line: int) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            raise CorpusError(f"{self.path} row {line}: {self.label} is {text!r}, expected a number") from None
-        if not np.isfinite(value):
-            raise CorpusError(f"{self.path} row {line}: {self.label} is {text!r}, expected a finite number")
-        if self.kind == "pairs" and value not in (0.0, 1.0):
-            raise CorpusError(f"{self.path} row {line}: {self.label} is {text!r}, expected 0 or 1")
-        return value
-
-
-def _rows(path: Path, columns: list[str]) -> Iterator[dict[str, str]]:
-    empty = True
-    for row in read_table(path, columns):
-        empty = False
-        yield row
-    if empty:
-        raise CorpusError(f"{path} holds no rows")
+        return self._keep(keys, [row.get(self.part, "") for row in rows], np.array(labels))

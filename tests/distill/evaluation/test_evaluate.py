@@ -11,7 +11,7 @@ from cache_tools.building.column import Settings
 from cache_tools.cli.transfer import import_
 from cache_tools.errors import ConfigError
 from distill.data.columns import open_corpus
-from distill.evaluation.baselines import before
+from distill.evaluation.baselines import undistilled
 from distill.evaluation.during import ProbeDuring
 from distill.evaluation.protocol import Evaluation
 from distill.evaluation.tasks import MoleculeTask
@@ -176,14 +176,14 @@ def test_a_student_that_began_with_weights_is_judged_with_them_and_without(tmp_p
         "init_args": {"model": str(tmp_path / "bert"), "pretrained": True},
     }
     student = TextStudent(str(tmp_path / "bert"))
-    found = before(student, spec)
+    found = undistilled(student, spec)
     assert set(found) == {"untrained", "pretrained"}
     states = {name: each.state_dict() for name, each in {**found, "student": student}.items()}
     key = "network.embeddings.word_embeddings.weight"
     assert torch.equal(states["pretrained"][key], states["student"][key])
     assert not torch.equal(states["untrained"][key], states["student"][key])
     new = {**spec, "init_args": {"model": "bert", "pretrained": True, "config": small}}
-    assert set(before(TextStudent("bert", config=small), new)) == {"untrained"}
+    assert set(undistilled(TextStudent("bert", config=small), new)) == {"untrained"}
 
 
 def test_two_systems_of_one_name_are_refused(chains: Path):
@@ -192,6 +192,38 @@ def test_two_systems_of_one_name_are_refused(chains: Path):
         evaluation = Evaluation({"y": MoleculeTask(chains / "task.csv", "regression")}, students={name: chains / "run"})
         with pytest.raises(ConfigError, match=f"two systems are called {name}"):
             evaluation.prepare([part])
+
+
+def test_a_checkpoint_among_the_probed_students_is_refused_with_the_command_that_exports_it(chains: Path):
+    corpora = [open_corpus(chains / "c", ["maccs"])]
+    checkpoint = chains / "run" / "checkpoints" / "best.ckpt"
+    for place, message in (
+        (checkpoint, rf"probe.students.mine is the file .*`distill export --ckpt_path {checkpoint}`"),
+        (chains / "nowhere", "no export at .*nowhere: .*make one with `distill export`"),
+    ):
+        evaluation = Evaluation({"y": MoleculeTask(chains / "task.csv", "regression")}, students={"mine": place})
+        with pytest.raises(ConfigError, match=message):
+            evaluation.prepare(corpora, Settings(workers=1))
+
+
+def test_validation_rows_are_scored_when_asked_and_the_test_rows_stay_unseen(chains: Path):
+    task = MoleculeTask(chains / "task.csv", "regression")
+    keys, _ = task.load()
+    parts, rows = task.split("random", 0, keys), {}
+    for score_on in ("test", "validation"):
+        evaluation = Evaluation({"y": task}, seeds=[0], systems=["teachers"], score_on=score_on)
+        evaluation.prepare([open_corpus(chains / "c", ["maccs"])], Settings(workers=1))
+        keep = chains / score_on
+        keep.mkdir()
+        evaluation.run({}, "cpu", quiet=True, keep=keep)
+        kept = np.load(keep / "predictions" / "y-random-0.npz")
+        items = json.loads(bytes(kept["items"]))
+        rows[score_on] = {part: {items[row] for row in kept[part]} for part in ("train", "valid", "test")}
+    train, valid, test = ({keys[row] for row in part} for part in parts)
+    assert rows["test"] == {"train": train, "valid": valid, "test": test}
+    assert rows["validation"]["test"] == valid
+    assert rows["validation"]["train"] | rows["validation"]["valid"] == train
+    assert len(rows["validation"]["valid"]) == len(train) // 10
 
 
 def test_what_a_checkpoint_is_chosen_by_is_not_what_it_is_tested_on(chains: Path):

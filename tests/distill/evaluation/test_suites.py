@@ -11,8 +11,8 @@ from PIL import Image
 
 from cache_tools.corpora.idx import IdxImages
 from cache_tools.errors import ConfigError, CorpusError
-from cache_tools.items.image import decode
-from distill.evaluation.suites import ADMET, MOLECULENET, suite
+from cache_tools.items.image import decode_image
+from distill.evaluation.suites import listing, suite
 from distill.evaluation.tasks import AdmetTask, IdxTask, ImageTask, TextPairTask, TextTask
 
 SMALL = [  # several molecules of some scaffolds
@@ -78,7 +78,7 @@ def test_deepchem_s_files_give_their_own_columns_of_labels(tmp_path, caplog):
     for name, (header, row) in DEEPCHEM.items():
         write(tmp_path / name, f"{header}\n{row}\n")
     tasks = suite("moleculenet", tmp_path)
-    assert list(tasks) == list(MOLECULENET)
+    assert list(tasks) == list(listing("moleculenet")["tasks"])
     assert not caplog.records
     labels = {name: task.load()[1] for name, task in tasks.items()}
     assert {name: labels[name].tolist() for name in FIRST} == {name: [[value]] for name, value in FIRST.items()}
@@ -112,6 +112,7 @@ def test_another_table_under_the_name_of_a_data_set_is_refused(tmp_path, name, t
         suite("moleculenet", tmp_path)
 
 
+@pytest.mark.workplace
 def test_the_real_moleculenet(shared):
     tasks = suite("moleculenet", shared / "data" / "mol" / "tasks")
     shapes = {name: task.load()[1].shape for name, task in tasks.items()}
@@ -132,7 +133,8 @@ def admet(folder: Path, train: list[str], test: list[str], y: str = "1") -> Path
 
 @pytest.mark.parametrize("inside", ["", "admet_group"])
 def test_tdc_s_folders_are_found_with_their_kinds(tmp_path, inside, caplog):
-    assert Counter(len(names.split()) for names in ADMET.values()) == {9: 1, 13: 1}
+    kinds = Counter(task["kind"] for task in listing("tdc-admet")["tasks"].values())
+    assert kinds == {"regression": 9, "classification": 13}
     admet(tmp_path / inside / "caco2_wang", SMALL, ["CCO"], "-4.2")
     admet(tmp_path / inside / "herg", SMALL, ["CCO"])
     write(tmp_path / inside / "ames" / "test.csv", "Drug_ID,Drug,Y\n")
@@ -252,7 +254,7 @@ def test_idx_images_keep_their_pixels_classes_and_parts(tmp_path):
     assert labels[:, 0].tolist() == [*made["train"][1], *made["test"][1]]
     ids, items, _ = task.corpus("digits").read()
     assert ids == list(keys)
-    pixels = np.stack([np.asarray(decode(item)) for item in items])
+    pixels = np.stack([np.asarray(decode_image(item)) for item in items])
     np.testing.assert_array_equal(pixels, np.concatenate([made["train"][0], made["test"][0]])[..., None].repeat(3, -1))
     assert set(task.split("own", 3, keys)[2]) == set(range(20, 30))
     assert IdxImages([files["test"]]).names()[0] == "t10k-images-idx3-ubyte/0"
@@ -277,6 +279,7 @@ def test_idx_files_that_are_wrong_say_so(tmp_path):
         list(IdxImages([write(tmp_path / "cut-images", "no gzip").rename(tmp_path / "cut-images-idx3-ubyte.gz")]).pairs())
 
 
+@pytest.mark.workplace
 def test_the_real_images(shared):
     tasks = suite("vision-transfer", shared / "data" / "vision")
     loaded = {name: task.load() for name, task in tasks.items()}
@@ -317,6 +320,7 @@ def test_tables_of_texts_are_tasks_by_their_columns(tmp_path, caplog):
     }
 
 
+@pytest.mark.workplace
 def test_the_real_texts(shared):
     tasks = suite("text-folder", shared / "data" / "text" / "tasks")
     assert {name: (task.kind, len(task.load()[0])) for name, task in tasks.items()} == {

@@ -27,7 +27,7 @@ def test_a_task_file_has_one_or_more_targets_and_labels_may_be_missing(tmp_path)
     [
         ("smi,a\nC,1\n", "regression", "no column smiles; its columns are: smi, a"),
         ("smiles,b\nC,1\n", "regression", "no column a; its columns are: smiles, b"),
-        ("smiles,a\nC,1\nC,x\n", "regression", "line 3: a is 'x', expected a number or nothing"),
+        ("smiles,a\nC,1\nC,x\n", "regression", "line 3: a is 'x', expected a finite number or nothing"),
         ("smiles,a\nC,2\n", "classification", "line 2: a is '2', expected 0, 1 or nothing"),
         ("smiles,a\n", "regression", "holds no rows"),
         ("smiles,a\nC,inf\n", "regression", "line 2: a is 'inf', expected a finite number"),

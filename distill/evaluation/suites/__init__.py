@@ -1,0 +1,117 @@
+"""Suites: many tasks by one name, found in a folder that is laid out as the field lays it out.
+
+A suite of fixed data sets is a YAML file beside this module; the layouts that are searched for any data set are functions.
+"""
+
+import importlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cache_tools import ConfigError
+from distill.evaluation.suites.layouts import LAYOUTS, Findings, header
+from distill.evaluation.tasks.base import Task
+
+log = logging.getLogger(__name__)
+
+
+def suite(name: str, folder: Path) -> dict[str, Task]:
+    """The tasks of a suite whose files are in a folder; one warning names those whose files are missing.
+
+    Args:
+        name: ``moleculenet`` or ``tdc-admet``, listed in the YAML file of that name; ``vision-transfer`` or
+            ``text-folder``, functions of :mod:`distill.evaluation.suites.layouts` that describe the layout.
+        folder: where the files are.
+
+    Returns:
+        Task by name.
+
+    Raises:
+        ConfigError: when there is no such suite or folder, the folder holds no task of it, or two tasks share a name.
+        CorpusError: when a file is damaged.
+    """
+    listings = [path.stem for path in sorted(Path(__file__).parent.glob("*.yaml"))]
+    if name not in (*listings, *LAYOUTS):
+        raise ConfigError(f"no suite {name!r}; there are: {', '.join([*listings, *LAYOUTS])}")
+    if not folder.is_dir():
+        raise ConfigError(f"suite {name}: no folder {folder.absolute()}: check the path")
+    if name in LAYOUTS:
+        find, looked_for = LAYOUTS[name]
+        findings, absent = find(folder)
+    else:
+        content = listing(name)
+        looked_for, (findings, absent) = content["looks_for"], listed(content, folder)
+    if not findings:
+        missing = f" (not there: {'; '.join(absent)})" if absent else ""
+        raise ConfigError(f"suite {name}: no task in {folder.absolute()}; looked for {looked_for}{missing}")
+    tasks: dict[str, Task] = {}
+    for title, place, task in findings:
+        if title in tasks:
+            raise ConfigError(f"suite {name}: {place} is a second task called {title}: rename it or move it away")
+        tasks[title] = task
+    if absent:
+        count = len(findings) + len(absent)
+        log.warning("suite %s: %d of %d tasks in %s; left out: %s", name, len(findings), count, folder, "; ".join(absent))
+    return tasks
+
+
+def listing(name: str) -> dict[str, Any]:
+    """The YAML file of a suite.
+
+    >>> listing("moleculenet")["tasks"]["tox21"]
+    {'kind': 'classification', 'files': ['tox21.csv'], 'labels': 12}
+    """
+    content: dict[str, Any] = yaml.safe_load(Path(__file__).with_name(f"{name}.yaml").read_text())
+    return content
+
+
+def listed(suite: Mapping[str, Any], folder: Path) -> Findings:
+    """The tasks that a suite's YAML file lists, of those whose files are in ``folder``.
+
+    Args:
+        suite: ``class_path`` of the tasks; ``tasks``: name -> ``kind``, ``files`` (the names that the file may have; by
+            default the task's own), and ``labels`` (their column, or how many columns there are). Optional for all tasks:
+            ``folder``, in which everything may lie; ``contains``, the files of a task that is a folder; ``smiles``, names
+            that the column of molecules may have; ``ignored``, columns that are neither.
+        folder: where the files are; case and a ``.gz`` in their names do not matter.
+
+    Raises:
+        ConfigError: when a table has not the columns of its data set.
+    """
+    module, _, name = suite["class_path"].rpartition(".")
+    task_class = getattr(importlib.import_module(module), name)
+    inner = folder / suite.get("folder", "")
+    there = {path.name.lower().removesuffix(".gz"): path for path in (inner if inner.is_dir() else folder).iterdir()}
+    findings: list[tuple[str, Path, Task]] = []
+    absent = []
+    for title, spec in suite["tasks"].items():
+        files = spec.get("files", [title])
+        path = next((there[file] for file in files if file in there), None)
+        if path is None or not all((path / file).is_file() for file in suite.get("contains", [])):
+            absent.append(" or ".join(files))
+        else:
+            columns = _columns(path, spec["labels"], suite["smiles"], suite["ignored"]) if "labels" in spec else {}
+            findings.append((title, path, task_class(path, spec["kind"], **columns)))
+    return findings, absent
+
+
+def _columns(path: Path, labels: str | int, names: list[str], ignored: list[str]) -> dict[str, Any]:
+    """The columns of a table that are labels, and the one of SMILES, as arguments of a task."""
+    columns = header(path)
+    smiles = next((name for name in names if name in columns), names[0])
+    if isinstance(labels, str):
+        expected, wanted = f"column {labels!r}", labels.replace(" ", "_")
+        targets = [column for column in columns if column.replace(" ", "_") == wanted]
+    else:
+        expected = f"{labels} columns of labels beside {smiles}"
+        targets = [column for column in columns if column not in (smiles, *ignored)]
+    if len(targets) != (1 if isinstance(labels, str) else labels):
+        shown = ", ".join(columns[:20]) or "none, or it has no rows"
+        raise ConfigError(
+            f"{path}: expected MoleculeNet's {expected}; its {len(columns)} columns are: {shown}. Move it away, or name it "
+            "under probe.tasks as a distill.evaluation.tasks.MoleculeTask"
+        )
+    return {"targets": targets, "smiles": smiles}

@@ -1,0 +1,78 @@
+"""Layouts of folders in which tasks are found: images in class folders and IDX files, and tables of texts."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from cache_tools import TABLES, file_ending, read_table
+from distill.evaluation.probes import KnnProbe, SoftmaxProbe
+from distill.evaluation.tasks import TextPairTask, TextTask
+from distill.evaluation.tasks.base import Task
+from distill.evaluation.tasks.image import IdxTask, ImageTask, in_class_folders
+
+Findings = tuple[list[tuple[str, Path, Task]], list[str]]  # name, place and task of each; what was looked for in vain
+
+ARCHIVE = re.compile(r"\.(zip|tgz|tar(\.\w+)?)$", re.IGNORECASE)
+
+IDX = re.compile(r"(.*?)[-_]?(?:(train)|(t10k|test))?-?images-idx3-ubyte(?:\.gz)?")
+
+
+def vision_transfer(folder: Path) -> Findings:
+    """Every sub-folder, zip and tar with images in class folders, and every pair of IDX files, by a linear and a kNN probe.
+
+    IDX files may lie in the folder, in a sub-folder, or in ``SUB-FOLDER/raw`` as torchvision keeps them.
+    """
+    findings: list[tuple[str, Path, Task]] = []
+    absent = []
+    idx = _idx_files(folder)
+    for name, files in idx.items():
+        first = next(iter(files.values()))
+        findings.append((name, first, IdxTask(files if len(files) > 1 else {"": first}, [SoftmaxProbe(), KnnProbe()])))
+    taken = {parent for files in idx.values() for path in files.values() for parent in path.parents}
+    for path in sorted(folder.iterdir()):
+        if path in taken or not (path.is_dir() or ARCHIVE.search(path.name)):
+            continue
+        if in_class_folders(path):
+            findings.append((ARCHIVE.sub("", path.name), path, ImageTask(path, probes=[SoftmaxProbe(), KnnProbe()])))
+        else:
+            absent.append(f"images in class folders in {path.name}")
+    return findings, absent
+
+
+def _idx_files(folder: Path) -> dict[str, dict[str, Path]]:
+    """Name of a data set -> its parts, train and test, -> file of images."""
+    files: dict[str, dict[str, Path]] = {}
+    for path in sorted(path for place in ("", "*/", "*/raw/") for path in folder.glob(f"{place}*images-idx3-ubyte*")):
+        if match := IDX.fullmatch(path.name):
+            home = path.parent.parent if path.parent.name == "raw" else path.parent
+            files.setdefault(match[1] or home.name, {})["train" if match[2] else "test"] = path
+    return files
+
+
+def text_folder(folder: Path) -> Findings:
+    """Every csv, jsonl and parquet file with columns text, label; text1, text2, score; or text1, text2, label (0 or 1)."""
+    findings: list[tuple[str, Path, Task]] = []
+    absent = []
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and file_ending(path) in TABLES.split(", ")):
+        columns = set(header(path))
+        name = path.name.removesuffix(".gz").removesuffix(file_ending(path))
+        if {"text", "label"} <= columns:
+            findings.append((name, path, TextTask(path)))
+        elif {"text1", "text2", "score"} <= columns:
+            findings.append((name, path, TextPairTask(path)))
+        elif {"text1", "text2", "label"} <= columns:
+            findings.append((name, path, TextPairTask(path, "label", "pairs")))
+        else:
+            absent.append(f"such columns in {path.name}")
+    return findings, absent
+
+
+def header(path: Path) -> list[str]:
+    """The columns of a table's first row; none when it has no rows."""
+    return list(next(iter(read_table(path, [])), {}))
+
+
+LAYOUTS: dict[str, tuple[Callable[[Path], Findings], str]] = {  # name -> what finds the tasks, and what it looks for
+    "vision-transfer": (vision_transfer, "folders, zips or tars of CLASS/IMAGE or train/CLASS/IMAGE, and for IDX files"),
+    "text-folder": (text_folder, f"{TABLES} with columns text, label; text1, text2, score; or text1, text2, label"),
+}
