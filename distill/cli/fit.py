@@ -21,7 +21,7 @@ from rich.console import Console
 
 from cache_tools import ConfigError
 from distill.data.module import DistillData
-from distill.evaluation.baselines import before
+from distill.evaluation.baselines import undistilled
 from distill.evaluation.during import ProbeDuring
 from distill.evaluation.origin import about
 from distill.evaluation.prepared import Students
@@ -214,7 +214,7 @@ class DistillCLI(LightningCLI):
         self.evaluation: Evaluation = self._get(self.config_init, "probe")
         self.evaluation.prepare(self.datamodule.corpora)
         spec = self._get(self.config, "model").student.as_dict()
-        self.before = before(self.model.student, spec)  # the checkpoint is loaded later, by the trainer
+        self.undistilled = undistilled(self.model.student, spec)  # the checkpoint is loaded later, by the trainer
 
     def after_test(self) -> None:
         if not self.trainer.is_global_zero:
@@ -231,7 +231,7 @@ class DistillCLI(LightningCLI):
 
     def _probe(self, run: RunFolder, device: str, checkpoint: str) -> None:
         """Write the results of the probes into the run; those of an earlier test stay until these are complete."""
-        students: Students = {"student": self.model.student, **self.before}
+        students: Students = {"student": self.model.student, **self.undistilled}
         with TemporaryDirectory(prefix=f".{run.probes.name}", dir=run.path) as temporary:
             folder = RunFolder(Path(temporary)).probes
             folder.mkdir()
