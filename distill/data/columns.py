@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from cache_tools import (
 )
 from distill.data.batch import Batch
 from distill.data.order import Source
+from distill.targets import TeacherStatistics
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,12 @@ class CorpusColumns:
     Args:
         columns: the student's input and the teachers.
         input: name of the input.
+
+    Attributes:
+        corpus: the corpus's manifest.
+        inputs: the student's input column.
+        featuriser: what made it.
+        teachers: name -> column.
     """
 
     def __init__(self, columns: Aligned, input: str):
@@ -50,92 +57,109 @@ class CorpusColumns:
         self.teachers = {name: column for name, column in columns.columns.items() if name != input}
 
     def read(self, rows: Any, number: int = 0) -> Batch:
-        """The batch of ``rows`` (batch,); rows that the student cannot read are left out."""
-        chosen = self.columns.select(rows)
+        """The batch of ``rows`` (batch,), as those of corpus ``number``; rows that the student cannot read are left out."""
+        selection = self.columns.select(rows)
         if not self.inputs.complete:
-            rows = rows[self.inputs.valid(chosen).numpy()]
-            chosen = self.columns.select(rows)
-        read = self.columns.rows(chosen)
+            rows = rows[self.inputs.valid(selection).numpy()]
+            selection = self.columns.select(rows)
+        targets = self.columns.rows(selection)
         name = self.inputs.name
-        inputs = {name: self.featuriser.unpack(read.pop(name))}
-        return Batch(inputs, read, self._valid(chosen), torch.from_numpy(chosen.wanted), torch.full((len(rows),), number))
+        inputs = {name: self.featuriser.unpack(targets.pop(name))}
+        numbers = torch.full((len(rows),), number)
+        return Batch(inputs, targets, self._valid(selection), torch.from_numpy(selection.wanted), numbers)
 
     def lengths(self, rows: Any) -> Any:
-        """Elements that a student would pad in each row, (rows,)."""
+        """Elements of each row that a student would pad, (rows,)."""
         assert self.featuriser.padded is not None
         return self.inputs.counts(self.featuriser.padded, rows)
 
-    def _valid(self, chosen: Selection) -> dict[str, Tensor]:
-        everything = torch.ones(chosen.count, dtype=torch.bool)  # one for all columns that are complete
-        return {name: everything if column.complete else column.valid(chosen) for name, column in self.teachers.items()}
+    def _valid(self, selection: Selection) -> dict[str, Tensor]:
+        complete = torch.ones(selection.count, dtype=torch.bool)  # one for all columns that are complete
+        return {name: complete if column.complete else column.valid(selection) for name, column in self.teachers.items()}
 
 
 def featuriser_of(column: Column) -> Featuriser:
     """What made an input column, to unpack its rows."""
-    made_by = rebuild(column.manifest["producer"], Featuriser)
-    assert isinstance(made_by, Featuriser)
-    return made_by
+    return rebuild(column.manifest["producer"], Featuriser)
 
 
-def open_corpus(corpus: Path, names: list[str] | None, input: str | None = None) -> CorpusColumns:
-    """Open the student's input and the teachers of the corpus folder ``corpus``; all of its teachers without ``names``.
+def open_corpus(folder: Path, teachers: list[str] | None, input: str | None = None) -> CorpusColumns:
+    """Open the columns of a corpus that a run reads.
+
+    Args:
+        folder: of the corpus, in a cache.
+        teachers: columns to distil; all but those of students when not given.
+        input: the column that the student reads; the only one when not given.
 
     Raises:
         CacheError: when the corpus or a column is missing or unfinished, or belongs to another corpus.
     """
-    read_corpus(corpus)  # says so when there is none
-    there = {kind: [path.name for path in list_columns(corpus) if path.parent.name == kind] for kind in KINDS}
-    if missing := [name for name in names or [] if name not in there["teachers"]]:
+    read_corpus(folder)  # raises when there is none
+    present = {kind: [path.name for path in list_columns(folder) if path.parent.name == kind] for kind in KINDS}
+    if missing := [name for name in teachers or [] if name not in present["teachers"]]:
         raise CacheError(
-            f"{corpus} has no teacher column {', '.join(missing)}; it has: {', '.join(there['teachers']) or 'none'}. "
+            f"{folder} has no teacher column {', '.join(missing)}; it has: {', '.join(present['teachers']) or 'none'}. "
             "Name one of these in data.teachers, or add the missing one with `distill-cache build`"
         )
-    if names is None:
-        made = {name: read_manifest(corpus / "teachers" / name / MANIFEST) for name in there["teachers"]}
-        names = [name for name, each in made.items() if current_class_path(each["producer"]["class_path"]) != STUDENT]
-        for name in sorted(made.keys() - names):
-            log.warning("%s: %s was made by `distill predict`; it teaches only when data.teachers names it", corpus, name)
-    if not names:
-        raise CacheError(f"{corpus} has no teacher column: add some with `make cache`")
-    if input is None and len(there["inputs"]) != 1:
-        found = ", ".join(there["inputs"]) or "none: add one with `distill-cache build`"
-        raise CacheError(f"{corpus}: which input column shall the student read? Name it in data.input; there are: {found}")
-    chosen = input or there["inputs"][0]
-    return CorpusColumns(aligned(corpus, [Path("inputs") / chosen, *(Path("teachers") / name for name in names)]), chosen)
+    chosen = _all_but_students(folder, present["teachers"]) if teachers is None else teachers
+    if not chosen:
+        raise CacheError(f"{folder} has no teacher column: add some with `make cache`")
+    if input is None and len(present["inputs"]) != 1:
+        names = ", ".join(present["inputs"]) or "none: add one with `distill-cache build`"
+        raise CacheError(f"{folder}: which input column shall the student read? Name it in data.input; there are: {names}")
+    input = input or present["inputs"][0]
+    paths = [Path("inputs") / input, *(Path("teachers") / name for name in chosen)]
+    return CorpusColumns(aligned(folder, paths), input)
 
 
-@dataclass(frozen=True)
-class Sampled(Statistics):
-    """Statistics of a teacher, and where its rows are, to compute more of them.
+def _all_but_students(folder: Path, teachers: Sequence[str]) -> list[str]:
+    """The columns that real teachers made; it is logged which ones a student made."""
+    chosen = []
+    for name in teachers:
+        made_by = read_manifest(folder / "teachers" / name / MANIFEST)["producer"]["class_path"]
+        if current_class_path(made_by) != STUDENT:
+            chosen.append(name)
+        else:
+            log.warning("%s: %s was made by `distill predict`; it teaches only when data.teachers names it", folder, name)
+    return chosen
+
+
+def teacher_statistics(corpora: Sequence[CorpusColumns], sources: Sequence[Source]) -> dict[str, TeacherStatistics]:
+    """Each teacher's statistics over the rows to train on, of all corpora that it has seen.
 
     Args:
-        columns: the teacher's column of each corpus that it has seen, and which of its rows are trained on.
-    """
-
-    columns: Sequence[tuple[Column, Source]]
-
-    def rows(self, count: int) -> Tensor:
-        """At most ``count`` embeddings, (rows, teacher_dim), float32, spread evenly over the rows to train on."""
-        every, found = sum(len(source) for _, source in self.columns), []
-        for column, source in self.columns:
-            share = min(len(source), -(-count * len(source) // every))
-            rows = source.view(source.training(np.arange(share) * len(source) // share))
-            found.append(column.rows(rows)[column.valid(rows)].float())
-        return torch.cat(found)[:count]
-
-
-def merge_statistics(parts: Sequence[CorpusColumns]) -> dict[str, Statistics]:
-    """Each teacher's statistics over all corpora that it has seen.
+        corpora: those of the run.
+        sources: of each corpus, which rows are trained on.
 
     Raises:
         CacheError: when a name stands for different teachers in two corpora.
     """
-    merged: dict[str, Statistics] = {}
-    first: dict[str, Column] = {}
-    for part in parts:
-        for name, column in part.teachers.items():
-            other = first.setdefault(name, column)
-            if other.manifest["producer"]["fingerprint"] != column.manifest["producer"]["fingerprint"]:
-                raise CacheError(f"{other.path} and {column.path} were made by different teachers: give one another name")
-            merged[name] = merged[name].merge(column.statistics) if name in merged else column.statistics
-    return merged
+    seen: dict[str, list[tuple[Column, Source]]] = {}
+    for columns, source in zip(corpora, sources, strict=True):
+        for name, column in columns.teachers.items():
+            seen.setdefault(name, []).append((column, source))
+    return {name: _statistics(columns) for name, columns in seen.items()}
+
+
+def _statistics(columns: Sequence[tuple[Column, Source]]) -> TeacherStatistics:
+    """Those of one teacher's columns: the cache's, without the rows that are held out."""
+    (first, _), *others = columns
+    total = first.statistics
+    for column, _ in others:
+        if first.manifest["producer"]["fingerprint"] != column.manifest["producer"]["fingerprint"]:
+            raise CacheError(f"{first.path} and {column.path} were made by different teachers: give one another name")
+        total = total.merge(column.statistics)
+    for column, source in columns:
+        held = (source.held_out[:, None] * source.views + np.arange(source.views)).ravel()
+        total = total.without(Statistics.of(column.rows(held)[column.valid(held)].float().numpy()))
+    return TeacherStatistics(total.count, total.mean, total.var, partial(_sample, columns))
+
+
+def _sample(columns: Sequence[tuple[Column, Source]], count: int) -> Tensor:
+    """At most ``count`` embeddings, (rows, teacher_dim), float32, spread evenly over the rows to train on."""
+    total, samples = sum(len(source) for _, source in columns), []
+    for column, source in columns:
+        share = min(len(source), -(-count * len(source) // total))
+        rows = source.view(source.training(np.arange(share) * len(source) // share))
+        samples.append(column.rows(rows)[column.valid(rows)].float())
+    return torch.cat(samples)[:count]

@@ -1,4 +1,4 @@
-"""The DataLoader of aligned batches, which reads ahead and can go on inside an epoch."""
+"""The DataLoader of aligned batches, which reads ahead and can resume inside an epoch."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,24 +17,27 @@ class AlignedRows(Dataset[Batch]):
     """Batches of the rows of several corpora.
 
     Args:
-        parts: a part per corpus.
+        corpora: their columns.
         dims: teacher -> its width, over all corpora.
     """
 
-    def __init__(self, parts: Sequence[CorpusColumns], dims: Mapping[str, int]):
-        self.corpora, self.dims = list(parts), dict(dims)
+    def __init__(self, corpora: Sequence[CorpusColumns], dims: Mapping[str, int]):
+        self.corpora, self.dims = list(corpora), dict(dims)
         self._windows: tuple[int, ...] = ()
 
     def __getitems__(self, step: Step) -> Batch:
-        for part, window, before in zip(self.corpora, step.windows, self._windows, strict=False):
-            if window != before:
-                part.columns.release()
+        for corpus, window, previous in zip(self.corpora, step.windows, self._windows, strict=False):
+            if window != previous:
+                corpus.columns.release()
         self._windows = step.windows
-        for part, runs in zip(self.corpora, step.ahead, strict=False):
+        for corpus, runs in zip(self.corpora, step.ahead, strict=False):
             for first, count in runs:
-                part.columns.read_ahead(first, count)
-        read = [part.read(rows, k) for k, (part, rows) in enumerate(zip(self.corpora, step.rows, strict=True)) if len(rows)]
-        return read[0] if len(read) == 1 and read[0].targets.keys() == self.dims.keys() else join(read, self.dims)
+                corpus.columns.read_ahead(first, count)
+        numbered = enumerate(zip(self.corpora, step.rows, strict=True))
+        batches = [corpus.read(rows, number) for number, (corpus, rows) in numbered if len(rows)]
+        if len(batches) == 1 and batches[0].targets.keys() == self.dims.keys():
+            return batches[0]
+        return join(batches, self.dims)
 
 
 def as_is(batch: Any) -> Any:
@@ -45,13 +48,13 @@ def as_is(batch: Any) -> Any:
 class AheadLoader(DataLoader[Batch]):
     """A DataLoader that gathers the next two batches in a thread while a GPU works on this one.
 
-    Gathering is copying, which needs no Python lock; a worker process would add a pipe and one more copy. Without a GPU
-    the model's own threads gather best: two teams of threads on the same cores wait for each other.
+    Gathering is copying, which does not hold Python's lock; a worker process would add a pipe and one more copy. Without a
+    GPU the training thread gathers: two teams of threads on the same cores would wait for each other.
 
-    A killed epoch goes on behind the last batch that was stepped on, which Lightning's progress tells.
+    A killed epoch resumes after the last batch that the optimiser stepped on, as Lightning's progress counts them.
     """
 
-    progress: Callable[[], tuple[int, int]] | None = None  # the epoch to read, and its batches that were stepped on before
+    progress: Callable[[], tuple[int, int]] | None = None  # the epoch to read, and how many of its batches are done
 
     @property
     def order(self) -> BatchOrder:
@@ -59,11 +62,11 @@ class AheadLoader(DataLoader[Batch]):
         return cast(BatchOrder, self.batch_sampler)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: with it Lightning knows a loader that can go on."""
+        """Nothing; Lightning takes a loader with this method for one that can resume."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing, see :meth:`state_dict`."""
+        """Nothing; see :meth:`state_dict`."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         if self.progress:  # Lightning's own set_epoch is one too high after some restarts

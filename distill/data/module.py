@@ -11,10 +11,10 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from cache_tools import ConfigError, Statistics
+from cache_tools import ConfigError
 from distill.data.augment import crop_and_mirror, is_image
 from distill.data.batch import Batch
-from distill.data.columns import CorpusColumns, Sampled, merge_statistics, open_corpus
+from distill.data.columns import CorpusColumns, open_corpus, teacher_statistics
 from distill.data.loader import AheadLoader, AlignedRows, as_is
 from distill.data.order import BatchOrder, Source
 
@@ -47,9 +47,9 @@ class DistillData(LightningDataModule):
         teachers: columns to distil; all of them when not given.
         input: the column that the student reads; the only one when not given.
         augmentation: what the student sees of an image in training. ``clean``: what the teachers saw. ``views``: one of the
-            crops of :class:`cache_tools.corpora.image.Views`, the very one that the teachers saw, another in each epoch.
-            ``student-only``: a random crop, perhaps mirrored, while the teachers saw the whole image; their targets then
-            fit only as far as they do not change under it.
+            crops of :class:`cache_tools.corpora.image.Views`, the same one that the teachers saw, another in each epoch.
+            ``student-only``: a random crop, perhaps mirrored, while the teachers saw the whole image; their targets are
+            right only as far as cropping and mirroring do not change them.
         batch_size: rows of a step, over all ranks together.
         held_out: rows of each corpus that are never trained on, for validation; a tenth of them, at most 1000, when not
             given.
@@ -78,62 +78,53 @@ class DistillData(LightningDataModule):
         window_blocks: int = 16,
     ):
         super().__init__()
-        limits = {
-            "held_out": (1 if held_out is None else held_out, 1),
-            "batch_size": (batch_size, 1),
-            "block_rows": (block_rows, 0),
-        }
-        for key, (value, least) in {**limits, "window_blocks": (window_blocks, 1)}.items():
-            if value < least:
-                raise ConfigError(f"data.{key} is {value}, expected at least {least}")
-        if corpora and teachers:
-            raise ConfigError("data.teachers belongs to data.corpus: name teachers inside each of data.corpora")
-        if corpora and input:
-            raise ConfigError("data.input belongs to data.corpus: name the input inside each of data.corpora")
+        self._check_at_least(1, held_out=held_out, batch_size=batch_size, window_blocks=window_blocks)
+        self._check_at_least(0, block_rows=block_rows)
+        for key, value in (("teachers", teachers), ("input", input)):
+            if corpora and value:
+                raise ConfigError(f"data.{key} belongs to data.corpus: name {key} inside each of data.corpora")
         chosen = corpora or [CorpusSource(Path(corpus), teachers, input=input)]
-        if bad := [each for each in chosen if each.weight is not None and not 0 < each.weight < math.inf]:
-            raise ConfigError(f"the weight of {bad[0].path} is {bad[0].weight}, expected a finite number above 0")
+        for source in chosen:
+            if source.weight is not None and not 0 < source.weight < math.inf:
+                raise ConfigError(f"the weight of {source.path} is {source.weight}, expected a finite number above 0")
         self.batch_size, self.seed, self.num_workers, self.augmentation = batch_size, seed, num_workers, augmentation
-        self.corpora = [open_corpus(Path(each.path), each.teachers, each.input) for each in chosen]
+        self.corpora = [open_corpus(Path(source.path), source.teachers, source.input) for source in chosen]
         self._check_augmentation()
         self.sources = [
-            self._source(part, each, held_out, block_rows, window_blocks)
-            for part, each in zip(self.corpora, chosen, strict=True)
+            self._rows(columns, source, held_out, block_rows, window_blocks)
+            for columns, source in zip(self.corpora, chosen, strict=True)
         ]
-        self.statistics = {name: self._sampled(name, known) for name, known in merge_statistics(self.corpora).items()}
+        self.statistics = teacher_statistics(self.corpora, self.sources)
 
-    def _sampled(self, name: str, known: Statistics) -> Sampled:
-        """Statistics of the rows to train on: the cache's, without those that are held out."""
-        both = zip(self.corpora, self.sources, strict=True)
-        columns = [(part.teachers[name], source) for part, source in both if name in part.teachers]
-        for column, source in columns:
-            held = (source.held_out[:, None] * source.views + np.arange(source.views)).ravel()
-            known = known.without(Statistics.of(column.rows(held)[column.valid(held)].float().numpy()))
-        return Sampled(known.count, known.mean, known.var, columns)
+    @staticmethod
+    def _check_at_least(least: int, **options: int | None) -> None:
+        for key, value in options.items():
+            if value is not None and value < least:
+                raise ConfigError(f"data.{key} is {value}, expected at least {least}")
 
     def _check_augmentation(self) -> None:
-        images = [part for part in self.corpora if part.corpus.modality == "image"]
+        images = [columns for columns in self.corpora if columns.corpus.modality == "image"]
         if self.augmentation != "clean" and not images:
             raise ConfigError(f"data.augmentation {self.augmentation} is for images; there is no corpus of images here")
-        for part in images:
-            if self.augmentation == "views" and part.corpus.views == 1:
+        for columns in images:
+            if self.augmentation == "views" and columns.corpus.views == 1:
                 raise ConfigError(
-                    f"{part.columns.corpus} has one view of each image: for data.augmentation views, build it "
+                    f"{columns.columns.corpus} has one view of each image: for data.augmentation views, build it "
                     "with the corpus cache_tools.corpora.image.Views"
                 )
 
-    def _source(self, part: CorpusColumns, chosen: CorpusSource, held: int | None, block: int, window: int) -> Source:
-        views = part.corpus.views
-        rows, block = len(part.inputs) // views, -(-block // views)  # items from here on
+    def _rows(self, columns: CorpusColumns, source: CorpusSource, held: int | None, block: int, window: int) -> Source:
+        views = columns.corpus.views
+        rows, block = len(columns.inputs) // views, -(-block // views)  # items from here on
         count = max(1, min(1000, rows // 10)) if held is None else held
         if rows - count < self.batch_size:
             raise ConfigError(
-                f"{chosen.path} has {rows} rows; without {count} held out, "
+                f"{source.path} has {rows} rows; without {count} held out, "
                 f"no batch of {self.batch_size} is left: lower data.held_out or data.batch_size"
             )
         if 2 * count > rows:
-            raise ConfigError(f"{chosen.path} has {rows} rows; data.held_out {count} is more than half of them: lower it")
-        return Source(rows, count, self.seed, chosen.weight, block, window, views, self.augmentation == "views")
+            raise ConfigError(f"{source.path} has {rows} rows; data.held_out {count} is more than half of them: lower it")
+        return Source(rows, count, self.seed, source.weight, block, window, views, self.augmentation == "views")
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(shuffle=True)
@@ -150,15 +141,19 @@ class DistillData(LightningDataModule):
             raise ConfigError(f"data.batch_size is {self.batch_size}, expected a multiple of the {ranks} processes")
         if (least := min(source.held for source in self.sources)) < ranks:
             raise ConfigError(f"data.held_out is {least}, expected one row for each of the {ranks} processes")
-        lengths = [part.lengths if part.featuriser.padded else None for part in self.corpora]
+        lengths = [columns.lengths if columns.featuriser.padded else None for columns in self.corpora]
         return BatchOrder(self.sources, self.batch_size, self.seed, rank, ranks, shuffle, lengths)
 
     def _loader(self, shuffle: bool) -> DataLoader[Batch]:
         trainer, order = self.trainer, self._order(shuffle)
         if shuffle and order.dropped and not order.rank:
-            log.info("each epoch leaves out %d rows, always others: they fill no batch of %d", order.dropped, order.batch)
+            log.info(
+                "each epoch leaves out %d rows, different ones each time: they fill no batch of %d",
+                order.dropped,
+                order.batch,
+            )
         loader = AheadLoader(
-            AlignedRows(self.corpora, {name: len(each.mean) for name, each in self.statistics.items()}),
+            AlignedRows(self.corpora, {name: len(known.mean) for name, known in self.statistics.items()}),
             batch_sampler=order,  # type: ignore[arg-type]
             collate_fn=as_is,
             num_workers=self.num_workers,
@@ -174,10 +169,10 @@ class DistillData(LightningDataModule):
         return {"order": self._order(shuffle=True).identity}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Compare a checkpoint's batches with those of this run.
+        """Check that a run which goes on has the batches of its checkpoint.
 
         Raises:
-            ConfigError: when they are others, so that a run cannot go on with them.
+            ConfigError: when it would have others.
         """
         mine = self._order(shuffle=True).identity
         if self.trainer and self.trainer.state.fn == "fit" and state_dict["order"] != mine:
@@ -187,15 +182,15 @@ class DistillData(LightningDataModule):
             )
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Begin each training batch with random numbers of its own, so that a resumed run draws the same."""
+        """Seed torch for each training batch, so that a resumed run draws the same numbers."""
         if self.trainer and self.trainer.training:
             done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-            key = self.seed, self.trainer.current_epoch, done, self.trainer.global_rank
+            key = (self.seed, self.trainer.current_epoch, done, self.trainer.global_rank)
             torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
         return batch
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Crop and mirror the student's images on the device, where that is asked for."""
+        """Crop and mirror the student's images on the device when ``augmentation`` is ``student-only``."""
         if self.augmentation != "student-only" or not (self.trainer and self.trainer.training):
             return batch
         batch.inputs = {name: crop_and_mirror(rows) if is_image(rows) else rows for name, rows in batch.inputs.items()}

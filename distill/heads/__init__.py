@@ -1,6 +1,7 @@
 """Heads: a loss per row of one teacher's embedding given the student's. The Gaussian head is the paper's."""
 
-from distill.heads.base import DensityHead, Head, Ladder, MlpHead, Surroundings, mlp, outputs
+from distill.heads.bank import HeadBank, outputs
+from distill.heads.base import DensityHead, Head, HeadContext, Ladder, MlpHead, RegressionHead, mlp
 from distill.heads.consolidation import KlHead
 from distill.heads.densities import (
     DiagonalHead,
@@ -24,6 +25,8 @@ __all__ = [
     "DiagonalHead",
     "GaussianHead",
     "Head",
+    "HeadBank",
+    "HeadContext",
     "KlHead",
     "Ladder",
     "LowRankGaussianHead",
@@ -33,9 +36,9 @@ __all__ = [
     "MseHead",
     "NaturalGaussianHead",
     "QueueHead",
+    "RegressionHead",
     "RelationHead",
     "StudentTHead",
-    "Surroundings",
     "VidHead",
     "WarmGaussianHead",
     "mlp",

@@ -1,7 +1,7 @@
-"""Heads: from the student's embedding to a loss per row against one teacher's embedding.
+"""The contract of a head: from the student's embedding to a loss per row against one teacher's embedding.
 
-The Gaussian head is the paper's (arXiv 2510.18680): the teacher's embedding t has density q(t | s) given the student's
-embedding s, and the loss is ``-log q``. An upper bound on h(T | S), so lowering it raises the mutual information I(T; S).
+Every head is built as ``head(student_dim, teacher_dim, ...)``: the widths of the student's embedding s and of the teacher's
+target t. Options come after these two.
 """
 
 from abc import ABC, abstractmethod
@@ -11,17 +11,68 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
 from cache_tools import ConfigError
 from distill.targets import Float32
 
 
+@dataclass(frozen=True)
+class HeadContext:
+    """What a head may learn of the run before training starts.
+
+    Attributes:
+        widths: of the embeddings after each of the student's blocks, the student's own last.
+        rows: a number -> at most that many of the teacher's targets, (rows, teacher_dim), float32, spread over the rows to
+            train on. Every process and every run gets the same ones.
+    """
+
+    widths: Sequence[int]
+    rows: Callable[[int], Tensor]
+
+
+class Head(Float32, ABC):
+    """Loss of one teacher. Subclass it in any importable module and name the class in YAML.
+
+    Class attributes:
+        sums_dimensions: the loss is a sum over the teacher's dimensions; the paper then weights it by
+            student_dim / teacher_dim.
+        raw_targets: the head wants the teacher's embedding as it is, not normalised.
+        scale_free: :meth:`predict` gives the target up to its scale or a shift, so R2 means nothing.
+        pairs_rows: the loss of a row depends on the batch's other rows; the head then gets valid rows only.
+        signed: the loss can be negative, as minus the logarithm of a density.
+
+    Attributes:
+        ladder: the head reads the embeddings after every block of the student side by side, (batch, sum of widths), the
+            student's own last, wherever ``student`` stands below.
+    """
+
+    sums_dimensions: ClassVar[bool] = True
+    raw_targets: ClassVar[bool] = False
+    scale_free: bool = False
+    pairs_rows: ClassVar[bool] = False
+    signed: ClassVar[bool] = False
+    ladder: bool = False
+
+    def attach(self, context: HeadContext) -> None:
+        """Called once, before training, with what the constructor cannot know."""
+
+    @abstractmethod
+    def forward(self, student: Tensor, target: Tensor) -> Tensor:
+        """Loss per row, (batch,) in float32, of ``student`` (batch, student_dim) and ``target`` (batch, teacher_dim)."""
+
+    def predict(self, student: Tensor) -> Tensor | None:
+        """The expected target, (batch, teacher_dim), of ``student`` (batch, student_dim); None where the head has none."""
+        return None
+
+
 def mlp(inputs: int, width: int | None, layers: int | None, outputs: int) -> nn.Sequential:
     """``layers`` x [LayerNorm, Linear, ReLU], then Linear to ``outputs``; 2 x 512 where not given.
 
-    Heads' own defaults are None: a configuration that puts one class of head in another's place keeps the options that
-    both have, and would keep the first one's defaults.
+    Heads leave ``layers`` and ``width`` at None by default. A configuration that replaces one class of head by another
+    keeps the options that both have; a default number of the first class would then become a choice for the second.
+
+    Raises:
+        ConfigError: for fewer than 0 layers, or a width below 1.
     """
     layers, width = 2 if layers is None else layers, 512 if width is None else width
     if layers < 0 or width < 1:
@@ -52,57 +103,8 @@ class Ladder(nn.Module):
 
     def forward(self, blocks: Tensor) -> Tensor:
         """(batch, outputs) of the embeddings after each block side by side, (batch, sum of widths)."""
-        parts = [rung(each) for rung, each in zip(self.rungs, blocks.split(self.widths, -1), strict=True)]
-        return torch.stack(parts).sum(0)
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What a head can learn of the run that it stands in.
-
-    Attributes:
-        widths: of the embeddings after each of the student's blocks, the student's own last.
-        rows: a number -> at most so many of the teacher's targets, (rows, teacher_dim), float32, spread over the rows to
-            train on; the same ones in every process and every run.
-    """
-
-    widths: Sequence[int]
-    rows: Callable[[int], Tensor]
-
-
-class Head(Float32, ABC):
-    """Loss of one teacher. Subclass it in any importable module and name the class in YAML.
-
-    Class attributes:
-        sums_dimensions: the loss is a sum over the teacher's dimensions; the paper then weights it by
-            student_dim / teacher_dim.
-        raw_targets: the head wants the teacher's embedding as it is, not normalised.
-        scale_free: :meth:`predict` gives the target up to its scale or a shift, so R2 means nothing.
-        pairs_rows: the loss of a row depends on the batch's other rows; it then sees no rows but valid ones.
-        signed: the loss can be negative, as minus the logarithm of a density.
-
-    Attributes:
-        ladder: it reads the embeddings after every block of the student side by side, (batch, sum of widths), the
-            student's own last, wherever ``student`` stands below.
-    """
-
-    sums_dimensions: ClassVar[bool] = True
-    raw_targets: ClassVar[bool] = False
-    scale_free: bool = False
-    pairs_rows: ClassVar[bool] = False
-    signed: ClassVar[bool] = False
-    ladder: bool = False
-
-    def attach(self, surroundings: Surroundings) -> None:
-        """Called once, before training, with what the constructor cannot know."""
-
-    @abstractmethod
-    def forward(self, student: Tensor, target: Tensor) -> Tensor:
-        """Loss per row, (batch,) in float32, of ``student`` (batch, student_dim) and ``target`` (batch, teacher_dim)."""
-
-    def predict(self, student: Tensor) -> Tensor | None:
-        """The expected target, (batch, teacher_dim), of ``student`` (batch, student_dim); None where the head has none."""
-        return None
+        projected = [rung(block) for rung, block in zip(self.rungs, blocks.split(self.widths, -1), strict=True)]
+        return torch.stack(projected).sum(0)
 
 
 class MlpHead(Head):
@@ -114,10 +116,10 @@ class MlpHead(Head):
 
     mlp: nn.Module
 
-    def attach(self, surroundings: Surroundings) -> None:
+    def attach(self, context: HeadContext) -> None:
         if self.ladder and not isinstance(self.mlp, Ladder):
             last = list(self.mlp.children())[-1]
-            self.mlp = Ladder(surroundings.widths, int(last.get_parameter("bias").numel()))
+            self.mlp = Ladder(context.widths, int(last.get_parameter("bias").numel()))
 
     @abstractmethod
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
@@ -127,20 +129,32 @@ class MlpHead(Head):
         return self.loss(self.mlp(student), target)
 
 
-def outputs(heads: Sequence[MlpHead], student: Tensor) -> list[Tensor]:
-    """``mlp(student)`` of heads whose hidden layers have the same shapes: one product per layer instead of one per head."""
-    stacks = [list(head.mlp.children()) for head in heads]
-    x = student.unsqueeze(0)  # (heads or 1, batch, width)
-    for number, layer in enumerate(stacks[0][:-1]):
-        if isinstance(layer, nn.ReLU):
-            x = x.relu()
-            continue
-        weight, bias = (torch.stack([stack[number].get_parameter(key) for stack in stacks]) for key in ("weight", "bias"))
-        if isinstance(layer, nn.LayerNorm):
-            x = F.layer_norm(x, layer.normalized_shape) * weight.unsqueeze(1) + bias.unsqueeze(1)
-        else:
-            x = torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
-    return [stack[-1](each) for stack, each in zip(stacks, x.expand(len(heads), -1, -1), strict=True)]
+class RegressionHead(MlpHead):
+    """A head whose MLP has one output per dimension of the teacher: the expected target, unless a subclass says more.
+
+    Args:
+        student_dim: width of s.
+        teacher_dim: width of t.
+        layers: hidden layers, 2 when not given.
+        width: of the hidden layers, 512 when not given.
+        ladder: read the embeddings after every block of the student, by :class:`Ladder`, instead of ``layers``.
+    """
+
+    def __init__(
+        self,
+        student_dim: int,
+        teacher_dim: int,
+        layers: int | None = None,
+        width: int | None = None,
+        ladder: bool = False,
+    ):
+        super().__init__()
+        self.ladder = ladder
+        self.mlp = mlp(student_dim, width, layers, teacher_dim)
+
+    def predict(self, student: Tensor) -> Tensor:
+        out: Tensor = self.mlp(student)
+        return out.float()
 
 
 class DensityHead(MlpHead):

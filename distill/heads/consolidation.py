@@ -1,6 +1,6 @@
-"""Representation consolidation (arXiv 2107.08039): columns of logits under a divergence of softened classes.
+"""Representation consolidation (arXiv 2107.08039): the head of a teacher whose embedding is a classifier's logits.
 
-The generalist's weight is a share of :class:`distill.objectives.WeightedSum`.
+The weight of the generalist teacher is a share of :class:`distill.objectives.WeightedSum`.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from distill.heads.regression import MseHead
 class KlHead(MseHead):
     """``T^2 KL(softmax(t / T) || softmax(prediction / T))`` of logits (Hinton et al., 2015).
 
-    One logit alone is that of a class and its opposite.
+    A single logit is read as that of one class against its opposite.
 
     Args:
         student_dim: width of s.
@@ -30,7 +30,7 @@ class KlHead(MseHead):
 
     sums_dimensions = False
     raw_targets = True
-    scale_free = True  # one more on every logit is the same classes
+    scale_free = True  # a constant added to every logit changes no class
 
     def __init__(
         self,
@@ -45,10 +45,10 @@ class KlHead(MseHead):
         self.temperature = temperature
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
-        mine, theirs = (self._log_classes(each.float()) for each in (out, target))
-        return self.temperature**2 * F.kl_div(mine, theirs, reduction="none", log_target=True).sum(-1)
+        predicted, wanted = self._log_softmax(out.float()), self._log_softmax(target.float())
+        return self.temperature**2 * F.kl_div(predicted, wanted, reduction="none", log_target=True).sum(-1)
 
-    def _log_classes(self, logits: Tensor) -> Tensor:
+    def _log_softmax(self, logits: Tensor) -> Tensor:
         if logits.shape[-1] == 1:
             logits = torch.cat([logits, torch.zeros_like(logits)], -1)
         return (logits / self.temperature).log_softmax(-1)

@@ -1,4 +1,4 @@
-"""Densities beside the paper's: one variance per dimension, heavy tails, low-rank covariance, other ways to its own."""
+"""Other densities: one variance per dimension, heavy tails, low-rank covariance, other parametrisations of the paper's."""
 
 import math
 from typing import Any, ClassVar
@@ -8,35 +8,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from cache_tools import ConfigError, above_zero
-from distill.heads.base import DensityHead, mlp
+from distill.heads.base import DensityHead, RegressionHead
 from distill.heads.gaussian import GaussianHead
 from distill.targets import LOG_2PI
 
 
-class VidHead(DensityHead):
+class VidHead(RegressionHead, DensityHead):
     """VID (Ahn et al., CVPR 2019): a Gaussian whose variance, softplus(a) + 1e-5, does not depend on the input.
 
-    Args:
-        student_dim: width of s.
-        teacher_dim: width of t.
-        layers: hidden layers, 2 when not given.
-        width: of the hidden layers, 512 when not given.
-        ladder: read the embeddings after every block of the student, by :class:`distill.heads.Ladder`.
+    Args: those of :class:`distill.heads.RegressionHead`.
     """
 
-    pace: ClassVar[float] = 1.0  # of the variance, beside other parameters
+    pace: ClassVar[float] = 1.0  # how much faster than other parameters the variance moves
 
-    def __init__(
-        self,
-        student_dim: int,
-        teacher_dim: int,
-        layers: int | None = None,
-        width: int | None = None,
-        ladder: bool = False,
-    ):
-        super().__init__()
-        self.ladder = ladder
-        self.mlp = mlp(student_dim, width, layers, teacher_dim)
+    def __init__(self, student_dim: int, teacher_dim: int, **kwargs: Any):
+        super().__init__(student_dim, teacher_dim, **kwargs)
         self.raw_variance = nn.Parameter(torch.full((teacher_dim,), math.log(math.e - 1) / self.pace))  # variance 1
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
@@ -47,15 +33,11 @@ class VidHead(DensityHead):
         variance = F.softplus(self.pace * self.raw_variance) + 1e-5
         return 0.5 * (square / variance + variance.log() + LOG_2PI)
 
-    def predict(self, student: Tensor) -> Tensor:
-        out: Tensor = self.mlp(student)
-        return out.float()
-
     marginal_nll = staticmethod(GaussianHead.marginal_nll)
 
 
 class MseDensityHead(VidHead):
-    """Squared error, and beside it the density that it is the mean of: VID's, whose variance takes no part in the mean.
+    """Squared error, plus a density for the metrics: VID's, whose variance gives the mean no gradient.
 
     The student is, step for step, that of :class:`distill.heads.MseHead`; information can be counted, as of any density.
     In validation the loss is the density's.
@@ -63,7 +45,7 @@ class MseDensityHead(VidHead):
     Args: those of :class:`VidHead`.
     """
 
-    pace = 10.0  # it has far to go, and moves nothing else
+    pace = 10.0  # the variance has several units to go, and moves no other parameter
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
         if not self.training:
@@ -73,7 +55,7 @@ class MseDensityHead(VidHead):
 
 
 class DiagonalHead(GaussianHead):
-    """The paper's head of one mode with a scale per dimension, for densities made of it.
+    """The paper's head of one mode with a scale per dimension, the base of other densities.
 
     Args:
         student_dim: width of s.
@@ -82,7 +64,7 @@ class DiagonalHead(GaussianHead):
         width: of the hidden layers, 512 when not given.
         bounded: bound the scale between 1/e and e, done when not given.
         floor: the least scale.
-        ladder: read the embeddings after every block of the student, by :class:`distill.heads.Ladder`.
+        ladder: read the embeddings after every block of the student, by :class:`Ladder`, instead of ``layers``.
     """
 
     def __init__(
@@ -99,12 +81,12 @@ class DiagonalHead(GaussianHead):
 
 
 class StudentTHead(DiagonalHead):
-    """Student's t in every dimension: tails that a rare value does not frighten; degrees of freedom are learnt.
+    """Student's t in every dimension: its heavy tails are robust to rare values, and its degrees of freedom are learnt.
 
     Args:
         student_dim: width of s.
         teacher_dim: width of t.
-        degrees: of freedom to begin with; never below 2, so that there is a variance.
+        degrees: of freedom at the start; never below 2, so that there is a variance.
 
     Raises:
         ConfigError: when ``degrees`` is not above 2.
@@ -117,24 +99,25 @@ class StudentTHead(DiagonalHead):
         self.raw_degrees = nn.Parameter(torch.full((teacher_dim,), degrees - 2 + math.log(-math.expm1(2 - degrees))))
 
     def _nll(self, out: Tensor, target: Tensor) -> Tensor:
-        _, mean, scale, _ = (part.squeeze(1) for part in self._parts(out))
-        with torch.autocast(out.device.type, enabled=False):
-            capped, z = self._whitened(scale, mean, target.float())  # (batch, teacher_dim)
-            degrees = 2 + F.softplus(self.raw_degrees)
-            half = 0.5 * (degrees + 1)
-            constant = torch.lgamma(half) - torch.lgamma(0.5 * degrees) - 0.5 * (degrees * math.pi).log()
-            return -(constant + capped - half * torch.log1p(z.square() / degrees)).sum(-1)
+        capped, z = self._single_mode(out, target)  # (batch, teacher_dim)
+        degrees = 2 + F.softplus(self.raw_degrees)
+        half = 0.5 * (degrees + 1)
+        constant = torch.lgamma(half) - torch.lgamma(0.5 * degrees) - 0.5 * (degrees * math.pi).log()
+        return -(constant + capped - half * torch.log1p(z.square() / degrees)).sum(-1)
 
 
 class LowRankGaussianHead(DiagonalHead):
     """A Gaussian whose dimensions are correlated: covariance ``D (I + U U^T) D``, D diagonal, U (teacher_dim, rank).
 
-    The scale D depends on the student, the correlation U does not: it costs no output of the head.
+    The scale D depends on the student, the correlation U does not, so U needs no output of the MLP.
 
     Args:
         student_dim: width of s.
         teacher_dim: width of t.
         rank: of U.
+
+    Raises:
+        ConfigError: when ``rank`` is not above 0.
     """
 
     def __init__(self, student_dim: int, teacher_dim: int, rank: int = 16, **kwargs: Any):
@@ -143,33 +126,34 @@ class LowRankGaussianHead(DiagonalHead):
         self.factor = nn.Parameter(0.1 * torch.randn(teacher_dim, min(rank, teacher_dim)))
 
     def _nll(self, out: Tensor, target: Tensor) -> Tensor:
-        _, mean, scale, _ = (part.squeeze(1) for part in self._parts(out))
-        with torch.autocast(out.device.type, enabled=False):
-            capped, z = self._whitened(scale, mean, target.float())  # (batch, teacher_dim)
-            inner = torch.eye(self.factor.shape[1], device=z.device) + self.factor.T @ self.factor  # (rank, rank)
-            lower = torch.linalg.cholesky(inner)
-            shared = torch.linalg.solve_triangular(lower, (z @ self.factor).T, upper=False)  # (rank, batch)
-            squares = z.square().sum(-1) - shared.square().sum(0)  # Woodbury
-            log_det = lower.diagonal().log().sum() - capped.sum(-1)  # of the covariance's root
-            nll: Tensor = 0.5 * (squares + self.teacher_dim * LOG_2PI) + log_det
-            return nll
+        capped, z = self._single_mode(out, target)  # (batch, teacher_dim)
+        inner = torch.eye(self.factor.shape[1], device=z.device) + self.factor.T @ self.factor  # (rank, rank)
+        lower = torch.linalg.cholesky(inner)
+        shared = torch.linalg.solve_triangular(lower, (z @ self.factor).T, upper=False)  # (rank, batch)
+        squares = z.square().sum(-1) - shared.square().sum(0)  # Woodbury
+        log_det = lower.diagonal().log().sum() - capped.sum(-1)  # of the covariance's root
+        nll: Tensor = 0.5 * (squares + self.teacher_dim * LOG_2PI) + log_det
+        return nll
 
 
 class NaturalGaussianHead(DiagonalHead):
     """The same density by its natural parameters, r^2 mu and r (Immer et al., NeurIPS 2023)."""
 
-    def _parts(self, out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        logit, natural, scale, factor = super()._parts(out)
+    def _parameters_of(self, out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        logit, natural, scale, factor = super()._parameters_of(out)
         return logit, natural * (-2 * scale.clamp(-self.largest, self.largest)).exp(), scale, factor
 
 
 class WarmGaussianHead(DiagonalHead):
-    """The same density, its variance held at 1 for the first batches to train on: the mean is learnt before the scale.
+    """The same density, its variance held at 1 for the first batches of training: the mean is learnt before the scale.
 
     Args:
         student_dim: width of s.
         teacher_dim: width of t.
         steps: batches with variance 1.
+
+    Raises:
+        ConfigError: when ``steps`` is not above 0.
     """
 
     step: Tensor
@@ -180,9 +164,9 @@ class WarmGaussianHead(DiagonalHead):
         self.steps = steps
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
 
-    def _parts(self, out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        logit, mean, scale, factor = super()._parts(out)
-        return logit, mean, torch.where(self.step <= self.steps, 0.0, scale), factor  # no host waits for it
+    def _parameters_of(self, out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        logit, mean, scale, factor = super()._parameters_of(out)
+        return logit, mean, torch.where(self.step <= self.steps, 0.0, scale), factor  # the host need not wait for `step`
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
         self.step += self.training

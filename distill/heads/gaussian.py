@@ -1,4 +1,8 @@
-"""The paper's head, a conditional Gaussian density, and its counterpart for bits."""
+"""The paper's head, a conditional Gaussian density, and its counterpart for bits.
+
+The teacher's embedding t has density q(t | s) given the student's embedding s, and the loss is ``-log q``. It is an upper
+bound on h(T | S), so lowering it raises the mutual information I(T; S) (arXiv 2510.18680).
+"""
 
 import math
 from typing import Literal
@@ -8,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from cache_tools import ConfigError, above_zero
-from distill.heads.base import DensityHead, Surroundings, mlp
+from distill.heads.base import DensityHead, HeadContext, RegressionHead, mlp
 from distill.targets import LOG_2PI
 
 Preset = Literal["bounded", "default", "small", "large", "mini"]
@@ -25,9 +29,9 @@ PRESETS: dict[str, tuple[int, int, bool]] = {  # layers, width, bounded
 class GaussianHead(DensityHead):
     """A conditional (mixture of) Gaussian(s) over the teacher's embedding (arXiv 2510.18680).
 
-    An MLP of s gives, per mode, a logit, a mean mu and a raw scale a; the inverse standard deviation is r = exp(a), or
+    An MLP of s gives, per mode, a logit, a mean mu and a raw scale a. The inverse standard deviation is r = exp(a), or
     exp(tanh(a)) when bounded, so that sigma lies in [1/e, e]. Where rows repeat, or one dimension follows from another,
-    sigma would fall until the loss is not finite (as in the paper's largest text run): ``floor`` ends that.
+    sigma would fall until the loss is not finite (as in the paper's largest text run); ``floor`` prevents that.
 
     Args:
         student_dim: width of s.
@@ -40,8 +44,9 @@ class GaussianHead(DensityHead):
         floor: the least sigma, in units of the target, whose deviation is 1 when it is standardised.
         modes: Gaussians in the mixture.
         triangular: a full triangular precision factor instead of a diagonal one; teacher_dim ** 2 outputs per mode.
-        beta: in training every dimension's term is multiplied by its variance to this power, which no gradient passes
-            (Seitzer et al., ICLR 2022): at 0 what is easy draws the gradient of the mean, at 1 all draw it as under MSE.
+        beta: in training every dimension's term is multiplied by its variance to this power, without a gradient through it
+            (Seitzer et al., ICLR 2022). At 0 easy dimensions take most of the mean's gradient; at 1 all dimensions count
+            as under MSE.
         ladder: read the embeddings after every block of the student, by :class:`Ladder`, instead of ``layers``.
 
     Raises:
@@ -83,46 +88,57 @@ class GaussianHead(DensityHead):
         depth = preset_layers if layers is None else layers
         self.mlp = mlp(student_dim, width or preset_width, depth, modes * outputs)
 
-    def _parts(self, out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _parameters_of(self, out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logit (batch, modes), mean and scale (batch, modes, teacher_dim), and the triangular factor, of the output."""
         out = out.float().unflatten(-1, (self.modes, -1))  # (batch, modes, outputs)
         logit, mean, scale, factor = out.tensor_split([1, 1 + self.teacher_dim, 1 + 2 * self.teacher_dim], -1)
         return logit.squeeze(-1), mean, scale.tanh() if self.bounded else scale, factor
+
+    def _whitened(self, scale: Tensor, mean: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The scale below its limit, and r (t - mean)."""
+        capped = scale.clamp_max(self.largest)
+        # above the limit a clamp has no gradient, and sigma would stay; here z has one, which lowers the scale
+        passed = scale + (capped - scale).detach()
+        return capped, passed.exp() * (target - mean)
+
+    def _single_mode(self, out: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`_whitened` of a head of one mode, both (batch, teacher_dim)."""
+        _, mean, scale, _ = self._parameters_of(out)
+        return self._whitened(scale.squeeze(1), mean.squeeze(1), target.float())
+
+    def _nll(self, out: Tensor, target: Tensor) -> Tensor:
+        """-log q(target), (batch,), of the MLP's output; autocast is off."""
+        logit, mean, scale, factor = self._parameters_of(out)
+        capped, z = self._whitened(scale, mean, target.float().unsqueeze(1))  # (batch, modes, teacher_dim)
+        if self.triangular:
+            lower = factor.unflatten(-1, (self.teacher_dim, self.teacher_dim)).tril(-1)
+            z = z + (lower @ z.unsqueeze(-1)).squeeze(-1)  # unit diagonal: the determinant stays that of r
+        log_densities = capped.sum(-1) - 0.5 * z.square().sum(-1) - 0.5 * self.teacher_dim * LOG_2PI  # (batch, modes)
+        if self.modes == 1:
+            return -log_densities.squeeze(-1)
+        return -torch.logsumexp(logit.log_softmax(-1) + log_densities, -1)
+
+    def _beta_nll(self, out: Tensor, target: Tensor) -> Tensor:
+        """Every dimension's term times its variance to the power of ``beta``, summed, (batch,); autocast is off."""
+        capped, z = self._single_mode(out, target)
+        terms = 0.5 * (z.square() + LOG_2PI) - capped  # (batch, teacher_dim)
+        return ((-2 * self.beta * capped.detach()).exp() * terms).sum(-1)
+
+    def loss(self, out: Tensor, target: Tensor) -> Tensor:
+        with torch.autocast(out.device.type, enabled=False):
+            return self._beta_nll(out, target) if self.beta and self.training else self._nll(out, target)
+
+    def nll(self, student: Tensor, target: Tensor) -> Tensor:
+        out = self.mlp(student)
+        with torch.autocast(out.device.type, enabled=False):
+            return self._nll(out, target)
 
     def log_prob(self, student: Tensor, target: Tensor) -> Tensor:
         """log q(target | student), (batch,), always in float32."""
         return -self.nll(student, target)
 
-    def nll(self, student: Tensor, target: Tensor) -> Tensor:
-        return self._nll(self.mlp(student), target)
-
-    def loss(self, out: Tensor, target: Tensor) -> Tensor:
-        if not (self.beta and self.training):
-            return self._nll(out, target)
-        _, mean, scale, _ = (part.squeeze(1) for part in self._parts(out))
-        with torch.autocast(out.device.type, enabled=False):
-            capped, z = self._whitened(scale, mean, target.float())
-            each = 0.5 * (z.square() + LOG_2PI) - capped  # (batch, teacher_dim)
-            return ((-2 * self.beta * capped.detach()).exp() * each).sum(-1)
-
-    def _whitened(self, scale: Tensor, mean: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """The scale below its limit, and r (t - mean)."""
-        capped = scale.clamp_max(self.largest)
-        # of a scale above the limit only z has a gradient, one that lowers it: a clamp's is zero, and sigma would stay
-        passed = scale + (capped - scale).detach()
-        return capped, passed.exp() * (target - mean)
-
-    def _nll(self, out: Tensor, target: Tensor) -> Tensor:
-        logit, mean, scale, factor = self._parts(out)
-        with torch.autocast(out.device.type, enabled=False):
-            capped, z = self._whitened(scale, mean, target.float().unsqueeze(1))  # (batch, modes, teacher_dim)
-            if self.triangular:
-                lower = factor.unflatten(-1, (self.teacher_dim, self.teacher_dim)).tril(-1)
-                z = z + (lower @ z.unsqueeze(-1)).squeeze(-1)  # unit diagonal: the determinant stays that of r
-            each = capped.sum(-1) - 0.5 * z.square().sum(-1) - 0.5 * self.teacher_dim * LOG_2PI  # (batch, modes)
-            return -(each.squeeze(-1) if self.modes == 1 else torch.logsumexp(logit.log_softmax(-1) + each, -1))
-
     def predict(self, student: Tensor) -> Tensor:
-        logit, mean, _, _ = self._parts(self.mlp(student))
+        logit, mean, _, _ = self._parameters_of(self.mlp(student))
         return (logit.softmax(-1).unsqueeze(-1) * mean).sum(1)
 
     @staticmethod
@@ -130,14 +146,10 @@ class GaussianHead(DensityHead):
         return 0.5 * (LOG_2PI + var.log() + (target - mean).square() / var).sum(-1)
 
 
-class BernoulliHead(DensityHead):
+class BernoulliHead(RegressionHead, DensityHead):
     """One logit per bit: the density of a binary fingerprint.
 
-    Args:
-        student_dim: width of s.
-        teacher_dim: bits.
-        layers: hidden layers, 2 when not given.
-        width: of the hidden layers, 512 when not given.
+    Args: those of :class:`distill.heads.RegressionHead`.
 
     Raises:
         ConfigError: when it is attached to a teacher whose values are not between 0 and 1.
@@ -146,13 +158,9 @@ class BernoulliHead(DensityHead):
     raw_targets = True
     signed = False
 
-    def __init__(self, student_dim: int, teacher_dim: int, layers: int | None = None, width: int | None = None):
-        super().__init__()
-        self.mlp = mlp(student_dim, width, layers, teacher_dim)
-
-    def attach(self, surroundings: Surroundings) -> None:
-        super().attach(surroundings)
-        rows = surroundings.rows(1000)
+    def attach(self, context: HeadContext) -> None:
+        super().attach(context)
+        rows = context.rows(1000)
         if rows.numel() and not (rows.min() >= -1e-3 and rows.max() <= 1 + 1e-3):  # as stored, perhaps rounded
             raise ConfigError(
                 f"a BernoulliHead for a teacher whose values go from {rows.min():g} to {rows.max():g}: expected bits, "
@@ -163,9 +171,9 @@ class BernoulliHead(DensityHead):
         return F.binary_cross_entropy_with_logits(out.float(), target.float(), reduction="none").sum(-1)
 
     def predict(self, student: Tensor) -> Tensor:
-        return torch.sigmoid(self.mlp(student).float())
+        return super().predict(student).sigmoid()
 
     @staticmethod
     def marginal_nll(target: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-        known = mean.clamp(1e-6, 1 - 1e-6).logit()  # of logits, for CUDA's autocast refuses what takes probabilities
-        return F.binary_cross_entropy_with_logits(known.expand_as(target), target.float(), reduction="none").sum(-1)
+        logits = mean.clamp(1e-6, 1 - 1e-6).logit()  # CUDA's autocast refuses a cross entropy of probabilities
+        return F.binary_cross_entropy_with_logits(logits.expand_as(target), target.float(), reduction="none").sum(-1)

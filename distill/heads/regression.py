@@ -1,4 +1,4 @@
-"""Regressions: mixes of cosine, smooth L1 and squared error, as of UNIC and AM-RADIO; the angle over its dispersion."""
+"""Regressions: mixes of cosine, smooth L1 and squared error, as in UNIC and AM-RADIO; the angle over its dispersion."""
 
 from typing import Any
 
@@ -7,41 +7,20 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from cache_tools import ConfigError
-from distill.heads.base import Head, MlpHead, Surroundings, mlp
+from distill.heads.base import Head, HeadContext, RegressionHead
 
 
-class MseHead(MlpHead):
+class MseHead(RegressionHead):
     """Squared error of a regressor, summed over the teacher's dimensions.
 
-    Args:
-        student_dim: width of s.
-        teacher_dim: width of t.
-        layers: hidden layers, 2 when not given.
-        width: of the hidden layers, 512 when not given.
-        ladder: read the embeddings after every block of the student, by :class:`Ladder`, instead of ``layers``.
+    Args: those of :class:`distill.heads.RegressionHead`.
     """
-
-    def __init__(
-        self,
-        student_dim: int,
-        teacher_dim: int,
-        layers: int | None = None,
-        width: int | None = None,
-        ladder: bool = False,
-    ):
-        super().__init__()
-        self.ladder = ladder
-        self.mlp = mlp(student_dim, width, layers, teacher_dim)
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
         return (out.float() - target.float()).square().sum(-1)
 
-    def predict(self, student: Tensor) -> Tensor:
-        out: Tensor = self.mlp(student)
-        return out.float()
 
-
-def has_direction(head: Head, teacher_dim: int) -> None:
+def require_direction(head: Head, teacher_dim: int) -> None:
     """Refuse a head that compares directions for a teacher that has none: its gradient would be zero.
 
     Raises:
@@ -55,7 +34,9 @@ def has_direction(head: Head, teacher_dim: int) -> None:
 
 
 class CosineHead(MseHead):
-    """``1 - cos`` between a regressor and the target; same arguments as :class:`MseHead`.
+    """``1 - cos`` between a regressor and the target; the base of heads that compare directions.
+
+    Args: those of :class:`distill.heads.RegressionHead`.
 
     Raises:
         ConfigError: for a teacher of one dimension, which has no direction to learn.
@@ -66,13 +47,10 @@ class CosineHead(MseHead):
 
     def __init__(self, student_dim: int, teacher_dim: int, **kwargs: Any):
         super().__init__(student_dim, teacher_dim, **kwargs)
-        has_direction(self, teacher_dim)
+        require_direction(self, teacher_dim)
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
         return 1 - F.cosine_similarity(out.float(), target.float())
-
-
-ROWS = 16_384  # of the cache that a dispersion is computed of
 
 
 class MixHead(MseHead):
@@ -110,7 +88,7 @@ class MixHead(MseHead):
         self.cosine, self.smooth_l1, self.mse = cosine, smooth_l1, mse
         self.scale_free = not smooth_l1 + mse
         if self.scale_free:
-            has_direction(self, teacher_dim)
+            require_direction(self, teacher_dim)
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
         out, target = out.float(), target.float()
@@ -124,34 +102,33 @@ class MixHead(MseHead):
         return loss
 
 
-class AngleHead(MseHead):
+ROWS = 16_384  # of the cache that a dispersion is computed of
+
+
+class AngleHead(CosineHead):
     """``angle(prediction, target)^2 / dispersion``, the summary loss of C-RADIOv4.
 
-    The dispersion is the mean squared angle of the teacher's embeddings to their mean direction, read off the cache: a
-    teacher whose embeddings fill a narrow cone counts as much as one that fills the sphere. Standardised targets
-    all fill it: the dispersion tells teachers apart under ``distill.targets.Raw``.
+    The dispersion is the mean squared angle of the teacher's embeddings to their mean direction, computed from rows of the
+    cache. So a teacher whose embeddings fill a narrow cone counts as much as one whose embeddings fill the sphere.
+    Standardised targets always fill the sphere; the dispersion makes a difference under ``distill.targets.Raw``.
 
-    Args: those of :class:`distill.heads.MseHead`.
+    Args: those of :class:`distill.heads.RegressionHead`.
 
     Raises:
         ConfigError: for a teacher of one dimension.
     """
 
-    sums_dimensions = False
-    scale_free = True
     dispersion: Tensor
 
     def __init__(self, student_dim: int, teacher_dim: int, **kwargs: Any):
         super().__init__(student_dim, teacher_dim, **kwargs)
-        has_direction(self, teacher_dim)
         self.register_buffer("dispersion", torch.ones(()))
 
-    def attach(self, surroundings: Surroundings) -> None:
-        super().attach(surroundings)
-        directions = F.normalize(surroundings.rows(ROWS).double())
-        self.dispersion = (
-            _angle(directions, directions.mean(0).expand_as(directions)).square().mean().clamp_min(1e-6).float()
-        )
+    def attach(self, context: HeadContext) -> None:
+        super().attach(context)
+        directions = F.normalize(context.rows(ROWS).double())
+        squares = _angle(directions, directions.mean(0).expand_as(directions)).square()
+        self.dispersion = squares.mean().clamp_min(1e-6).float()
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
         return _angle(out.float(), target.float()).square() / self.dispersion
@@ -161,5 +138,5 @@ def _angle(a: Tensor, b: Tensor) -> Tensor:
     """Angles between rows, in radians; by the chord and its complement, whose gradient is finite everywhere but at pi."""
     a, b = F.normalize(a, dim=-1), F.normalize(b, dim=-1)
     tiny = torch.finfo(a.dtype).tiny
-    chord, complement = ((each.square().sum(-1) + tiny).sqrt() for each in (a - b, a + b))
+    chord, complement = ((difference.square().sum(-1) + tiny).sqrt() for difference in (a - b, a + b))
     return 2 * torch.atan2(chord, complement)

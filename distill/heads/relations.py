@@ -1,4 +1,4 @@
-"""Losses of a row beside others: similarities to a queue, contrast with the cache, distances and angles in a batch."""
+"""Losses that compare a row with other rows: of a queue, of the cache, or of the batch."""
 
 import math
 from typing import Any
@@ -8,17 +8,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from cache_tools import ConfigError, above_zero
-from distill.heads.base import Head, Surroundings
-from distill.heads.regression import MseHead, has_direction
+from distill.heads.base import Head, HeadContext
+from distill.heads.regression import CosineHead
 
 CORNERS = 64  # rows between which angles are measured; all rows would cost the cube of the batch
 
 
-class QueueHead(MseHead):
-    """KL of similarities to rows of the cache: those of the regressor's prediction follow those of the target.
+class QueueHead(CosineHead):
+    """KL divergence of similarities to rows of the cache: the prediction's from the target's (SEED; ICLR 2021).
 
-    The queue holds targets of rows that are spread over the cache (their teacher is frozen, so that they never grow
-    stale); softmax over them of cosine / temperature (SEED; Fang et al., ICLR 2021).
+    The queue holds targets of rows that are spread over the cache; they never grow stale, since the teacher is frozen.
+    Similarities are a softmax over the queue of cosine / temperature.
 
     Args:
         student_dim: width of s.
@@ -30,8 +30,6 @@ class QueueHead(MseHead):
         ConfigError: when ``queue`` or ``temperature`` is not above 0; for a teacher of one dimension.
     """
 
-    sums_dimensions = False
-    scale_free = True
     bank: Tensor
 
     def __init__(
@@ -44,27 +42,28 @@ class QueueHead(MseHead):
     ):
         super().__init__(student_dim, teacher_dim, **kwargs)
         above_zero(f"a {type(self).__name__}", queue=queue, temperature=temperature)
-        has_direction(self, teacher_dim)
         self.queue, self.temperature = queue, temperature
         self.register_buffer("bank", torch.empty(0, teacher_dim), persistent=False)
 
-    def attach(self, surroundings: Surroundings) -> None:
-        super().attach(surroundings)
-        self.bank = F.normalize(surroundings.rows(self.queue))  # (queue, teacher_dim)
+    def attach(self, context: HeadContext) -> None:
+        super().attach(context)
+        self.bank = F.normalize(context.rows(self.queue))  # (queue, teacher_dim)
+
+    def _log_similarities(self, rows: Tensor) -> Tensor:
+        """Log softmax over the queue, (batch, queue), of the cosines with ``rows`` (batch, teacher_dim)."""
+        return (F.normalize(rows.float()) @ self.bank.T / self.temperature).log_softmax(-1)
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
         with torch.autocast(out.device.type, enabled=False):
-            mine, theirs = (
-                (F.normalize(each.float()) @ self.bank.T / self.temperature).log_softmax(-1) for each in (out, target)
-            )  # (batch, queue)
-            return F.kl_div(mine, theirs, reduction="none", log_target=True).sum(-1)
+            predicted, wanted = self._log_similarities(out), self._log_similarities(target)
+            return F.kl_div(predicted, wanted, reduction="none", log_target=True).sum(-1)
 
 
 class ContrastHead(QueueHead):
-    """CRD (Tian et al., ICLR 2020) against an exact bank: a prediction tells its row's target from those of other rows.
+    """CRD (Tian et al., ICLR 2020): noise-contrastive estimation that tells a row's target from those of other rows.
 
-    Noise-contrastive, with the cosine in the teacher's own space as score and a learnt log partition; negatives are drawn
-    anew in every step. The original's bank holds projections of earlier steps; here it holds the teacher's very embeddings.
+    The score is the cosine in the teacher's own space, the log partition is learnt, and negatives are drawn anew in every
+    step. The paper's memory bank holds projections of earlier steps; here it holds exact embeddings of the teacher.
 
     Args:
         student_dim: width of s.
@@ -73,7 +72,7 @@ class ContrastHead(QueueHead):
         negatives: drawn for a batch.
     """
 
-    pace = 10.0  # of the log partition, beside other parameters: it has several units to go
+    pace = 10.0  # how much faster than other parameters the log partition moves: it has several units to go
 
     def __init__(
         self,
@@ -90,7 +89,7 @@ class ContrastHead(QueueHead):
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
         with torch.autocast(out.device.type, enabled=False):
-            mine, theirs = F.normalize(out.float()), F.normalize(target.float())
+            predicted, wanted = F.normalize(out.float()), F.normalize(target.float())
             drawn = (
                 torch.randint(len(self.bank), (self.negatives,), device=out.device)
                 if self.training
@@ -98,17 +97,17 @@ class ContrastHead(QueueHead):
             )
             others = self.bank[drawn]  # (negatives, teacher_dim)
             partition = self.pace * self.raw_partition
-            own = (theirs @ others.T > 1 - 1e-6).float()  # the row itself, or its double, is no negative
-            right = (mine * theirs).sum(-1) / self.temperature - partition  # (batch,)
-            wrong = mine @ others.T / self.temperature - partition  # (batch, negatives)
+            own = (wanted @ others.T > 1 - 1e-6).float()  # the row itself, or a duplicate of it, is no negative
+            right = (predicted * wanted).sum(-1) / self.temperature - partition  # (batch,)
+            wrong = predicted @ others.T / self.temperature - partition  # (batch, negatives)
             return -F.logsigmoid(right) - ((1 - own) * F.logsigmoid(-wrong)).sum(-1)
 
 
 class RelationHead(Head):
-    """Distances and angles among the batch's rows (RKD; Park et al., CVPR 2019): the student's follow the teacher's.
+    """The student's distances and angles among the batch's rows follow the teacher's (RKD; Park et al., CVPR 2019).
 
-    It has no parameters and predicts nothing. Distances are divided by their mean; angles are measured at every row between
-    the batch's first 64.
+    It has no parameters and predicts nothing. Distances are divided by their mean. Angles are measured at every row,
+    between the first 64 rows of the batch.
 
     Args:
         student_dim: width of s.
@@ -128,24 +127,25 @@ class RelationHead(Head):
 
     def forward(self, student: Tensor, target: Tensor) -> Tensor:
         with torch.autocast(student.device.type, enabled=False):
-            (mine, angles), (theirs, wanted) = _relations(student), _relations(target)
-            pairs = F.huber_loss(mine, theirs, reduction="none").mean(-1)
-            corners = F.huber_loss(angles, wanted, reduction="none").mean((-1, -2))
+            (distances, angles), (wanted_distances, wanted_angles) = _relations(student), _relations(target)
+            pairs = F.huber_loss(distances, wanted_distances, reduction="none").mean(-1)
+            corners = F.huber_loss(angles, wanted_angles, reduction="none").mean((-1, -2))
             return (self.distance * pairs + self.angle * corners).float()
 
 
 def _relations(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Of rows (batch, dim): distances between all over their mean, (batch, batch), and cosines of the angles at every row
-    between the first ones, (batch, corners, corners).
+    """Distances and angles of rows (batch, dim), from their products in float64, since differences of near rows cancel.
 
-    All from the products of the rows, in float64, since differences of near ones cancel.
+    Returns:
+        Distances between all rows over their mean, (batch, batch), and cosines of the angles at every row between the
+        first ones, (batch, corners, corners).
     """
     x = x.double()
     x = x - x.mean(0)
     dot = x @ x.T  # (batch, batch)
     own = dot.diagonal()
     squares = own.unsqueeze(1) + own - 2 * dot
-    apart = squares > 1e-6 * own.mean()  # a row and itself, or its double, have no direction, and no gradient
+    apart = squares > 1e-6 * own.mean()  # a row and its duplicate have no direction, and no gradient
     length = torch.where(apart, squares, 1.0).sqrt() * apart
     near = dot[:, :CORNERS]
     inner = near[:CORNERS] - near.unsqueeze(1) - near.unsqueeze(2) + own.view(-1, 1, 1)

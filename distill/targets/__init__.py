@@ -1,4 +1,4 @@
-"""Targets: from a teacher's raw embedding to what a head predicts, and the density that knows no student."""
+"""Targets: from a teacher's raw embedding to what a head predicts, and the density that does not see the student."""
 
 from distill.targets.float32 import Float32
 from distill.targets.marginal import LOG_2PI, MarginalMixture
@@ -13,6 +13,7 @@ from distill.targets.normalize import (
     Standardise,
     ZcaWhitening,
 )
+from distill.targets.statistics import TeacherStatistics, sample
 
 __all__ = [
     "LOG_2PI",
@@ -26,5 +27,7 @@ __all__ = [
     "PhiS",
     "Raw",
     "Standardise",
+    "TeacherStatistics",
     "ZcaWhitening",
+    "sample",
 ]

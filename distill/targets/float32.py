@@ -1,4 +1,4 @@
-"""What stays in float32 whatever the precision of the student."""
+"""A base class of modules that stay in float32, whatever the precision of the student."""
 
 from collections.abc import Callable
 from typing import Self
@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 
 class Float32(nn.Module):
-    """Parameters and buffers keep their type under ``.to(dtype)``, as ``bf16-true`` calls it; they follow to any device.
+    """A module whose parameters and buffers keep their type under ``.to(dtype)``, which ``bf16-true`` calls.
 
-    Densities and the statistics of a teacher need it: with 8 bits of mantissa a mean of 100 is off by 0.4.
+    They still move to any device. Densities and the statistics of a teacher need float32: with the 8 bits of bfloat16 a
+    mean of 100 is off by 0.4.
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

@@ -1,4 +1,4 @@
-"""Hadamard matrices by Sylvester's, Paley's and Kronecker's constructions, in whole numbers."""
+"""Hadamard matrices by Sylvester's, Paley's and Kronecker's constructions, in integers."""
 
 from functools import cache
 from typing import Any
@@ -12,7 +12,7 @@ Array = np.ndarray[Any, Any]
 def hadamard(order: int) -> Array | None:
     """A matrix of 1 and -1 with orthogonal rows, (order, order), int8; None where these constructions give none.
 
-    Paley's are built on primes, not on their powers: 189 of the 256 multiples of 4 up to 1024 have one.
+    Paley's constructions are used for primes, not for powers of primes: 189 of the 256 multiples of 4 up to 1024 have one.
 
     Example:
         >>> hadamard(12) @ hadamard(12).T == 12 * np.eye(12)
@@ -37,16 +37,16 @@ def hadamard(order: int) -> Array | None:
 
 
 def orthogonal(order: int) -> Array:
-    """Hadamard's matrix over the root of its order, float64; a fixed random rotation where there is none."""
-    found = hadamard(order)
-    if found is not None:
-        return np.asarray(found / np.sqrt(order))
+    """An orthogonal matrix (order, order), float64: Hadamard's over the root of its order, else a fixed random rotation."""
+    matrix = hadamard(order)
+    if matrix is not None:
+        return np.asarray(matrix / np.sqrt(order))
     q, r = np.linalg.qr(np.random.default_rng(order).standard_normal((order, order)))
     return np.asarray(q * np.sign(np.diag(r)))
 
 
 def _is_prime(number: int) -> bool:
-    return number > 1 and all(number % each for each in range(2, int(number**0.5) + 1))
+    return number > 1 and all(number % factor for factor in range(2, int(number**0.5) + 1))
 
 
 def _residues(prime: int) -> Array:

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from cache_tools import TrainingError, read_corpus, read_items
+from cache_tools import TrainingError, read_item
 from distill.data.batch import Batch
 
 WARMUP = 100  # steps of a teacher before which no rise is a spike: losses fall fast
@@ -142,8 +142,7 @@ def _item(trainer: Trainer, row: int, corpus: int) -> str:
     """A row, where it stands, and its id."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     folder = data.corpora[corpus].columns.corpus
-    shard, place = divmod(row, read_corpus(folder).shard_rows)
-    return f"{row} of {folder} (id {read_items(folder, shard)[0][place]})"
+    return f"{row} of {folder} (id {read_item(folder, row)[0]})"
 
 
 def _go_on(trainer: Trainer) -> str:

@@ -6,8 +6,7 @@ import torch
 from torch import distributions as D
 from torch.nn import functional as F
 
-from distill.heads import CosineHead, MseHead
-from distill.heads.base import outputs
+from distill.heads import CosineHead, MseHead, outputs
 from distill.heads.gaussian import PRESETS, BernoulliHead, GaussianHead
 
 CASES = ["diag_k1", "diag_k1_tanh", "diag_k4", "diag_k4_tanh", "tril_k2"]
@@ -29,6 +28,7 @@ def reference(head: GaussianHead, student: torch.Tensor, target: torch.Tensor) -
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.workplace
 def test_gaussian_head_gives_the_published_log_density(shared, case):
     golden = np.load(shared / "golden" / "gaussian_heads.npz", allow_pickle=True)
     config = ast.literal_eval(str(golden[f"{case}/config"]))

@@ -13,10 +13,10 @@ from torch import distributions as D
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
+from cache_tools import Ragged
 from cache_tools.errors import ConfigError
-from cache_tools.format.store import Ragged
 from distill import cli
-from distill.heads import AngleHead, BernoulliHead, CosineHead, GaussianHead, KlHead, Ladder, MixHead, MseHead, Surroundings
+from distill.heads import AngleHead, BernoulliHead, CosineHead, GaussianHead, HeadContext, KlHead, Ladder, MixHead, MseHead
 from distill.heads.densities import (
     LowRankGaussianHead,
     MseDensityHead,
@@ -132,12 +132,20 @@ def test_beta_is_for_one_diagonal_gaussian():
         GaussianHead(8, 5, beta=0.5, modes=2)
 
 
+@pytest.mark.workplace
 def test_the_marginal_mixture_gives_the_published_log_density(shared):
     golden = np.load(shared / "golden" / "gaussian_heads.npz", allow_pickle=True)
     case = {name: torch.from_numpy(golden[f"marginal_k8/{name}"]) for name in ("teacher", "log_prob")}
     means, logvar, weigh = (torch.from_numpy(golden[f"marginal_k8/param/{name}"]) for name in ("means", "logvar", "weigh"))
     mixture = MarginalMixture(weigh[0], means, -2 * logvar[0])  # the published name is wrong: it is a, of r = exp(a)
     torch.testing.assert_close(-mixture(case["teacher"]).double(), case["log_prob"], rtol=1e-5, atol=1e-5)
+
+
+def test_the_marginal_mixture_is_that_of_torch_distributions():
+    logits, means, log_variances, target = torch.randn(3), torch.randn(3, 5), torch.randn(3, 5), torch.randn(7, 5)
+    modes = D.Independent(D.Normal(means, (0.5 * log_variances).exp()), 1)
+    expected = -D.MixtureSameFamily(D.Categorical(logits=logits), modes).log_prob(target)
+    torch.testing.assert_close(MarginalMixture(logits, means, log_variances)(target), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_mixture_knows_clusters_that_one_gaussian_does_not():
@@ -196,7 +204,7 @@ def test_validation_asks_nothing_that_cudas_autocast_refuses(cls):
 
 def test_unics_loss_is_that_of_a_plain_loop():
     widths, head = [6, 6, 8], MixHead(8, 5, ladder=True)
-    head.attach(Surroundings(widths, torch.empty))
+    head.attach(HeadContext(widths, torch.empty))
     blocks, target = [torch.randn(7, width) for width in widths], torch.randn(7, 5)
     got = head(torch.cat(blocks, 1), target)
     for row in range(7):
@@ -224,7 +232,7 @@ def test_a_mix_has_the_weights_that_it_is_given():
 def test_the_angle_is_divided_by_the_teachers_dispersion():
     rows = torch.randn(100, 5) + 1
     head = AngleHead(8, 5)
-    head.attach(Surroundings([8], lambda count: rows))
+    head.attach(HeadContext([8], lambda count: rows))
     directions = F.normalize(rows.double())
     center = F.normalize(directions.mean(0), dim=0)
     dispersion = torch.arccos((directions @ center).clamp(-1, 1)).square().mean()
@@ -262,7 +270,7 @@ def test_kl_of_logits_is_that_of_softened_classes(classes):
 def test_the_queues_divergence_is_that_of_a_plain_loop():
     rows = torch.randn(20, 5)
     head = QueueHead(8, 5, temperature=0.5)
-    head.attach(Surroundings([8], lambda count: rows))
+    head.attach(HeadContext([8], lambda count: rows))
     student, target = torch.randn(4, 8), torch.randn(4, 5)
     got, out = head(student, target), head.mlp(student)
     for row in range(4):
@@ -276,7 +284,7 @@ def test_the_queues_divergence_is_that_of_a_plain_loop():
 def test_contrast_tells_a_rows_target_from_others_and_not_from_itself():
     rows = torch.randn(6, 5)
     head = ContrastHead(8, 5, negatives=6, temperature=0.5).eval()
-    head.attach(Surroundings([8], lambda count: rows))
+    head.attach(HeadContext([8], lambda count: rows))
     student, target = torch.randn(1, 8), rows[2:3]
     scores = F.cosine_similarity(head.mlp(student), rows) / 0.5 - math.log(6)
     wrong = torch.cat([scores[:2], scores[3:]])
@@ -288,7 +296,7 @@ def test_the_log_partition_goes_where_it_has_to():
     """Several units, at the learning rate of heads."""
     rows = F.normalize(torch.randn(256, 20))
     head = ContrastHead(20, 20, negatives=256)
-    head.attach(Surroundings([20], lambda count: rows))
+    head.attach(HeadContext([20], lambda count: rows))
     optimiser = torch.optim.AdamW(head.parameters(), 1e-3)
     for _ in range(150):
         optimiser.zero_grad()
@@ -328,12 +336,12 @@ def test_relations_of_many_rows_are_finite_and_never_see_a_masked_row(data):
     batch.valid["counts"] = torch.arange(32) < 20
     student = torch.randn(32, 8)
     targets = {name: torch.randn(32, 4) for name in distiller.teachers}
-    first = distiller._head_losses(student, targets, batch.valid, [])
+    first = distiller.bank.losses(student, targets, batch.valid, [])
     targets["counts"][20:] = torch.nan
-    second = distiller._head_losses(student, targets, batch.valid, [])
+    second = distiller.bank.losses(student, targets, batch.valid, [])
     torch.testing.assert_close(first, second)
     unseen = {name: torch.zeros(32, dtype=torch.bool) for name in distiller.teachers}
-    distiller._head_losses(student.requires_grad_(), targets, unseen, []).sum().backward()
+    distiller.bank.losses(student.requires_grad_(), targets, unseen, []).sum().backward()
     assert not student.grad.any(), "a rank without a row has a gradient, zero"
 
 
@@ -399,9 +407,9 @@ def test_a_natural_gaussian_without_bounds_is_finite():
 
 def test_a_bernoulli_head_is_for_bits():
     head = BernoulliHead(8, 3)
-    head.attach(Surroundings([8], lambda count: torch.tensor([[0.0, 1.0, 0.5]])))
+    head.attach(HeadContext([8], lambda count: torch.tensor([[0.0, 1.0, 0.5]])))
     with pytest.raises(ConfigError, match="values go from 0 to 3: expected bits"):
-        head.attach(Surroundings([8], lambda count: torch.tensor([[0.0, 1.0, 3.0]])))
+        head.attach(HeadContext([8], lambda count: torch.tensor([[0.0, 1.0, 3.0]])))
 
 
 @pytest.mark.parametrize(
@@ -433,6 +441,10 @@ def test_settings_that_cannot_be_are_refused(made, message):
 
 
 # ------------------------------------------------------------------------------------------------------------ whole
+
+
+def test_there_are_methods_to_test():
+    assert len(METHODS) > 10, "of an empty list pytest would make one test that is skipped"
 
 
 @pytest.mark.parametrize("config", METHODS, ids=lambda path: path.stem)

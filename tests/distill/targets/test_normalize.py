@@ -6,7 +6,15 @@ import torch
 
 from cache_tools.errors import ConfigError
 from distill.data.module import DistillData
-from distill.targets import GlobalScalar, HadamardWhitening, PcaWhitening, PhiS, Standardise, ZcaWhitening
+from distill.targets import (
+    GlobalScalar,
+    HadamardWhitening,
+    PcaWhitening,
+    PhiS,
+    Standardise,
+    TeacherStatistics,
+    ZcaWhitening,
+)
 from distill.targets.hadamard import hadamard
 
 
@@ -109,8 +117,7 @@ def test_means_and_variances_are_those_of_the_rows_to_train_on(cache):
 def test_whitening_of_fewer_rows_than_dimensions_is_refused(cache):
     data = DistillData(cache / "mol", batch_size=8, held_out=300)
     known = data.statistics["counts"]
-    few = type(known)(known.count, known.mean, known.var, known.columns)
-    object.__setattr__(few, "rows", lambda count: known.rows(60))
+    few = TeacherStatistics(known.count, known.mean, known.var, lambda count: known.rows(60))
     with pytest.raises(ConfigError, match="PcaWhitening of 128 dimensions from 60 rows"):
         PcaWhitening(few)
     PhiS(few)
