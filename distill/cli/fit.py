@@ -233,15 +233,15 @@ class DistillCLI(LightningCLI):
         """Write the results of the probes into the run; those of an earlier test stay until these are complete."""
         students: Students = {"student": self.model.student, **self.undistilled}
         with TemporaryDirectory(prefix=f".{run.probes.name}", dir=run.path) as temporary:
-            folder = RunFolder(Path(temporary)).probes
-            folder.mkdir()
-            records = self.evaluation.run(students, device, keep=folder)
+            unfinished = RunFolder(Path(temporary))
+            unfinished.probes.mkdir()
+            records = self.evaluation.run(students, device, keep=unfinished.probes)
             costs = self.evaluation.costs(students, device)
             origin = about(checkpoint, device, self.datamodule.corpora, self.evaluation.left_out)
-            Results(folder, records, costs, origin).save()
+            Results(unfinished, records, costs, origin).save()
             if run.probes.exists():
                 run.probes.rename(Path(temporary) / "earlier")
-            folder.rename(run.probes)
+            unfinished.probes.rename(run.probes)
 
 
 class SaveConfig(SaveConfigCallback):
