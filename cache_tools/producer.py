@@ -4,7 +4,7 @@ import importlib
 import inspect
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
@@ -22,8 +22,8 @@ Arrays = dict[str, np.ndarray[Any, Any]]
 class Producer(ABC):
     """Base of teachers and featurisers: remembers its own arguments, so that a manifest can rebuild it.
 
-    A build calls :meth:`process` on each item, then :meth:`begin_batch`, :meth:`end_batch` and :meth:`pack_batch` on each
-    batch, and :meth:`pack_shard` on all batches of a shard.
+    A build calls :meth:`process_item` on each item, :meth:`start_batch` and :meth:`pack_batch` on each batch, and
+    :meth:`pack_shard` on all batches of a shard.
 
     Class attributes:
         kind: ``teachers`` or ``inputs``: the folder of a corpus that its columns lie in.
@@ -68,7 +68,7 @@ class Producer(ABC):
         """What the output depends on, field by field; a difference in any field makes it another column."""
         return {"class_path": class_path(self), **self.init_args}
 
-    def process(self, item: bytes) -> Any:
+    def process_item(self, item: bytes) -> Any:
         """Do all the work that one item needs by itself; runs in worker processes or threads, ahead of the batches.
 
         Raises:
@@ -76,20 +76,16 @@ class Producer(ABC):
         """
         return self.prepare(item)
 
-    def begin_batch(self, processed: Sequence[Any]) -> Any:
-        """Start the work on a batch of processed items; a GPU may go on with it after this returns."""
-        return processed
-
-    def end_batch(self, begun: Any, rows: int) -> Any:
-        """Wait for what :meth:`begin_batch` started, and return the values of the batch's ``rows`` rows."""
-        return begun
+    def start_batch(self, processed: Sequence[Any]) -> Callable[[], Any]:
+        """Start the work on a batch of processed items; the function that is returned waits for it and gives the values."""
+        return lambda: processed
 
     @abstractmethod
     def pack_batch(self, values: Any, ids: Sequence[str], dtype: str) -> Arrays:
         """The values of a batch as arrays for the disk.
 
         Args:
-            values: what :meth:`end_batch` returned.
+            values: of the batch, from :meth:`start_batch`.
             ids: of the batch's rows, for messages.
             dtype: ``float16``, ``float32`` or ``int8``.
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +25,8 @@ from cache_tools.moved import current_names
 from cache_tools.producer import Producer, as_json, class_path, library_versions, require_same
 
 log = logging.getLogger(__name__)
+
+Facts = dict[str, Any]  # of a finished shard: its entry in the column's manifest
 
 SKIPPED = "skipped.csv"
 
@@ -47,18 +49,6 @@ class Settings:
     workers: int = 0
     dtype: Literal["float16", "float32", "int8"] = "float16"
     shard_rows: int = store.SHARD_ROWS
-
-
-@dataclass(frozen=True)
-class ShardFacts:
-    """A finished shard's entry in its column's manifest."""
-
-    file: str
-    rows: int
-    valid: int
-    bytes: int
-    sha256: str
-    dtype: str = ""
 
 
 class Build:
@@ -129,9 +119,7 @@ class Build:
         if self.expected is None or not (self.path / store.MANIFEST).exists():
             return False
         present = self._manifest()
-        wanted: dict[str, Any] = {"producer": {"fingerprint": self.expected}, "corpus_fingerprint": self.corpus.fingerprint}
-        wanted |= {"requested_dtype": self.settings.dtype, "shard_rows": self.corpus.shard_rows}
-        same = present["finished"] and _identity(present) == _identity(wanted)
+        same = present["finished"] and _recorded(present) == self._identity(self.expected)
         return same and len(self._done()) == self.corpus.shard_count
 
     def _open(self) -> None:
@@ -163,16 +151,21 @@ class Build:
         elif not any(self.path.glob("[0-9.]*")):  # no shard was ever made, for instance because the teacher failed
             shards.write_json(self.path / store.MANIFEST, manifest)
         present = self._manifest()
-        require_same(self.path, _identity(present), _identity(manifest))
+        require_same(self.path, _recorded(present), self._identity(producer["fingerprint"]))
         self.header = store.identity_of(present)
+
+    def _identity(self, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+        """What decides the content of this column, field by field."""
+        fields = {"corpus": self.corpus.fingerprint, "dtype": self.settings.dtype, "shard_rows": self.corpus.shard_rows}
+        return {**current_names(fingerprint), **fields}
 
     def _manifest(self) -> dict[str, Any]:
         return store.read_manifest(self.path / store.MANIFEST)
 
-    def _done(self) -> dict[int, ShardFacts]:
+    def _done(self) -> dict[int, Facts]:
         """Shards that are on disk with the size that their facts say."""
         listed = store.listed_shards(self.path).items()
-        return {number: ShardFacts(**facts) for number, facts in listed if store.whole(self._shard(number), facts)}
+        return {number: facts for number, facts in listed if store.whole(self._shard(number), facts)}
 
     def _make_missing(self, missing: list[int]) -> None:
         """Claim and make shard after shard; each writer starts with its own share of them."""
@@ -228,8 +221,7 @@ class Build:
         note = store.read_note(path.with_suffix(".json"))
         if note and store.whole(path, note):
             return True
-        arrays, _ = shards.map_shard(path, header)
-        self._note(number, arrays, {"file": path.name, "bytes": path.stat().st_size, "sha256": shards.sha256(path)})
+        self._note(number, shards.map_shard(path, header)[0], shards.facts(path))
         return True
 
     def _write(self, number: int, arrays: shards.Arrays, claims: Claims) -> None:
@@ -240,11 +232,11 @@ class Build:
         first, rows = self.corpus.shard_span(number)
         return self.header | {"shard": number, "first_row": first, "rows": rows}
 
-    def _note(self, number: int, arrays: shards.Arrays, facts: dict[str, Any]) -> None:
+    def _note(self, number: int, arrays: shards.Arrays, file: Facts) -> None:
         """Write the facts of a finished shard beside it, so that writers need no common manifest until the end."""
+        rows = {"rows": len(arrays["valid"]), "valid": int(arrays["valid"].sum())}
         dtype = str(arrays["embedding"].dtype) if "embedding" in arrays else ""
-        note = ShardFacts(rows=len(arrays["valid"]), valid=int(arrays["valid"].sum()), dtype=dtype, **facts)
-        shards.write_json(self.path / f"{number:05d}.json", asdict(note))
+        shards.write_json(self.path / f"{number:05d}.json", {"file": file["file"], **rows, **file, "dtype": dtype})
 
     def _make(self, number: int, pipeline: Pipeline, meter: Meter, done: int, size: int) -> shards.Arrays:
         """The arrays of a shard; ``done`` rows of the column and ``size`` bytes of this writer came before it."""
@@ -274,12 +266,12 @@ class Build:
         except TeacherError as error:
             raise TeacherError(f"{self.label}: {error}") from None
 
-    def _finish(self, done: list[ShardFacts]) -> None:
+    def _finish(self, done: list[Facts]) -> None:
         """List the shards in the manifest and the skipped rows in a csv; two writers that do so write the same."""
         self._write_skipped(done)
-        manifest = self._manifest() | {"finished": True, "shards": [asdict(facts) for facts in done]}
+        manifest = self._manifest() | {"finished": True, "shards": done}
         if manifest["kind"] != "ragged":
-            manifest["dtype"] = max((facts.dtype for facts in done), key=lambda name: np.dtype(name).itemsize)
+            manifest["dtype"] = max((facts["dtype"] for facts in done), key=lambda name: np.dtype(name).itemsize)
             manifest["statistics"] = self._statistics(done).to_json()
         shards.write_json(self.path / store.MANIFEST, manifest)
 
@@ -289,8 +281,10 @@ class Build:
             path.unlink(missing_ok=True)
         shards.sweep(self.path)
 
-    def _write_skipped(self, done: list[ShardFacts]) -> None:
-        bad = [line for number, facts in enumerate(done) if facts.valid < facts.rows for line in self._skipped(number)]
+    def _write_skipped(self, done: list[Facts]) -> None:
+        bad = [
+            line for number, facts in enumerate(done) if facts["valid"] < facts["rows"] for line in self._skipped(number)
+        ]
         if not bad:
             (self.path / SKIPPED).unlink(missing_ok=True)
             return
@@ -306,18 +300,18 @@ class Build:
         for row, reason in zip(rows, packing.cut(arrays, "reasons"), strict=True):
             yield first + row, ids[row], reason.decode()
 
-    def _statistics(self, done: list[ShardFacts]) -> Statistics:
+    def _statistics(self, done: list[Facts]) -> Statistics:
         total = Statistics(0, np.zeros(0), np.zeros(0))
         for number, facts in enumerate(done):
             arrays, _ = shards.map_shard(self._shard(number))
-            part = Statistics(facts.valid, np.array(arrays["statistics/mean"]), np.array(arrays["statistics/var"]))
+            part = Statistics(facts["valid"], np.array(arrays["statistics/mean"]), np.array(arrays["statistics/var"]))
             total = total.merge(part)
         if not total.count:
             raise CacheError(f"{self.label}: not one row could be embedded, see {self.path / SKIPPED}")
         return total
 
 
-def _identity(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides a column's content, field by field."""
+def _recorded(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What decided the content of the column that has this manifest, field by field."""
     fields = {"corpus": manifest["corpus_fingerprint"], "dtype": manifest["requested_dtype"]}
     return {**current_names(manifest["producer"]["fingerprint"]), **fields, "shard_rows": manifest["shard_rows"]}

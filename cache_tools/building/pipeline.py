@@ -26,27 +26,28 @@ class BatchResult:
 
 def run_batch(producer: Producer, items: Sequence[bytes]) -> BatchResult:
     """Prepare ``items`` and run ``producer`` on those that can be used."""
-    return _end(producer, _begin(producer, _process(producer, items)))
+    return _finish(_start(producer, _process(producer, items)))
 
 
 def _process(producer: Producer, items: Sequence[bytes]) -> BatchResult:
+    """Values are what the producer works on."""
     processed: dict[int, Any] = {}
     bad: dict[int, str] = {}
     for position, item in enumerate(items):
         try:
-            processed[position] = producer.process(item)
+            processed[position] = producer.process_item(item)
         except (BadItem, UnicodeDecodeError) as error:
             bad[position] = str(error)
     return BatchResult(list(processed), list(processed.values()), bad)
 
 
-def _begin(producer: Producer, batch: BatchResult) -> BatchResult:
-    """Start the work; on a GPU it goes on after this returns."""
-    return replace(batch, values=producer.begin_batch(batch.values)) if batch.good else batch
+def _start(producer: Producer, batch: BatchResult) -> BatchResult:
+    """Values are a function that waits for them."""
+    return replace(batch, values=producer.start_batch(batch.values)) if batch.good else batch
 
 
-def _end(producer: Producer, batch: BatchResult) -> BatchResult:
-    return replace(batch, values=producer.end_batch(batch.values, len(batch.good))) if batch.good else batch
+def _finish(batch: BatchResult) -> BatchResult:
+    return replace(batch, values=batch.values()) if batch.good else batch
 
 
 class Pipeline:
@@ -94,12 +95,12 @@ class Pipeline:
         while coming:
             processed = coming.popleft().result()
             coming.extend(self._ahead.submit(_process, self.producer, batch) for batch in islice(rest, 1))
-            begun = _begin(self.producer, processed)
+            started = _start(self.producer, processed)
             if running is not None:
-                yield _end(self.producer, running)
-            running = begun
+                yield _finish(running)
+            running = started
         if running is not None:
-            yield _end(self.producer, running)
+            yield _finish(running)
 
 
 _worker: Producer

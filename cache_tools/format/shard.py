@@ -79,11 +79,15 @@ def write_shard(folder: Path, number: int, arrays: Arrays, attributes: Mapping[s
                 raise
         with ThreadPoolExecutor(1) as pool, open(temporary, "rb+") as written:
             synced = pool.submit(os.fsync, written.fileno())  # the disk works while the hash is taken
-            facts = {"file": path.name, "bytes": temporary.stat().st_size, "sha256": sha256(temporary)}
+            written_facts = facts(temporary)
             synced.result()
-        if not _publish(temporary, path, keep=True):
-            facts |= {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    return facts
+        published = _publish(temporary, path, keep=True)
+    return written_facts | {"file": path.name} if published else facts(path)
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """``file`` (its name), ``bytes`` and ``sha256`` of a shard, for the manifest."""
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def _reserve(path: Path, size: int) -> None:

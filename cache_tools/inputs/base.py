@@ -42,7 +42,7 @@ class Featuriser(Producer):
         """Arguments that make the same featuriser from ``folder`` alone; what it needs is written there."""
         return dict(self.init_args)
 
-    def process(self, item: bytes) -> dict[str, Array]:
+    def process_item(self, item: bytes) -> dict[str, Array]:
         return self.featurise(self.prepare(item))
 
     def pack_batch(self, values: Any, ids: Sequence[str], dtype: str) -> Arrays:

@@ -41,10 +41,9 @@ class TokenIds(Featuriser):
         return {"tokens": np.array(ids, np.int32)}
 
     def fingerprint(self) -> dict[str, Any]:
-        from cache_tools.hub import WHERE, tokenizer_sha256
+        from cache_tools.hub import content_only, tokenizer_sha256
 
-        rest = {key: value for key, value in super().fingerprint().items() if key not in WHERE}
-        return rest | {"tokenizer_sha256": tokenizer_sha256(self.split)}
+        return content_only(super().fingerprint()) | {"tokenizer_sha256": tokenizer_sha256(self.split)}
 
     def portable(self, folder: Path) -> dict[str, Any]:
         self.split.save_pretrained(folder)

@@ -1,8 +1,8 @@
 """The Teacher contract: a frozen encoder that turns items into embeddings."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -14,13 +14,6 @@ from cache_tools.producer import Producer, class_path
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-
-class OnDevice(NamedTuple):
-    """A batch's embeddings on their way from a GPU to the host."""
-
-    host: "Tensor"  # (batch, dim)
-    copied: Any  # the CUDA event after which the host has them
 
 
 class Teacher(Producer):
@@ -67,33 +60,26 @@ class Teacher(Producer):
             if isinstance(value, nn.Module | Network | Teacher):
                 yield from value.modules()
 
-    def begin_batch(self, processed: Sequence[Any]) -> Any:
-        """Embed the items; what a GPU computes is copied to the host while it works."""
+    def start_batch(self, processed: Sequence[Any]) -> Callable[[], Array]:
+        """Embed the items; what a GPU computes is copied to the host while the next batch starts."""
         import torch
 
         embedded: Any = self.embed(processed)
-        if not (isinstance(embedded, torch.Tensor) and embedded.is_cuda):
-            return embedded
-        host = torch.empty(embedded.shape, dtype=embedded.dtype, pin_memory=True).copy_(embedded, non_blocking=True)
-        copied = torch.cuda.Event()
-        copied.record()
-        return OnDevice(host, copied)
+        copied = None
+        if isinstance(embedded, torch.Tensor) and embedded.is_cuda:
+            embedded = torch.empty(embedded.shape, dtype=embedded.dtype, pin_memory=True).copy_(embedded, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record()
 
-    def end_batch(self, begun: Any, rows: int) -> Array:
-        """The embeddings, (rows, dim).
+        def finish() -> Array:
+            if copied is not None:
+                copied.synchronize()
+            values: Array = embedded.float().numpy() if isinstance(embedded, torch.Tensor) else np.asarray(embedded)
+            if values.shape != (expected := (len(processed), self.dim)):
+                raise TeacherError(f"{class_path(self)} gave an array of shape {values.shape}, expected {expected}")
+            return values
 
-        Raises:
-            TeacherError: when they have another shape.
-        """
-        import torch
-
-        if isinstance(begun, OnDevice):
-            begun.copied.synchronize()
-            begun = begun.host
-        values: Array = begun.float().numpy() if isinstance(begun, torch.Tensor) else np.asarray(begun)
-        if values.shape != (rows, self.dim):
-            raise TeacherError(f"{class_path(self)} gave an array of shape {values.shape}, expected {(rows, self.dim)}")
-        return values
+        return finish
 
     def pack_batch(self, values: Array, ids: Sequence[str], dtype: str) -> Arrays:
         if not self.binary:
