@@ -1,11 +1,11 @@
-"""Models and data sets of the Hugging Face hub, or from a folder by the same code; clear words when they are not there."""
+"""Find and load models, from a folder or from the Hugging Face hub, with clear errors when that fails."""
 
 import hashlib
 import importlib.util
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -17,21 +17,21 @@ from urllib.request import getproxies
 from safetensors import SafetensorError
 from torch import Tensor
 
-from cache_tools.errors import CorpusError, TeacherError
+from cache_tools.errors import TeacherError
 
 PACKAGE = "package:"
-UNREADABLE = (  # what libraries raise of a model that is not there, or of a file that holds something else
+UNREADABLE = (  # what libraries raise when a model is missing, or when a file holds something else
     *(OSError, RuntimeError, ValueError, KeyError, EOFError, ImportError, AttributeError, TypeError),
     *(UnpicklingError, SafetensorError),
 )
-WHERE = ("model", "tokenizer", "weights", "revision")  # arguments that say where content is; hashes say what it is
+WHERE = ("model", "tokenizer", "weights", "revision")  # arguments that say where a model lies; hashes say what it is
 
 
 @cache
 def stay_local() -> None:
-    """Let the hub's libraries look into local folders alone where the hub cannot be reached: they would retry for a minute.
+    """Set the hub's libraries to offline mode when the hub cannot be reached: otherwise they retry for a minute.
 
-    They read this when they are imported, so it comes first.
+    They read the setting when they are imported, so call this first.
     """
     if "HF_HUB_OFFLINE" in os.environ or getproxies():
         return
@@ -43,7 +43,7 @@ def stay_local() -> None:
 
 
 def locate(model: str) -> str:
-    """A model's name with what stands for something else put in: environment variables, and installed packages.
+    """A model's name with environment variables and ``package:`` replaced by what they stand for.
 
     Args:
         model: a hub name, a folder, or ``package:NAME/FOLDER`` for a folder inside an installed Python package.
@@ -69,14 +69,14 @@ def locate(model: str) -> str:
 
 @contextmanager
 def loading(model: str, folder: str, fetch: str = "", kept: str = "huggingface", file: str | None = None) -> Iterator[None]:
-    """Turn what a library raises in this context, where it loads a model, into one error that says what to do.
+    """A context in which a library loads a model: what it raises becomes one error that says what to do.
 
     Args:
         model: its name.
-        folder: what a local copy of it is called, for instance ``a folder that save_pretrained made``.
-        fetch: what downloads it, where that is not ``hf download`` with its name.
-        kept: the folder of ``~/.cache`` that downloads go to.
-        file: the weights that were asked for: a file, or the library's name of them.
+        folder: in words, what a local copy of it is, for instance ``a folder that save_pretrained made``.
+        fetch: the command that downloads it; ``hf download`` with its name when not given.
+        kept: the folder of ``~/.cache`` where downloads are kept.
+        file: the weights that were asked for: a file, or the library's name for them.
 
     Raises:
         TeacherError: when the model is not there, or ``file`` does not fit it.
@@ -96,30 +96,34 @@ def loading(model: str, folder: str, fetch: str = "", kept: str = "huggingface",
 
 
 def first_line(error: Exception) -> str:
-    """What an error says first, with its kind."""
+    """The first line of an error's message, with its class."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:200] if text else ''}"
 
 
 def weights_file(path: str, way: str = "point WEIGHTS at the folder that has them") -> Path:
-    """``path`` with environment variables expanded, as an absolute path to a file that exists.
+    """The absolute path of a file of weights that exists.
+
+    Args:
+        path: may contain environment variables.
+        way: what to do when there is no such file, for the message.
 
     Raises:
-        TeacherError: with what to set, or with the ``way`` to such a file.
+        TeacherError: when a variable is not set, or there is no such file.
     """
     expanded = os.path.expandvars(path)
     if "$" in expanded or ("${WEIGHTS}" in path and not os.environ.get("WEIGHTS")):
-        raise TeacherError(f"{path}: a variable is not set; give the folder, as in `make cache ... WEIGHTS=folder`")
+        raise TeacherError(f"{path}: a variable is not set: name the folder, as in `make cache ... WEIGHTS=folder`")
     if not os.path.isfile(expanded):
         raise TeacherError(f"no weights at {os.path.abspath(expanded)}: {way}")
     return Path(expanded).absolute()
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
+    """The tensors and the metadata of a safetensors file.
 
     Raises:
-        TeacherError: when it is none.
+        TeacherError: when it is no such file.
     """
     from safetensors import safe_open
 
@@ -131,7 +135,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_state(file: str | Path) -> Any:
-    """The state of a network from a safetensors file or a checkpoint without pickled code."""
+    """A network's state, from a safetensors file or from a checkpoint that holds no code."""
     import torch
 
     if str(file).endswith(".safetensors"):
@@ -160,19 +164,20 @@ def from_pretrained(kind: str, name: str, **arguments: Any) -> Any:
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
-    """A transformers tokenizer from a folder or the hub.
+    """A transformers tokenizer, from a folder or the hub.
 
     Raises:
-        TeacherError: when there is none.
+        TeacherError: when there is no such tokenizer.
     """
     return from_pretrained("AutoTokenizer", name, revision=revision)
 
 
 def load_network(name: str, **arguments: Any) -> Any:
-    """A transformers network to run as it is, float32; a pooler that its checkpoint lacks is taken off.
+    """A transformers network to run as it is, in float32; without its pooler when the checkpoint has no weights for it.
 
     Raises:
-        TeacherError: when there is none, or its checkpoint lacks other weights: transformers would make them at random.
+        TeacherError: when there is no such network, or when its checkpoint lacks other weights, which transformers would
+            fill with random numbers.
     """
     network, facts = from_pretrained("AutoModel", name, output_loading_info=True, **arguments)
     if any(key.startswith("pooler.") for key in facts["missing_keys"]):
@@ -186,7 +191,7 @@ def create_network(name: str, pretrained: bool) -> Any:
     """A transformers network to train, with the weights of its checkpoint or with random ones.
 
     Raises:
-        TeacherError: when there is none.
+        TeacherError: when there is no such network.
     """
     if pretrained:
         return from_pretrained("AutoModel", name)
@@ -197,59 +202,14 @@ def create_network(name: str, pretrained: bool) -> Any:
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:
-    """SHA-256 of all that decides what a tokenizer gives."""
+    """SHA-256 of everything that decides which token ids a tokenizer gives."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    state = json.loads(backend.to_str()) | {"truncation": None, "padding": None} if backend else tokenizer.get_vocab()
-    content = json.dumps(state, sort_keys=True)  # every call sets those two anew
-    return hashlib.sha256(content.encode()).hexdigest()
+    state = json.loads(backend.to_str()) if backend else tokenizer.get_vocab()
+    if backend:
+        state |= {"truncation": None, "padding": None}  # every call of the tokenizer sets these two again
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-def read_dataset(name: str, config: str | None, split: str, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """Rows of a data set; images come encoded, as ``{"bytes": ..., "path": ...}``.
-
-    Args:
-        name: a folder that ``save_to_disk`` made, or a name on the hub.
-        config: of a data set with several.
-        split: which part.
-        columns: those wanted.
-
-    Raises:
-        CorpusError: when it is not there, or lacks the split or a column.
-    """
-    stay_local()
-    try:
-        from datasets import Dataset, DatasetDict, Image, load_dataset, load_from_disk
-        from datasets.exceptions import DatasetNotFoundError
-    except ImportError:
-        raise CorpusError("data sets of the hub need datasets: pip install 'quorum-distill[hub]'") from None
-    try:
-        found = load_from_disk(name) if Path(name).is_dir() else load_dataset(name, config, split=split)
-    except (DatasetNotFoundError, OSError, ValueError, LookupError) as error:  # ConnectionError is an OSError
-        if Path(name).is_dir():
-            raise CorpusError(
-                f"{name} is no folder that save_to_disk made, or it is damaged ({first_line(error)}): make it again, or "
-                "give a folder of files to the corpus that reads files"
-            ) from None
-        raise CorpusError(
-            f"cannot read data set {name!r}, split {split!r}: it is neither here nor to be had from the hub. Two ways: "
-            "give a corpus of your own (CORPUS=folder or file), or load it once on a machine with the hub (`python -c "
-            f"'from datasets import load_dataset; load_dataset(*{[name, *([config] if config else [])]})'`) and copy "
-            f"the folder ~/.cache/huggingface. ({first_line(error)})"
-        ) from None
-    if isinstance(found, DatasetDict):
-        if split not in found:
-            raise CorpusError(f"{name} has no split {split!r}; it has: {', '.join(found)}")
-        found = found[split]
-    assert isinstance(found, Dataset)
-    if lacking := [column for column in columns if column not in found.column_names]:
-        raise CorpusError(f"{name}: no column {', '.join(lacking)}; its columns are: {', '.join(found.column_names)}")
-    found = found.select_columns(columns)
-    for column in columns:
-        if isinstance(found.features[column], Image):
-            found = found.cast_column(column, Image(decode=False))
-    yield from found
-
-
-def as_id(row: dict[str, Any], column: str | None) -> str:
-    """A row's id as text; empty where the row or the corpus has none."""
-    return "" if column is None or row[column] is None else str(row[column])
+def content_only(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """A fingerprint without the arguments that only say where a model lies."""
+    return {name: value for name, value in fingerprint.items() if name not in WHERE}

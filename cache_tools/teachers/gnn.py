@@ -16,10 +16,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from cache_tools.errors import BadItem, TeacherError
 from cache_tools.format.shard import sha256
-from cache_tools.hub import read_safetensors, weights_file
+from cache_tools.hub import content_only, read_safetensors, weights_file
 from cache_tools.items.molecule import parse_smiles
 from cache_tools.teachers.base import Tunable
-from cache_tools.teachers.network import content_of
 
 LAYERS, WIDTH, MOLCLR_WIDTH = 5, 300, 512
 CHIRALITIES, BOND_TYPES, DIRECTIONS = 3, 6, 3
@@ -231,7 +230,7 @@ class PretrainedGnn(Tunable):
         return embedding
 
     def fingerprint(self) -> dict[str, Any]:
-        return content_of(super().fingerprint()) | {"weights_sha256": sha256(Path(self.weights))}
+        return content_only(super().fingerprint()) | {"weights_sha256": sha256(Path(self.weights))}
 
 
 class MolClrGcn(PretrainedGnn):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from cache_tools.hub import WHERE
+from cache_tools.hub import content_only
 from cache_tools.teachers.base import Tunable
 
 log = logging.getLogger(__name__)
@@ -130,12 +130,7 @@ class TorchTeacher(Tunable):
         return self.network.forward(self.encode, items, self.collate)
 
     def fingerprint(self) -> dict[str, Any]:
-        return content_of(super().fingerprint()) | {"weights_sha256": weights_sha256(self.module)}
-
-
-def content_of(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """A fingerprint without the arguments that only say where a model lies."""
-    return {name: value for name, value in fingerprint.items() if name not in WHERE}
+        return content_only(super().fingerprint()) | {"weights_sha256": weights_sha256(self.module)}
 
 
 def _move(batch: Any, device: torch.device) -> Any:

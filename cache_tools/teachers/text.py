@@ -10,14 +10,13 @@ from torch import Tensor
 
 from cache_tools.corpora.text import TextFile
 from cache_tools.errors import TeacherError
-from cache_tools.hub import load_network, load_tokenizer, loading, locate, tokenizer_sha256
+from cache_tools.hub import content_only, load_network, load_tokenizer, loading, locate, tokenizer_sha256
 from cache_tools.teachers.base import Teacher
 from cache_tools.teachers.network import (
     Network,
     Precision,
     TextPooling,
     TorchTeacher,
-    content_of,
     pool_tokens,
     weights_sha256,
 )
@@ -148,7 +147,7 @@ class SentenceTransformerTeacher(Teacher):
 
     def fingerprint(self) -> dict[str, Any]:
         hashes = {"weights_sha256": weights_sha256(self.model), "tokenizer_sha256": tokenizer_sha256(self.model.tokenizer)}
-        return content_of(super().fingerprint()) | hashes | {"modules": str(self.model)}
+        return content_only(super().fingerprint()) | hashes | {"modules": str(self.model)}
 
 
 class TfidfSvd(Teacher):

@@ -55,27 +55,23 @@ class MtebEncoder:
         reader = self.student.inputs[self.student.column("text")]
         config, network = self.student.config, self.student.network.module
         facts = json.dumps([config["student"], config["inputs"], config["weights_sha256"]], sort_keys=True)
-        tables = {each.weight for each in network.modules() if isinstance(each, nn.Embedding)}
+        tables = {module.weight for module in network.modules() if isinstance(module, nn.Embedding)}
         weights = list(network.parameters())
+        unknown = ("release_date", "languages", "license", "open_weights", "public_training_code", "public_training_data")
         self.mteb_model_meta = ModelMeta(
+            **dict.fromkeys(unknown),
             loader=None,  # mteb cannot make it from its name
             name=f"quorum-distill/{Path(student).resolve().name}",
             revision=hashlib.sha256(facts.encode()).hexdigest()[:40],
-            release_date=None,
-            languages=None,
-            n_parameters=sum(each.numel() for each in weights),
-            n_embedding_parameters=sum(each.numel() for each in tables),
-            memory_usage_mb=sum(each.numel() * each.element_size() for each in weights) / 1024**2,
+            n_parameters=sum(weight.numel() for weight in weights),
+            n_embedding_parameters=sum(table.numel() for table in tables),
+            memory_usage_mb=sum(weight.numel() * weight.element_size() for weight in weights) / 1024**2,
             max_tokens=getattr(reader, "max_length", None),
             embed_dim=self.student.dim,
-            license=None,
-            open_weights=None,
-            public_training_code=None,
-            public_training_data=None,
             framework=["PyTorch"],
             similarity_fn_name=ScoringFunction.COSINE,
             use_instructions=False,
-            training_datasets=None,  # unknown, which mteb does not take for zero-shot
+            training_datasets=None,  # unknown: mteb does not count it as zero-shot
         )
 
     def encode(self, inputs: Iterable[dict[str, Any]], *, batch_size: int | None = None, **_: Any) -> Array:
@@ -171,7 +167,7 @@ def load(tasks: Sequence[Any]) -> None:
     for task in tasks:
         try:
             task.load_data()
-        except (OSError, ValueError, LookupError) as error:  # as in cache_tools.hub.read_dataset
+        except (OSError, ValueError, LookupError) as error:  # as cache_tools reads data sets
             lacking[task.metadata.name] = task.metadata.dataset["path"]
             reason = reason or first_line(error)
     if lacking:

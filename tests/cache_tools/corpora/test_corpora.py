@@ -238,7 +238,7 @@ def test_no_damage_to_a_byte_gets_past_decode():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 try:
-                    assert images.decode(bytes(item)).mode == "RGB"
+                    assert images.decode_image(bytes(item)).mode == "RGB"
                 except BadItem as error:
                     assert str(error)
                     refused += 1
@@ -262,7 +262,7 @@ def test_an_image_bomb_is_refused_by_its_header(tmp_path, monkeypatch):
     corpus = ImageFolder(make(tmp_path / "i", {"bomb.png": encoded(1, "PNG", (25, 16)), "fits.png": encoded(2)}))
     assert masked(build(tmp_path, "c", corpus, {}, {"pixels": Pixels(8)}, QUIET)) == ["bomb.png"]
     with pytest.raises(BadItem, match="24 x 17 pixels, at most 384 are decoded"):
-        images.decode(promising(24, 17))  # whose pixels are not even there
+        images.decode_image(promising(24, 17))  # whose pixels are not even there
 
 
 def promising(width, height):
@@ -275,7 +275,7 @@ def promising(width, height):
 def test_a_header_that_promises_too_much_is_refused(side):
     with warnings.catch_warnings(), pytest.raises(BadItem):
         warnings.simplefilter("ignore")
-        images.decode(promising(side, side))
+        images.decode_image(promising(side, side))
 
 
 # ----------------------------------------------------------------------------------------------- what is no corpus

@@ -122,7 +122,7 @@ def test_a_gnn_embeds_a_molecule_alike_alone_and_in_a_batch(tmp_path, kind):
 
 def test_missing_or_wrong_weights_say_what_to_do(tmp_path, monkeypatch):
     monkeypatch.delenv("WEIGHTS", raising=False)
-    with pytest.raises(TeacherError, match="a variable is not set; give the folder"):
+    with pytest.raises(TeacherError, match="a variable is not set: name the folder"):
         PretrainedGnn("${WEIGHTS}/gcn.safetensors")
     monkeypatch.setenv("WEIGHTS", str(tmp_path))
     with pytest.raises(TeacherError, match="point WEIGHTS at the folder"):
