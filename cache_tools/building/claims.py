@@ -1,7 +1,6 @@
-"""Many writers of one column: a file per shard says who makes it, and a dead writer's shard is taken over.
+"""Let many writers share one column: a file per shard names its writer, and the shards of a dead writer are taken over.
 
-Claims only save work: that a shard is whole, and that one of two writers wins, is
-:func:`cache_tools.format.shard.write_shard`'s.
+Claims only save work. :func:`cache_tools.format.shard.write_shard` ensures that a shard is whole and that one writer wins.
 """
 
 import os
@@ -13,14 +12,12 @@ from typing import Self
 from cache_tools.format.shard import running
 
 BEAT = 30.0  # seconds between signs of life
-
-UNSIGNED = 2.0  # seconds that a living writer has to sign the claim it made
-
-STALE = 300.0  # seconds without one after which a writer of another machine counts as dead
+UNSIGNED = 2.0  # seconds that a living writer has to write its name into a new claim
+STALE = 300.0  # seconds without a sign of life after which a writer of another machine counts as dead
 
 
 class Claims:
-    """The claims of one writer in a column's folder; use as a context manager, it gives signs of life meanwhile."""
+    """The claims of one writer in a column's folder; as a context manager, it gives signs of life until it ends."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -65,13 +62,13 @@ class Claims:
         try:
             host, _, process = path.read_text().partition(" ")
             silent = self._now() - path.stat().st_mtime
-        except FileNotFoundError:  # released just now: the next pass sees what came of it
+        except FileNotFoundError:  # released just now: the next pass looks at the shard again
             return False
         limit = STALE if host else UNSIGNED
         if host == socket.gethostname() and process.isdecimal():
-            # my own number on a claim that I do not hold: a restarted container gives numbers anew
+            # this process's number on a claim that it does not hold: a restarted container reuses numbers
             mine = int(process) == os.getpid() and number not in self._held
-            # a number that is running may be another program's by now: then it gives no sign of life
+            # another program may have this number by now: it gives no sign of life
             return mine or not running(int(process)) or silent > limit
         return silent > limit
 

@@ -4,8 +4,7 @@ import multiprocessing
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import ExitStack
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Self
@@ -69,20 +68,19 @@ class Pipeline:
         self.workers = workers or os.cpu_count() or 1
         self.parallel = producer.python_bound and self.workers > 1
         self.threads = self.workers if torch.cuda.is_available() else 1
-        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
+        self._pool: Executor
         if self.parallel:
             # forkserver: a fork of a process that has threads may hang
             context = multiprocessing.get_context("forkserver")
-            pool = ProcessPoolExecutor(self.workers, context, _start_worker, (self.producer,))
-            self._pool = self._stack.enter_context(pool)
+            self._pool = ProcessPoolExecutor(self.workers, context, _start_worker, (self.producer,))
         else:
-            self._ahead = self._stack.enter_context(ThreadPoolExecutor(self.threads))
+            self._pool = ThreadPoolExecutor(self.threads)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        self._pool.shutdown()
 
     def __call__(self, batches: Sequence[Sequence[bytes]]) -> Iterator[BatchResult]:
         """The result of each of ``batches``."""
@@ -91,10 +89,10 @@ class Pipeline:
     def _overlapped(self, batches: Sequence[Sequence[bytes]]) -> Iterator[BatchResult]:
         running: BatchResult | None = None  # on the device, or on its way back from it
         rest = iter(batches)
-        coming = deque(self._ahead.submit(_process, self.producer, batch) for batch in islice(rest, self.threads))
+        coming = deque(self._pool.submit(_process, self.producer, batch) for batch in islice(rest, self.threads))
         while coming:
             processed = coming.popleft().result()
-            coming.extend(self._ahead.submit(_process, self.producer, batch) for batch in islice(rest, 1))
+            coming.extend(self._pool.submit(_process, self.producer, batch) for batch in islice(rest, 1))
             started = _start(self.producer, processed)
             if running is not None:
                 yield _finish(running)

@@ -1,9 +1,7 @@
-"""How far a build is: a bar on a terminal, a plain line now and then elsewhere."""
+"""Show the progress of a build: a bar on a terminal, otherwise a plain line every half minute."""
 
 import logging
 import time
-from types import TracebackType
-from typing import Self
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -11,12 +9,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 log = logging.getLogger(__name__)
 
-
 EVERY = 30.0  # seconds between plain lines
 
 
-class Meter:
-    """Rows done, rows and bytes a second, time left; of all writers of a column together.
+class Meter(Progress):
+    """Rows done, rows and bytes a second, time left; of all writers of a column together. Use as a context manager.
 
     Args:
         label: what is being made.
@@ -25,37 +22,28 @@ class Meter:
     """
 
     def __init__(self, label: str, total: int, shown: bool = True):
-        self.label, self.total, self.shown = label, total, shown
+        self.label, self.total = label, total
         self.rows, self.bytes = 0, 0
-        self._start = self._said = time.monotonic()
+        self._start = self._last_line = time.monotonic()
         console = Console(stderr=True)
-        self._bar = Progress(
+        self._plain = shown and not console.is_terminal
+        columns = (
             TextColumn("{task.description:<32}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[speed]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not (console.is_terminal and shown),
         )
-        self._plain = shown and not console.is_terminal
-        self._task = self._bar.add_task(label, total=total, speed="")
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._bar.stop()
+        times = TimeElapsedColumn(), TimeRemainingColumn()
+        super().__init__(*columns, *times, console=console, disable=not (console.is_terminal and shown))
+        self._task = self.add_task(label, total=total, speed="")
 
     def at(self, rows: int, size: int) -> None:
-        """``rows`` are done so far, and this writer has made ``size`` bytes of them."""
+        """Show that ``rows`` are done so far, and that this writer has made ``size`` bytes."""
         self.rows, self.bytes = min(rows, self.total), size
-        self._bar.update(self._task, completed=self.rows, speed=self.speed)
+        self.update(self._task, completed=self.rows, speed=self.speed)
         now = time.monotonic()
-        if self._plain and now - self._said >= EVERY:
-            self._said = now
+        if self._plain and now - self._last_line >= EVERY:
+            self._last_line = now
             left = (self.total - self.rows) * (now - self._start) / max(1, self.rows)
             log.info("%s: %d of %d rows, %s, about %d s left", self.label, self.rows, self.total, self.speed, left)
 

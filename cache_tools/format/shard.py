@@ -20,9 +20,7 @@ import numpy as np
 from cache_tools.errors import CacheError
 
 FORMAT_VERSION = 1
-
 ALIGNMENT = 65_536  # bytes: larger data sets begin at a page, whatever the machine's page is, and can be mapped anywhere
-
 SPARE = 1 << 20  # bytes that must stay free beside the arrays themselves
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -37,7 +35,13 @@ def write_json(path: Path, content: Mapping[str, Any], keep: bool = False) -> No
 
 
 def write_file(path: Path, content: str | bytes, keep: bool = False) -> None:
-    """Write so that ``path`` holds either the old content or the whole new one; ``keep`` lets the first win."""
+    """Write a file that is complete whenever it exists: to a temporary file, which is then renamed.
+
+    Args:
+        path: of the file.
+        content: all of it.
+        keep: an existing file stays; otherwise it is replaced.
+    """
     temporary = _temporary(path)
     with _tidy(temporary):
         with open(temporary, "wb") as file:
@@ -48,15 +52,15 @@ def write_file(path: Path, content: str | bytes, keep: bool = False) -> None:
 
 
 def write_shard(folder: Path, number: int, arrays: Arrays, attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Write one shard under a temporary name, sync it, give it its name: a shard that exists is whole.
+    """Write one shard under a temporary name, sync it, then rename it: a shard that exists is whole.
 
-    Of two writers of one shard the first wins and the other's work is dropped.
+    Of two writers of one shard the first wins, and the work of the other is dropped.
 
     Args:
         folder: the column's folder.
         number: the shard's number; it becomes the file's name.
         arrays: data set path inside the file -> array.
-        attributes: what the shard's header must say of its origin (fingerprints, first row, rows).
+        attributes: what the shard's header says of its origin (fingerprints, first row, rows).
 
     Returns:
         ``file``, ``bytes`` and ``sha256`` for the manifest.
@@ -91,7 +95,7 @@ def facts(path: Path) -> dict[str, Any]:
 
 
 def _reserve(path: Path, size: int) -> None:
-    """Take the space of the arrays at once: HDF5 that runs out of it halfway prints tracebacks of its own."""
+    """Reserve the space of the arrays at once: HDF5 prints its own tracebacks when the disk fills up halfway."""
     if size and hasattr(os, "posix_fallocate"):  # macOS has none
         with open(path, "rb+") as file:
             try:
@@ -105,18 +109,18 @@ def _fill(file: h5py.File, arrays: Arrays, attributes: Mapping[str, Any]) -> Non
     for name, array in arrays.items():
         file.create_dataset(name, data=np.ascontiguousarray(array))
     for key, value in {**attributes, "format_version": FORMAT_VERSION}.items():
-        # text of a fixed length lies in the header, which has a checksum; HDF5 can hang on a damaged other one
+        # text of a fixed length lies in the header, which has a checksum; HDF5 can hang on a damaged text of any length
         file.attrs[key] = np.bytes_(value.encode()) if isinstance(value, str) else value
     file.flush()
 
 
 def file_name(number: int) -> str:
-    """Shards are named by number alone; an id never becomes a path."""
+    """The file name of a shard: its number alone, so that an id never becomes a path."""
     return f"{number:05d}.h5"
 
 
 def require_space(folder: Path, needed: int) -> None:
-    """Refuse to begin what cannot end.
+    """Check that the disk has enough space before anything is written.
 
     Raises:
         CacheError: when ``needed`` bytes do not fit.
@@ -126,16 +130,16 @@ def require_space(folder: Path, needed: int) -> None:
         raise _full(folder, f"{free:,} bytes free, {needed + SPARE:,} needed")
 
 
-def _full(folder: Path, found: str) -> CacheError:
+def _full(folder: Path, reason: str) -> CacheError:
     return CacheError(
-        f"no space left for {folder} ({found}): free some space or build in another folder (CACHE=...), then run the "
+        f"no space left for {folder} ({reason}): free some space or build in another folder (CACHE=...), then run the "
         "same command again; finished shards are kept"
     )
 
 
 @contextmanager
 def full_disk_in_words(folder: Path) -> Iterator[None]:
-    """Turn what the system raises when ``folder``'s disk is full into a :class:`CacheError`."""
+    """Turn the system's error for a full disk into a :class:`CacheError` that names ``folder``."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # h5py reports a failed flush as a RuntimeError
@@ -147,7 +151,7 @@ def full_disk_in_words(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _tidy(temporary: Path) -> Iterator[None]:
-    """Remove ``temporary`` whatever happens, and say in words when the disk is full."""
+    """Remove ``temporary`` in any case; a full disk becomes a :class:`CacheError`."""
     try:
         with full_disk_in_words(temporary.parent):
             yield
@@ -160,25 +164,25 @@ def _temporary(path: Path) -> Path:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what writers of this machine left in ``folder`` when they were killed."""
+    """Remove temporary files in ``folder`` of writers of this machine that were killed."""
     for path in folder.glob(f".*.{socket.gethostname()}.*.tmp"):
         if not running(int(path.suffixes[-2][1:])):
             path.unlink(missing_ok=True)
 
 
 def running(process: int) -> bool:
-    """Whether a process of this machine is there."""
+    """Whether a process of this machine is running."""
     try:
         os.kill(process, 0)  # signal 0 only asks
     except ProcessLookupError:
         return False
-    except PermissionError:  # it is, and is somebody else's
+    except PermissionError:  # it runs, and belongs to another user
         return True
     return True
 
 
 def _publish(temporary: Path, path: Path, keep: bool) -> bool:
-    """Give ``temporary`` its name; with ``keep``, a file that is there already stays and the answer is False."""
+    """Rename ``temporary`` to ``path``; with ``keep`` an existing file stays, and the answer is False."""
     if keep:
         try:
             os.link(temporary, path)
@@ -187,7 +191,7 @@ def _publish(temporary: Path, path: Path, keep: bool) -> bool:
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
                 raise
-            os.replace(temporary, path)  # a file system without hard links: the last writer wins, as whole as the first
+            os.replace(temporary, path)  # a file system without hard links: here the last writer wins
     else:
         os.replace(temporary, path)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -208,7 +212,7 @@ def sha256(path: Path) -> str:
 
 
 class Header(NamedTuple):
-    """Where each data set of a shard lies in the file, and the shard's attributes."""
+    """The place of each data set in a shard's file, and the shard's attributes."""
 
     fields: dict[str, tuple[int, np.dtype[Any], tuple[int, ...]]]  # name -> offset in bytes, type, shape
     attributes: dict[str, Any]
@@ -228,12 +232,12 @@ def read_header(path: Path, size: int | None = None) -> Header:
     """
     if not path.is_file():
         raise CacheError(f"shard {path} is missing: run the build again, it makes what is missing")
-    found = path.stat().st_size
-    if size is not None and found != size:
-        raise CacheError(f"shard {path} has {found} bytes, its manifest says {size}: delete it and build again")
+    actual = path.stat().st_size
+    if size is not None and actual != size:
+        raise CacheError(f"shard {path} has {actual} bytes, its manifest says {size}: delete it and build again")
     try:
         with h5py.File(path, "r") as file:
-            fields = {name: _plain(path, dataset, found) for name, dataset in _datasets(path, file)}
+            fields = {name: _plain(path, dataset, actual) for name, dataset in _datasets(path, file)}
             return Header(fields, {key: _python(value) for key, value in file.attrs.items()})
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:  # h5py: a type without one in numpy
         raise CacheError(f"shard {path} is not readable HDF5 ({error}): delete it and build again") from None
@@ -251,7 +255,7 @@ def map_shard(path: Path, header: Header | None = None) -> tuple[Arrays, dict[st
     import torch
 
     header = header or read_header(path)
-    # from_file maps without keeping the file open: ten thousand shards need no ten thousand file descriptors
+    # from_file maps without keeping the file open: ten thousand shards would need ten thousand file descriptors
     whole = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8).numpy()
     arrays = {
         name: whole[offset : offset + dtype.itemsize * math.prod(shape)].view(dtype).reshape(shape)
@@ -261,17 +265,17 @@ def map_shard(path: Path, header: Header | None = None) -> tuple[Arrays, dict[st
 
 
 def read_foreign(path: Path, name: str) -> np.ndarray[Any, Any]:
-    """One data set of somebody else's HDF5 file, chunked or compressed as they like, but inside that file.
+    """One data set of an HDF5 file from elsewhere; it may be chunked or compressed, but must lie inside that file.
 
     Raises:
-        CacheError: when it is not there, lies elsewhere, or claims more than the file can hold uncompressed.
+        CacheError: when it is missing, lies outside the file, or claims far more bytes than the file has.
     """
     try:
         with h5py.File(path, "r") as file:
-            there = dict(_datasets(path, file))
-            if name not in there:
-                raise CacheError(f"{path} has no data set {name}; it has: {', '.join(there) or 'none'}")
-            dataset = there[name]
+            datasets = dict(_datasets(path, file))
+            if name not in datasets:
+                raise CacheError(f"{path} has no data set {name}; it has: {', '.join(datasets) or 'none'}")
+            dataset = datasets[name]
             properties = dataset.id.get_create_plist()
             if properties.get_external_count() or properties.get_layout() == h5py.h5d.VIRTUAL:
                 raise CacheError(f"{path}: {name} points outside the file; only data inside it is read")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from cache_tools.corpora.tables import open_text, read_csv
 from cache_tools.errors import BadItem, CacheError
@@ -36,21 +37,17 @@ def _npy(path: Path, field: str) -> Array:
 
 
 def _safetensors(path: Path, field: str) -> Array:
-    library = optional_library("safetensors", "mol")
-    try:
-        with library.safe_open(path, framework="pt") as file:
-            if field not in (there := file.keys()):
-                raise CacheError(f"{path} has no tensor {field}; it has: {', '.join(there)}")
-            rows: Array = file.get_tensor(field).float().numpy()  # numpy knows no bfloat16
-            return rows
-    except library.SafetensorError as error:
-        raise ValueError(error) from None
+    with safe_open(path, "pt") as file:
+        if field not in (names := file.keys()):
+            raise CacheError(f"{path} has no tensor {field}; it has: {', '.join(names)}")
+        rows: Array = file.get_tensor(field).float().numpy()  # numpy knows no bfloat16
+        return rows
 
 
 def _parquet(path: Path, field: str) -> Array:
     file = optional_library("pyarrow.parquet", "parquet").ParquetFile(path)
-    if field not in (there := file.schema_arrow.names):
-        raise CacheError(f"{path} has no column {field}; it has: {', '.join(there)}")
+    if field not in (names := file.schema_arrow.names):
+        raise CacheError(f"{path} has no column {field}; it has: {', '.join(names)}")
     column = file.read(columns=[field]).column(field)
     if column.null_count:
         raise ValueError(f"{column.null_count} rows of {field} are null: leave them out")
@@ -86,7 +83,6 @@ READERS: dict[str, Callable[[Path, str], Array]] = {
 }
 
 ENDINGS = {"ids": list(READERS)[:-1], "embeddings": list(READERS)[4:]}
-
 BESIDE = (".ids.txt", ".ids.txt.gz", ".ids.npy")  # where the ids of NAME.npy are looked for
 
 
@@ -98,28 +94,28 @@ def _read(path: Path, field: str, what: Literal["embeddings", "ids"]) -> Array:
         raise CacheError(f"no file {path.absolute()}: expected {what} there, check the path")
     try:
         return READERS[ending](path, field)
-    except (ValueError, EOFError, OSError) as error:
+    except (ValueError, EOFError, OSError, SafetensorError) as error:
         raise CacheError(f"cannot read {what} from {path}: {error}") from None
 
 
 def _embeddings(path: Path, field: str) -> Array:
     rows = _read(path, field, "embeddings")
     if rows.ndim != 2 or not rows.size or rows.dtype.kind not in "fiub":
-        found = f"shape {rows.shape}, type {rows.dtype}"
-        raise CacheError(f"{path}: expected embeddings as numbers of shape (rows, dim), found {found}")
+        description = f"shape {rows.shape}, type {rows.dtype}"
+        raise CacheError(f"{path}: expected embeddings as numbers of shape (rows, dim), found {description}")
     return rows
 
 
 def _ids(path: Path, field: str) -> list[str]:
     ids = _read(path, field, "ids")
     if ids.ndim != 1 or ids.dtype.kind not in "USOiu":
-        found = f"shape {ids.shape}, type {ids.dtype}"
-        raise CacheError(f"{path}: expected ids as texts or whole numbers of shape (rows,), found {found}")
-    return [each.decode(errors="backslashreplace") if isinstance(each, bytes) else str(each) for each in ids.tolist()]
+        description = f"shape {ids.shape}, type {ids.dtype}"
+        raise CacheError(f"{path}: expected ids as texts or whole numbers of shape (rows,), found {description}")
+    return [row.decode(errors="backslashreplace") if isinstance(row, bytes) else str(row) for row in ids.tolist()]
 
 
 class Imported(Teacher):
-    """A teacher whose embeddings were made elsewhere: every row is looked up in a file, nothing new can be embedded.
+    """A teacher whose embeddings were made elsewhere: it looks every row up in a file, and cannot embed new items.
 
     Args:
         embeddings: the file, (rows, dim): ``.npy``, ``.parquet``, ``.h5``, ``.hdf5`` or ``.safetensors``.
@@ -187,15 +183,15 @@ class Imported(Teacher):
         if self.ids or self.embeddings.suffix in (".parquet", ".h5", ".hdf5"):
             return self.ids or self.embeddings
         names = [self.embeddings.with_suffix(ending) for ending in BESIDE]
-        found = [path for path in names if path.is_file()]
-        if len(found) != 1:
-            there = " and ".join(path.name for path in found) or "none of " + ", ".join(path.name for path in names)
-            raise CacheError(f"beside {self.embeddings} there is {there}: name the file of ids with --ids")
-        return found[0]
+        files = [path for path in names if path.is_file()]
+        if len(files) != 1:
+            listed = " and ".join(path.name for path in files) or "none of " + ", ".join(path.name for path in names)
+            raise CacheError(f"beside {self.embeddings} there is {listed}: name the file of ids with --ids")
+        return files[0]
 
     def _join(self, ids: list[str]) -> dict[bytes, int]:
         rows: dict[bytes, int] = {}
-        twice = {at: row for at, each in enumerate(ids) if (row := rows.setdefault(each.encode(), at)) != at}
+        twice = {at: row for at, name in enumerate(ids) if (row := rows.setdefault(name.encode(), at)) != at}
         table = self._table
         other = [ids[at] for at, row in twice.items() if not np.array_equal(table[at], table[row], equal_nan=True)]
         if other := list(dict.fromkeys(other)):
@@ -210,8 +206,8 @@ class Imported(Teacher):
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """What changes when a file is replaced or written to."""
+    """Numbers that change when a file is replaced or written to; None without a file."""
     if not path.is_file():
         return None
-    found = path.stat()
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
