@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from cache_tools import Column, ConfigError, Teacher
+from distill.data.batch import to_device
 from distill.data.columns import featuriser_of
 from distill.export.student import CONFIG, StudentTeacher, instance, read_config
 from distill.records import System
@@ -34,13 +35,6 @@ def embed(student: Student, inputs: Column, rows: torch.Tensor, device: str, bat
             read = featuriser.unpack(inputs.rows(rows[chunk]))
             out[chunk] = student(to_device({inputs.name: read}, device)).float().cpu()
     return np.asarray(out)
-
-
-def to_device(inputs: Any, device: str) -> Any:
-    """A student's input on another device."""
-    from lightning.pytorch.utilities import move_data_to_device
-
-    return move_data_to_device(inputs, torch.device(device))
 
 
 def check_exports(students: Mapping[str, Path]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cache_tools import libraries
+from cache_tools import library_versions
 from distill.data.columns import CorpusColumns
 
 
@@ -29,7 +29,11 @@ def about(checkpoint: str, device: str, parts: Sequence[CorpusColumns], left_out
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(["distill", *sys.argv[1:]]),
         "device": f"{device} ({accelerator}), {torch.get_num_threads()} threads",
-        "versions": {"quorum-distill": version("quorum-distill"), "python": platform.python_version(), **libraries()},
+        "versions": {
+            "quorum-distill": version("quorum-distill"),
+            "python": platform.python_version(),
+            **library_versions(),
+        },
         "corpora": corpora,
         "left_out": list(left_out),
     }

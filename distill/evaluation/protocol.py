@@ -36,18 +36,6 @@ class Parts(NamedTuple):
     test: Array
 
 
-class Work(NamedTuple):
-    """One split and seed of one task."""
-
-    task: str
-    split: str
-    seed: int
-    parts: Parts
-
-    def __str__(self) -> str:
-        return f"task {self.task}, {self.split} split, seed {self.seed}"
-
-
 class Evaluation:
     """The protocol: which tasks, splits, seeds and systems.
 
@@ -152,7 +140,7 @@ class Evaluation:
             for name, task in self.prepared.items()
         }
         work = [
-            Work(name, split, seed, parts)
+            (name, split, seed, parts, embedded[name])
             for name, task in self.tasks.items()
             for split in self.splits
             if task.offers(split)
@@ -161,7 +149,7 @@ class Evaluation:
         threads = torch.get_num_threads()
         try:
             with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                groups = pool.map(lambda item: list(self._probe(item, embedded[item.task], keep)), work)
+                groups = pool.map(lambda item: list(self._probe(*item, keep)), work)
                 records = [record for group in track(groups, "probing", len(work), disable=quiet) for record in group]
         finally:
             torch.set_num_threads(threads)
@@ -219,30 +207,33 @@ class Evaluation:
                 yield seed, parts
             earlier.add(content)
 
-    def _probe(self, work: Work, embedded: Embedded, keep: Path | None) -> Iterator[Record]:
-        task, (keys, labels, systems, *_) = self.tasks[work.task], embedded
+    def _probe(
+        self, name: str, split: str, seed: int, parts: Parts, embedded: Embedded, keep: Path | None
+    ) -> Iterator[Record]:
+        task, (keys, labels, systems, *_) = self.tasks[name], embedded
         probes = task.probes or [PROBES[task.kind]()]
-        known, parts = self.prepared[work.task].seen, work.parts
-        seen = np.array([not known.isdisjoint([key] if isinstance(key, str) else key) for key in keys])[parts.test]
+        in_corpus = self.prepared[name].seen
+        seen = np.array([not in_corpus.isdisjoint([key] if isinstance(key, str) else key) for key in keys])[parts.test]
         if self.exclude_seen:
             parts = parts._replace(test=parts.test[~seen])
         for probe in probes:
+            where = f"task {name}, {split} split, seed {seed}"
             if not min(len(part) for part in (parts if probe.fits else parts[2:])):
-                log.warning("%s: a part of the split is empty, left out", work)
+                log.warning("%s: a part of the split is empty, left out", where)
                 continue
             results = {system: _score(probe, x, labels, parts) for system, (_, x) in systems.items()}
             if np.isnan([score for score, _ in results.values()]).any():
-                log.warning("%s: the test rows cannot be scored, left out", work)
+                log.warning("%s: the test rows cannot be scored, left out", where)
                 continue
-            label = work.task if len(probes) == 1 else f"{work.task} {probe.name}"
-            facts = label, task.provenance, work.split, work.seed, probe.metric
+            label = name if len(probes) == 1 else f"{name} {probe.name}"
             for system, (score, _) in results.items():
-                yield Record(system, systems[system][0], *facts, score, len(parts.test), int(seen.sum()))
+                facts = label, task.provenance, split, seed, probe.metric, score, len(parts.test), int(seen.sum())
+                yield Record(system, systems[system][0], *facts)
             if keep:
                 predicted = {f"predicted/{system}": values for system, (_, values) in results.items()}
                 (keep / PREDICTIONS).mkdir(exist_ok=True)
                 items = np.frombuffer(json.dumps(keys).encode(), np.uint8)  # text of any length
-                path = keep / PREDICTIONS / f"{safe_name(label)}-{work.split}-{work.seed}.npz"
+                path = keep / PREDICTIONS / f"{safe_name(label)}-{split}-{seed}.npz"
                 np.savez_compressed(path, items=items, labels=labels, **parts._asdict(), **predicted)  # type: ignore[arg-type]
 
 

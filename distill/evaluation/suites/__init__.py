@@ -5,14 +5,15 @@ A suite of fixed data sets is a YAML file beside this module; the layouts that a
 
 import importlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from cache_tools import ConfigError
-from distill.evaluation.suites.layouts import LAYOUTS, Findings, header
+from distill.evaluation.suites.layouts import LAYOUTS, Finding, header
 from distill.evaluation.tasks.base import Task
 
 log = logging.getLogger(__name__)
@@ -38,23 +39,24 @@ def suite(name: str, folder: Path) -> dict[str, Task]:
         raise ConfigError(f"no suite {name!r}; there are: {', '.join([*listings, *LAYOUTS])}")
     if not folder.is_dir():
         raise ConfigError(f"suite {name}: no folder {folder.absolute()}: check the path")
-    if name in LAYOUTS:
-        find, looked_for = LAYOUTS[name]
-        findings, absent = find(folder)
-    else:
-        content = listing(name)
-        looked_for, (findings, absent) = content["looks_for"], listed(content, folder)
-    if not findings:
+    find, looked_for = LAYOUTS[name] if name in LAYOUTS else (partial(listed, listing(name)), listing(name)["looks_for"])
+    tasks: dict[str, Task] = {}
+    absent: list[str] = []
+    for finding in find(folder):
+        if isinstance(finding, str):
+            absent.append(finding)
+        elif finding.name in tasks:
+            raise ConfigError(
+                f"suite {name}: {finding.place} is a second task called {finding.name}: rename it or move it away"
+            )
+        else:
+            tasks[finding.name] = finding.task
+    if not tasks:
         missing = f" (not there: {'; '.join(absent)})" if absent else ""
         raise ConfigError(f"suite {name}: no task in {folder.absolute()}; looked for {looked_for}{missing}")
-    tasks: dict[str, Task] = {}
-    for title, place, task in findings:
-        if title in tasks:
-            raise ConfigError(f"suite {name}: {place} is a second task called {title}: rename it or move it away")
-        tasks[title] = task
     if absent:
-        count = len(findings) + len(absent)
-        log.warning("suite %s: %d of %d tasks in %s; left out: %s", name, len(findings), count, folder, "; ".join(absent))
+        count = len(tasks) + len(absent)
+        log.warning("suite %s: %d of %d tasks in %s; left out: %s", name, len(tasks), count, folder, "; ".join(absent))
     return tasks
 
 
@@ -68,8 +70,8 @@ def listing(name: str) -> dict[str, Any]:
     return content
 
 
-def listed(suite: Mapping[str, Any], folder: Path) -> Findings:
-    """The tasks that a suite's YAML file lists, of those whose files are in ``folder``.
+def listed(suite: Mapping[str, Any], folder: Path) -> Iterator[Finding | str]:
+    """The tasks that a suite's YAML file lists: those whose files are in ``folder``, and the files of the others in words.
 
     Args:
         suite: ``class_path`` of the tasks; ``tasks``: name -> ``kind``, ``files`` (the names that the file may have; by
@@ -85,17 +87,14 @@ def listed(suite: Mapping[str, Any], folder: Path) -> Findings:
     task_class = getattr(importlib.import_module(module), name)
     inner = folder / suite.get("folder", "")
     there = {path.name.lower().removesuffix(".gz"): path for path in (inner if inner.is_dir() else folder).iterdir()}
-    findings: list[tuple[str, Path, Task]] = []
-    absent = []
     for title, spec in suite["tasks"].items():
         files = spec.get("files", [title])
         path = next((there[file] for file in files if file in there), None)
         if path is None or not all((path / file).is_file() for file in suite.get("contains", [])):
-            absent.append(" or ".join(files))
+            yield " or ".join(files)
         else:
             columns = _columns(path, spec["labels"], suite["smiles"], suite["ignored"]) if "labels" in spec else {}
-            findings.append((title, path, task_class(path, spec["kind"], **columns)))
-    return findings, absent
+            yield Finding(title, path, task_class(path, spec["kind"], **columns))
 
 
 def _columns(path: Path, labels: str | int, names: list[str], ignored: list[str]) -> dict[str, Any]:

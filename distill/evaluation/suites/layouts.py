@@ -1,8 +1,12 @@
-"""Layouts of folders in which tasks are found: images in class folders and IDX files, and tables of texts."""
+"""Layouts of folders in which tasks are found: images in class folders and IDX files, and tables of texts.
+
+A layout is a function from a folder to findings: a task with its name and place, or the words for a task that is missing.
+"""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from cache_tools import TABLES, file_ending, read_table
 from distill.evaluation.probes import KnnProbe, SoftmaxProbe
@@ -10,33 +14,37 @@ from distill.evaluation.tasks import TextPairTask, TextTask
 from distill.evaluation.tasks.base import Task
 from distill.evaluation.tasks.image import IdxTask, ImageTask, in_class_folders
 
-Findings = tuple[list[tuple[str, Path, Task]], list[str]]  # name, place and task of each; what was looked for in vain
+
+class Finding(NamedTuple):
+    """A task of a suite."""
+
+    name: str
+    place: Path
+    task: Task
+
 
 ARCHIVE = re.compile(r"\.(zip|tgz|tar(\.\w+)?)$", re.IGNORECASE)
 
 IDX = re.compile(r"(.*?)[-_]?(?:(train)|(t10k|test))?-?images-idx3-ubyte(?:\.gz)?")
 
 
-def vision_transfer(folder: Path) -> Findings:
+def vision_transfer(folder: Path) -> Iterator[Finding | str]:
     """Every sub-folder, zip and tar with images in class folders, and every pair of IDX files, by a linear and a kNN probe.
 
     IDX files may lie in the folder, in a sub-folder, or in ``SUB-FOLDER/raw`` as torchvision keeps them.
     """
-    findings: list[tuple[str, Path, Task]] = []
-    absent = []
     idx = _idx_files(folder)
     for name, files in idx.items():
         first = next(iter(files.values()))
-        findings.append((name, first, IdxTask(files if len(files) > 1 else {"": first}, [SoftmaxProbe(), KnnProbe()])))
+        yield Finding(name, first, IdxTask(files if len(files) > 1 else {"": first}, [SoftmaxProbe(), KnnProbe()]))
     taken = {parent for files in idx.values() for path in files.values() for parent in path.parents}
     for path in sorted(folder.iterdir()):
         if path in taken or not (path.is_dir() or ARCHIVE.search(path.name)):
             continue
         if in_class_folders(path):
-            findings.append((ARCHIVE.sub("", path.name), path, ImageTask(path, probes=[SoftmaxProbe(), KnnProbe()])))
+            yield Finding(ARCHIVE.sub("", path.name), path, ImageTask(path, probes=[SoftmaxProbe(), KnnProbe()]))
         else:
-            absent.append(f"images in class folders in {path.name}")
-    return findings, absent
+            yield f"images in class folders in {path.name}"
 
 
 def _idx_files(folder: Path) -> dict[str, dict[str, Path]]:
@@ -49,22 +57,19 @@ def _idx_files(folder: Path) -> dict[str, dict[str, Path]]:
     return files
 
 
-def text_folder(folder: Path) -> Findings:
+def text_folder(folder: Path) -> Iterator[Finding | str]:
     """Every csv, jsonl and parquet file with columns text, label; text1, text2, score; or text1, text2, label (0 or 1)."""
-    findings: list[tuple[str, Path, Task]] = []
-    absent = []
     for path in sorted(path for path in folder.iterdir() if path.is_file() and file_ending(path) in TABLES.split(", ")):
         columns = set(header(path))
         name = path.name.removesuffix(".gz").removesuffix(file_ending(path))
         if {"text", "label"} <= columns:
-            findings.append((name, path, TextTask(path)))
+            yield Finding(name, path, TextTask(path))
         elif {"text1", "text2", "score"} <= columns:
-            findings.append((name, path, TextPairTask(path)))
+            yield Finding(name, path, TextPairTask(path))
         elif {"text1", "text2", "label"} <= columns:
-            findings.append((name, path, TextPairTask(path, "label", "pairs")))
+            yield Finding(name, path, TextPairTask(path, "label", "pairs"))
         else:
-            absent.append(f"such columns in {path.name}")
-    return findings, absent
+            yield f"such columns in {path.name}"
 
 
 def header(path: Path) -> list[str]:
@@ -72,7 +77,7 @@ def header(path: Path) -> list[str]:
     return list(next(iter(read_table(path, [])), {}))
 
 
-LAYOUTS: dict[str, tuple[Callable[[Path], Findings], str]] = {  # name -> what finds the tasks, and what it looks for
+LAYOUTS: dict[str, tuple[Callable[[Path], Iterator[Finding | str]], str]] = {  # name -> layout, and its files in words
     "vision-transfer": (vision_transfer, "folders, zips or tars of CLASS/IMAGE or train/CLASS/IMAGE, and for IDX files"),
     "text-folder": (text_folder, f"{TABLES} with columns text, label; text1, text2, score; or text1, text2, label"),
 }

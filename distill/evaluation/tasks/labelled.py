@@ -94,5 +94,4 @@ def class_numbers(names: Sequence[str], path: Path) -> Array:
     """
     if "" in names:
         raise CorpusError(f"{path} line {list(names).index('') + 2}: no label, expected the name or number of a class")
-    known = {name: float(number) for number, name in enumerate(sorted(set(names)))}
-    return np.array([[known[name]] for name in names])
+    return np.unique(np.array(names, object), return_inverse=True)[1].reshape(-1, 1).astype(np.float64)
