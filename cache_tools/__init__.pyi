@@ -21,7 +21,7 @@ from .inputs import EncodedImage, Featuriser, MoleculeGraph, Pixels, TokenIds
 from .items.image import decode_image
 from .items.molecule import parse_smiles
 from .moved import current_class_path
-from .producer import as_json, class_path, library_versions, rebuild, require_same
+from .producer import as_json, class_path, import_class, library_versions, rebuild, require_same
 from .teachers.backbones import BACKBONES, Backbone
 from .teachers.base import Teacher, Tunable
 from .teachers.network import Network, TextPooling, pool_tokens, weights_sha256
@@ -79,6 +79,7 @@ __all__ = [
     "decode_image",
     "file_ending",
     "first_line",
+    "import_class",
     "library_versions",
     "list_columns",
     "locate",

@@ -122,6 +122,25 @@ def class_path(instance: object) -> str:
     return f"{type(instance).__module__}.{type(instance).__qualname__}"
 
 
+Named = TypeVar("Named")
+
+
+def import_class(path: str, base: type[Named]) -> type[Named]:
+    """The class at an import path, perhaps one of version 0.1; only subclasses of ``base`` are given.
+
+    Raises:
+        CacheError: when it cannot be imported, or is not a ``base``.
+    """
+    try:
+        module, _, name = path.rpartition(".")
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise CacheError(f"cannot import {path}: {error}") from None
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise CacheError(f"{path} is no {base.__name__}")
+    return found
+
+
 Wanted = TypeVar("Wanted", bound=Producer)
 
 
@@ -133,15 +152,10 @@ def rebuild(spec: Mapping[str, Any], base: type[Wanted]) -> Wanted:
     Raises:
         CacheError: when the class cannot be imported, or is not a ``base``.
     """
-    module, _, name = spec["class_path"].rpartition(".")
-    try:
-        cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise CacheError(f"cannot import {spec['class_path']}, which made a column: {error}") from None
-    if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise CacheError(f"{spec['class_path']} is no {base.__name__}")
     arguments = spec["init_args"].items()
-    return cls(**{key: rebuild(value, Producer) if _is_spec(value) else value for key, value in arguments})
+    return import_class(spec["class_path"], base)(
+        **{key: rebuild(value, Producer) if _is_spec(value) else value for key, value in arguments}
+    )
 
 
 def _is_spec(value: Any) -> bool:

@@ -9,7 +9,7 @@ import yaml
 from cache_tools import Column, TeacherError, locate
 from distill.data.columns import CorpusColumns
 from distill.records import Results
-from distill.report import figures, page
+from distill.report import figures
 from distill.report import sections as report
 from distill.report.scores import Scores
 from distill.report.tables import score_table
@@ -151,5 +151,5 @@ def _probes(folder: Path, run: RunFolder, checkpoint: Path) -> list[tuple[str, s
     for split in dict.fromkeys(record.split for record in results.records):
         scores = Scores(results.records, split)
         figures.bars(scores).savefig(folder / f"probes-{split}.png", dpi=130)
-        out.append((split, report.answer(scores), page.markdown([score_table(scores)])))
+        out.append((split, report.answer(scores), score_table(scores).markdown()))
     return out

@@ -1,6 +1,5 @@
 """A student outside its run: loaded from the folder that ``distill export`` made, fed with raw items."""
 
-import importlib
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
-from lightning_utilities import apply_to_collection
 from torch import Tensor, nn
 
 from cache_tools import (
     BadItem,
+    CacheError,
     ConfigError,
     CorpusError,
     Featuriser,
@@ -24,11 +23,13 @@ from cache_tools import (
     Ragged,
     Teacher,
     choose_device,
+    import_class,
     read_safetensors,
     rebuild,
     sha256,
     weights_sha256,
 )
+from distill.data.batch import to_device
 from distill.heads import Head
 from distill.students.base import Student
 
@@ -168,17 +169,17 @@ class ExportedStudent:
         Raises:
             BadItem: when the item cannot be used.
         """
-        return self.inputs[column].featurise(self.inputs[column].prepare(item))
+        return self.inputs[column].process_item(item)
 
     def run(self, rows: Sequence[Row], column: str, batch_size: int | None = None) -> Tensor:
-        """The embedding of prepared rows, (rows, dim), on the CPU; those of like length go together, the longest first."""
+        """The embedding of prepared rows, (rows, dim), on the CPU; rows of similar length share a batch."""
         padded, order = self.inputs[column].padded, list(range(len(rows)))
         if padded:
             order.sort(key=lambda row: -len(rows[row][padded]))
         size = batch_size or self.rows
         chunks = [[rows[row] for row in order[start : start + size]] for start in range(0, len(rows), size)]
         collate = partial(self._collate, column)
-        embedded = torch.cat([self.network(self._encode, each, collate).cpu() for each in chunks])
+        embedded = torch.cat([self.network(self._encode, chunk, collate).cpu() for chunk in chunks])
         return embedded[torch.tensor(order).argsort()]
 
     def _collate(self, column: str, rows: Sequence[Row]) -> tuple[dict[str, Any]]:
@@ -187,8 +188,7 @@ class ExportedStudent:
             counts = [len(row[name]) for row in rows]
             values = np.concatenate([row[name] for row in rows]).astype(dtype, copy=False)
             fields[name] = Ragged(torch.from_numpy(values), torch.tensor(counts), max(counts))
-        unpacked = self.inputs[column].unpack(fields)
-        return ({column: apply_to_collection(unpacked, Tensor, lambda each: each.to(self.network.device))},)
+        return (to_device({column: self.inputs[column].unpack(fields)}, self.network.device),)
 
     def _encode(self, batch: tuple[dict[str, Any]]) -> Tensor:
         embedded: Tensor = self.network.module(batch[0])
@@ -326,7 +326,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def instance(kind: Any, base: type, spec: Any, where: Path) -> Any:
-    """What a ``class_path`` with ``init_args`` stands for; only subclasses of ``base`` are ever called.
+    """The object that a ``class_path`` with ``init_args`` stands for; only subclasses of ``base`` are ever called.
 
     Args:
         kind: how they are called: ``base`` itself, or a callable that gives one.
@@ -337,20 +337,17 @@ def instance(kind: Any, base: type, spec: Any, where: Path) -> Any:
     Raises:
         ConfigError: when the class is gone, is no ``base``, or does not take these arguments.
     """
-    wrong = f"{where}: cannot make {spec['class_path'] if isinstance(spec, dict) and 'class_path' in spec else spec!r}"
     try:
-        module, _, name = spec["class_path"].rpartition(".")
-        named = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{wrong} ({error}): a class of your own must be importable here as in the training") from None
-    if not (isinstance(named, type) and issubclass(named, base)):
-        raise ConfigError(f"{wrong}: it is no {base.__name__}; this export was changed by hand, take another")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--made", type=kind)
-    try:
-        return parser.instantiate(parser.parse_object({"made": spec})).made
-    except ArgumentError as error:
-        raise ConfigError(f"{wrong} ({' '.join(str(error).split())[:300]}): export the student again") from None
+        import_class(spec["class_path"], base)
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument("--object", type=kind)
+        return parser.instantiate(parser.parse_object({"object": spec})).object
+    except (CacheError, ArgumentError, KeyError, TypeError) as error:
+        named = spec["class_path"] if isinstance(spec, dict) and "class_path" in spec else spec
+        raise ConfigError(
+            f"{where}: cannot make {named} ({' '.join(str(error).split())[:300]}): export the student again; a class of "
+            "your own must be importable here as in the training"
+        ) from None
 
 
 def replaced(content: Any, old: str, new: str) -> Any:
