@@ -1,1 +1,1 @@
-"""Corpora, a file per modality."""
+"""Corpora, one file per modality."""

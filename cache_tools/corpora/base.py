@@ -1,4 +1,4 @@
-"""Corpora: a fixed, ordered list of items, each with a stable string id."""
+"""The Corpus contract: a fixed, ordered list of items, each with a stable string id."""
 
 import hashlib
 import logging
@@ -17,7 +17,7 @@ class Corpus(ABC):
 
     Class attributes:
         modality: ``molecule``, ``text`` or ``image``.
-        views: so many rows, one after the other, show the same item.
+        views: so many consecutive rows show the same item.
     """
 
     modality: ClassVar[str]
@@ -30,13 +30,13 @@ class Corpus(ABC):
 
     @abstractmethod
     def pairs(self) -> Iterator[tuple[str, bytes]]:
-        """Every item as ``(id, raw item)``; an empty id asks for a hash of the content."""
+        """Every item as ``(id, raw item)``; in the place of an empty id, a hash of the item is used."""
 
     def rows(self) -> Iterator[tuple[str, bytes]]:
-        """Every item as ``(id, item)``; one that comes again under the same id is left out.
+        """Every item as ``(id, item)``; an item that comes again under the same id is left out.
 
         Raises:
-            CorpusError: on one id for two different items.
+            CorpusError: when two different items have the same id.
         """
         return self._distinct([])
 
@@ -51,16 +51,16 @@ class Corpus(ABC):
             elif seen[identity] != digest.digest():
                 raise CorpusError(
                     f"{self.source}: id {identity!r} stands for {item!r:.60} and for another item before it: "
-                    "give every row its own id, or name no id column to use content hashes"
+                    "give every row its own id, or name no id column: then an id is a hash of the item"
                 )
             else:
                 repeated.append(identity)
 
     def scan(self) -> tuple[int, str]:
-        """Number of rows and the fingerprint, which changes when any item, id or the order changes.
+        """The number of rows, and the fingerprint, which changes when any item, any id or the order changes.
 
         Raises:
-            CorpusError: on an empty corpus, or one id for two different items.
+            CorpusError: when the corpus is empty, or when two different items have the same id.
         """
         digest, count = hashlib.sha256(), 0
         repeated: list[str] = []
@@ -74,7 +74,7 @@ class Corpus(ABC):
         return count, digest.hexdigest()
 
     def read(self) -> tuple[list[str], list[bytes], str]:
-        """Ids, items and the fingerprint of a corpus that fits into memory."""
+        """The ids, the items and the fingerprint of a corpus that fits into memory."""
         rows = list(self.rows())
         return [identity for identity, _ in rows], [item for _, item in rows], self.scan()[1]
 

@@ -1,4 +1,4 @@
-"""Corpora of images in IDX files, the format of MNIST and its successors."""
+"""Read images and labels from IDX files, the format of MNIST and its successors."""
 
 import gzip
 import io
@@ -16,13 +16,13 @@ Array = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class IdxImages(Corpus):
-    """Grey images of IDX files as PNG; an image's id is its file's name and its row there.
+    """The grey images of IDX files, as PNG; an image's id is the name of its file and its row there.
 
     Args:
         paths: files of images, gzipped or not.
 
     Raises:
-        CorpusError: when one is missing, cut short or no IDX file of images.
+        CorpusError: when a file is missing, cut short, or no IDX file of images.
     """
 
     modality = "image"
@@ -35,7 +35,7 @@ class IdxImages(Corpus):
         return ", ".join(map(str, self.paths))
 
     def names(self) -> list[str]:
-        """Ids of all images, in order."""
+        """The ids of all images, in order."""
         return [name for name, _ in self._images()]
 
     def pairs(self) -> Iterator[tuple[str, bytes]]:
@@ -53,17 +53,17 @@ class IdxImages(Corpus):
 
 
 def read_idx(path: Path, axes: int) -> Array:
-    """The bytes of an IDX file: of images (images, rows, columns), of labels (labels,).
+    """The values of an IDX file: (images, rows, columns) of a file of images, (labels,) of a file of labels.
 
-    The format is told at http://yann.lecun.com/exdb/mnist: two zeros, the type (8: bytes), the number of axes, their
-    lengths as big-endian integers of four bytes, the values.
+    The format (http://yann.lecun.com/exdb/mnist): two zeros, the type (8: bytes), the number of axes, the length of each
+    axis as a big-endian integer of four bytes, the values.
 
     Args:
-        path: gzipped or not.
-        axes: that it must have.
+        path: the file, gzipped or not.
+        axes: the number of axes that it must have.
 
     Raises:
-        CorpusError: when it is missing, cut short, or no such file.
+        CorpusError: when the file is missing, cut short, or no such file.
     """
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:

@@ -1,5 +1,6 @@
-"""Corpora of images: files in a folder, a zip or a tar, and data sets of the hub."""
+"""Read images: from files in a folder, a zip or a tar, and from data sets of the hub."""
 
+import itertools
 import lzma
 import os
 import struct
@@ -19,7 +20,7 @@ from cache_tools.errors import BadItem, CorpusError
 from cache_tools.items.image import Crop, cut_out, decode_image, random_crop
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
-MAX_BYTES = 1 << 28  # of an image file: a longer one is cut there, and listed as damaged
+MAX_BYTES = 1 << 28  # a longer image file is cut here, so every column lists it as damaged
 
 DAMAGED = (  # what the readers of archives raise
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError),
@@ -30,18 +31,18 @@ Reader = Callable[[], bytes]
 
 
 class ImageFolder(Corpus):
-    """Image files below a folder, or in a zip or tar; each one's id is its path there.
+    """The image files in a folder and its subfolders, or in a zip or tar; the id of an image is its path there.
 
     A file that cannot be decoded stays in the corpus; every column masks it and lists it in ``skipped.csv``.
 
     Args:
         path: the folder, ``.zip``, ``.tar``, ``.tar.gz`` or ``.tgz``, with jpg, png and webp files.
-        include: only paths that fit this pattern, for instance ``train/*``.
-        per_folder: so many images of each folder at most: with a folder per class, of each class.
-        limit: so many images at most.
+        include: read only paths that fit this pattern, for instance ``train/*``.
+        per_folder: read so many images of each folder at most: with a folder per class, of each class.
+        limit: read so many images at most.
 
     Raises:
-        CorpusError: when it is not there, damaged, or holds no image.
+        CorpusError: when the folder or archive is not there, is damaged, or holds no image.
     """
 
     modality = "image"
@@ -63,29 +64,28 @@ class ImageFolder(Corpus):
         return ((name, read()) for name, read in self.files())
 
     def names(self) -> list[str]:
-        """Ids of all images, in order, without reading them."""
+        """The ids of all images, in order, without reading the images."""
         return [name for name, _ in self.files()]
 
     def files(self) -> Iterator[tuple[str, Reader]]:
-        """Every image's id and how to read it; a reader serves until the next one is asked for."""
+        """The id of every image and a function that reads it; call the function before you ask for the next image."""
+        return itertools.islice(self._included(), self.limit)
+
+    def _included(self) -> Iterator[tuple[str, Reader]]:
         taken: Counter[str] = Counter()
-        chosen = 0
-        for name, read in self._every():
+        for name, read in self._all_files():
             folder = name.rpartition("/")[0]
-            if chosen == self.limit:
-                return
             if fnmatch(name, self.include) and (self.per_folder is None or taken[folder] < self.per_folder):
                 taken[folder] += 1
-                chosen += 1
                 yield name, read
 
-    def _every(self) -> Iterator[tuple[str, Reader]]:
+    def _all_files(self) -> Iterator[tuple[str, Reader]]:
         if self.path.is_dir():
             return _in_folder(self.path)
         if not self.path.is_file():
             raise CorpusError(f"no folder or file {self.path.absolute()}: expected a folder, zip or tar of images")
         try:
-            if tarfile.is_tarfile(self.path):  # first: a tar whose last member is a zip ends like a zip
+            if tarfile.is_tarfile(self.path):  # tested before zip: a tar whose last member is a zip ends like a zip
                 return _in_tar(self.path)
         except DAMAGED as error:
             raise _broken(self.path, error) from None
@@ -99,13 +99,13 @@ def _is_image(name: str) -> bool:
 
 
 def _text(name: str) -> str:
-    """A path as an id; bytes that are not UTF-8 are written out."""
+    """A path as an id; bytes that are not UTF-8 become escapes such as ``\\xff``."""
     return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _in_folder(folder: Path) -> Iterator[tuple[str, Reader]]:
     paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if _is_image(path.name)}
-    for name in sorted(paths):  # as text: the order of a zip, which is not that of paths
+    for name in sorted(paths):  # sorted as text, as in a zip: Path objects sort otherwise
         if not paths[name].is_dir():
             yield _text(name), partial(_read_file, paths[name])
 
@@ -139,11 +139,11 @@ def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
     except RuntimeError as error:
         raise CorpusError(f"{path}: {name} cannot be read ({error}): unpack the archive and give its folder") from None
     except DAMAGED:
-        return b""  # damaged: no decoder takes it, so every column lists it
+        return b""  # damaged: no decoder accepts this, so every column lists it
 
 
 def _in_tar(path: Path) -> Iterator[tuple[str, Reader]]:
-    """In the archive's own order: a compressed tar cannot be read in another."""
+    """The images in the order of the archive: a compressed tar cannot be read in another order."""
     try:
         with tarfile.open(path, tarinfo=_Member) as archive:
             for member in archive:
@@ -151,7 +151,7 @@ def _in_tar(path: Path) -> Iterator[tuple[str, Reader]]:
                     file = archive.extractfile(member)
                     assert file is not None
                     yield _text(member.name.removeprefix("./")), partial(_read_rest, path, file)
-            while archive.fileobj.read(1 << 20):  # a checksum stands at the end of gzip
+            while archive.fileobj.read(1 << 20):  # to the end, where gzip compares its checksum
                 pass
     except DAMAGED as error:
         raise _broken(path, error) from None
@@ -165,7 +165,7 @@ def _read_rest(path: Path, file: IO[bytes]) -> bytes:
 
 
 class _Member(tarfile.TarInfo):
-    """A header that is damaged or missing is an error; tarfile alone takes it for the archive's end."""
+    """A damaged or missing header is an error here; tarfile alone takes it for the end of the archive."""
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
@@ -186,24 +186,24 @@ class ImageDataset(HubDataset):
 
     def encoded(self, cell: Any) -> bytes:
         if cell is None:
-            return b""  # no decoder takes it, so every column lists it
+            return b""  # no decoder accepts this, so every column lists it
         if isinstance(cell, bytes):
             return cell
         if not isinstance(cell, dict) or not {"bytes", "path"} <= cell.keys():
             raise CorpusError(f"{self.source}: column {self.column} holds {type(cell).__name__}, expected images")
-        content = cell["bytes"]  # some data sets hold the encoded file, others point to it
+        content = cell["bytes"]  # some data sets hold the encoded file, others its path
         return content if isinstance(content, bytes) else _read_file(Path(str(cell["path"])))
 
 
 class Views(Corpus):
-    """Several random crops of every image, as rows of their own: teachers and student see the very same pixels.
+    """Several random crops of every image, each a row of its own: teachers and student see exactly the same pixels.
 
-    View 0 is the image's middle square; each other one is a crop of random place, size and shape, mirrored half of the
+    View 0 is the image's middle square; every other view is a crop of random place, size and shape, mirrored half of the
     time. A view's id says which crop it is. An epoch shows one view of each image (``data.augmentation: views``).
 
     Args:
         corpus: the images.
-        views: of each.
+        views: the number of views of each image.
         size: pixels along each side of a view.
         seed: decides the crops.
         least: the smallest share of the image's area that a crop covers.
@@ -228,7 +228,7 @@ class Views(Corpus):
         try:
             image = decode_image(item)
         except BadItem:
-            return [(f"{identity}#{view}", item) for view in range(self.views)]  # every column masks and lists them
+            return [(f"{identity}#{view}", item) for view in range(self.views)]  # every column masks and lists these rows
         crops = [Crop.middle(image.size)]
         crops += [random_crop(image.size, self.least, (self.seed, view, identity)) for view in range(1, self.views)]
         return [(f"{identity}#{view} {crop}", cut_out(image, crop, self.size)) for view, crop in enumerate(crops)]

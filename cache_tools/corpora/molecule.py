@@ -1,4 +1,4 @@
-"""Corpora of molecules."""
+"""Read molecules from tables and files of SMILES, or take RDKit's samples."""
 
 import csv
 import itertools
@@ -20,7 +20,7 @@ class SmilesFile(Corpus):
         limit: read so many rows at most.
 
     Raises:
-        CorpusError: missing file, unknown ending, missing column, no rows.
+        CorpusError: when the file, a column or every row is missing, or when the ending is unknown.
     """
 
     modality = "molecule"
@@ -68,4 +68,4 @@ class RdkitSamples(Corpus):
         data = Path(RDConfig.RDDataDir)
         with open(data / "NCI" / "first_5K.smi") as nci, open(data / "Pains" / "test_data" / "wehi_mols.csv") as wehi:
             smiles = [line.split()[0] for line in nci if line.strip()] + [row[0] for row in csv.reader(wehi) if row]
-        return (("", each.encode()) for each in smiles[: self.limit])
+        return (("", molecule.encode()) for molecule in smiles[: self.limit])

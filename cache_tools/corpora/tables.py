@@ -1,4 +1,4 @@
-"""Rows of csv, jsonl and parquet files, gzipped or not."""
+"""Read rows of csv, jsonl and parquet files, gzipped or not."""
 
 import csv
 import gzip
@@ -18,19 +18,19 @@ csv.field_size_limit(2**31 - 1)  # a text may be longer than the 131,072 charact
 
 
 def read_table(path: Path, columns: list[str], beside: str = "") -> Iterator[dict[str, str]]:
-    """Rows of a table with every cell as text, an empty one as ``""``.
+    """The rows of a table, every cell as text, an empty cell as ``""``.
 
     Args:
         path: ``.csv`` (with a header), ``.jsonl`` (an object a line) or ``.parquet``; the first two also as ``.gz``.
-        columns: those that must be there; other columns may be given as well.
+        columns: those that must be there; rows may hold others as well.
         beside: further endings that the caller reads itself, for the message.
 
     Raises:
-        CorpusError: missing file or column, unknown ending, a line that cannot be read.
+        CorpusError: when the file or a column is missing, the ending is unknown, or a line cannot be read.
     """
     kind = file_ending(path)
     if kind == ".parquet":
-        yield from _parquet(path, columns)
+        yield from _read_parquet(path, columns)
         return
     with open_text(path) as file:
         if kind == ".csv":
@@ -42,7 +42,7 @@ def read_table(path: Path, columns: list[str], beside: str = "") -> Iterator[dic
 
 
 def file_ending(path: Path) -> str:
-    """The ending that says how a file is laid out, without ``.gz``; lower case."""
+    """The ending that says which format a file has, in lower case; ``.gz`` does not count."""
     return Path(path.stem if path.suffix == ".gz" else path.name).suffix.lower()
 
 
@@ -61,10 +61,10 @@ def open_text(path: Path) -> TextIO:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Lines of a text file without their ends.
+    """The lines of a text file, without line breaks.
 
     Raises:
-        CorpusError: when there is no such file, or it is not UTF-8.
+        CorpusError: when there is no such file, or when it is not UTF-8.
     """
     with open_text(path) as file:
         try:
@@ -74,16 +74,15 @@ def read_lines(path: Path) -> Iterator[str]:
             raise _unreadable(path, error) from None
 
 
-def read_csv(path: Path, file: TextIO, required: list[str]) -> Iterator[dict[str, str]]:
-    """Rows of a csv with a header.
+def read_csv(path: Path, file: TextIO, columns: list[str]) -> Iterator[dict[str, str]]:
+    """The rows of a csv file with a header.
 
     Raises:
-        CorpusError: naming the columns that are missing and those that are there.
+        CorpusError: when columns are missing; the message names them and those that are there.
     """
     reader = csv.DictReader(file, restval="")
     try:
-        found = reader.fieldnames or []
-        _require(path, required, list(found))
+        _require(path, columns, list(reader.fieldnames or []))
         for row in reader:
             if None in row:
                 raise CorpusError(f"{path} line {reader.line_num}: more cells than the header has columns")
@@ -92,9 +91,9 @@ def read_csv(path: Path, file: TextIO, required: list[str]) -> Iterator[dict[str
         raise _unreadable(path, error) from None
 
 
-def _require(path: Path, wanted: list[str], found: list[str]) -> None:
-    if missing := [name for name in wanted if name not in found]:
-        raise CorpusError(f"{path}: no column {', '.join(missing)}; its columns are: {', '.join(found) or 'none'}")
+def _require(path: Path, columns: list[str], present: list[str]) -> None:
+    if missing := [name for name in columns if name not in present]:
+        raise CorpusError(f"{path}: no column {', '.join(missing)}; its columns are: {', '.join(present) or 'none'}")
 
 
 def _unreadable(path: Path, error: Exception) -> CorpusError:
@@ -120,7 +119,7 @@ def _read_jsonl(path: Path, file: TextIO, columns: list[str]) -> Iterator[dict[s
         raise _unreadable(path, error) from None
 
 
-def _parquet(path: Path, columns: list[str]) -> Iterator[dict[str, str]]:
+def _read_parquet(path: Path, columns: list[str]) -> Iterator[dict[str, str]]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
@@ -140,7 +139,7 @@ def _parquet(path: Path, columns: list[str]) -> Iterator[dict[str, str]]:
 
 
 def _text(value: object, errors: str = "strict") -> str:
-    if isinstance(value, bytes):  # parquet calls it binary what it does not know to be text
+    if isinstance(value, bytes):  # parquet has texts as binary when they are not declared as text
         return value.decode(errors=errors)
     text = "" if value is None else str(value)
     return text.encode(errors="replace").decode()  # JSON can hold half a surrogate pair, UTF-8 cannot

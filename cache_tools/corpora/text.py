@@ -1,4 +1,4 @@
-"""Corpora of texts."""
+"""Read texts from tables, files of lines and data sets of the hub."""
 
 import itertools
 import os
@@ -18,11 +18,11 @@ class TextFile(Corpus):
         path: ``.txt``, ``.csv``, ``.jsonl`` or ``.parquet``; all but parquet also as ``.gz``.
         text: the table's column of texts.
         id: the table's column of ids; without one an id is a hash of the text.
-        every: keep one row of so many, from the first on: a sample of all parts of a sorted file.
+        every: keep one row of so many, beginning with the first: a sample of all parts of a sorted file.
         limit: keep so many rows at most.
 
     Raises:
-        CorpusError: missing file, unknown ending, missing column, no rows.
+        CorpusError: when the file, a column or every row is missing, or when the ending is unknown.
     """
 
     modality = "text"
