@@ -1,4 +1,4 @@
-"""The cache stage: every teacher once over a corpus, written as HDF5 shards. Knows nothing of training.
+"""The cache stage: run every teacher once over a corpus and write the embeddings as HDF5 shards.
 
 ``__init__.pyi`` lists the public names; a name's module is imported when the name is first used.
 """

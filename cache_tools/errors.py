@@ -1,4 +1,4 @@
-"""The errors that users see: what was expected, what was found, where, and what to do."""
+"""The errors that users see; each message says what was expected, what was found, where, and what to do."""
 
 import math
 
@@ -16,7 +16,7 @@ class CacheError(QuorumError):
 
 
 class TeacherError(QuorumError):
-    """A teacher cannot be loaded, or gave back something that is not an embedding."""
+    """A teacher cannot be loaded, or returned something that is not an embedding."""
 
 
 class ConfigError(QuorumError):
@@ -24,14 +24,18 @@ class ConfigError(QuorumError):
 
 
 class TrainingError(QuorumError):
-    """A run cannot go on: a teacher's loss is not finite, or rose beyond reason."""
+    """A run cannot go on: a teacher's loss is not finite, or rose too much."""
 
 
 def above_zero(owner: str, **values: float) -> None:
-    """Check settings of ``owner``.
+    """Check that settings are numbers above 0.
+
+    Args:
+        owner: the class that they belong to, for the message.
+        values: name -> value.
 
     Raises:
-        ConfigError: for one that is not a number above 0.
+        ConfigError: naming the first setting that is not.
     """
     for name, value in values.items():
         if not 0 < value < math.inf:

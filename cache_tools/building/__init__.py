@@ -1,1 +1,1 @@
-"""From a corpus and producers to finished columns: batches, worker processes, claims of several writers."""
+"""Make finished columns from a corpus and producers: batches, worker processes, several writers."""

@@ -1,1 +1,1 @@
-"""What lies on disk: shards, manifests, statistics; writing them, reading them, checking them."""
+"""The files of a cache: write, read and check shards, manifests and statistics."""

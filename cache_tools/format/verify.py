@@ -10,7 +10,7 @@ from cache_tools.format.shard import file_name
 
 
 def corpus_faults(folder: Path) -> list[str]:
-    """Everything that is wrong with the items of the corpus at ``folder``; empty when all is well."""
+    """Everything that is wrong with the items of the corpus at ``folder``; empty when nothing is wrong."""
     manifest = store.read_corpus(folder)
     expected = {"corpus_fingerprint": manifest.fingerprint}
     return list(_faults(folder / "items", dict(enumerate(manifest.shards)), expected))

@@ -1,14 +1,8 @@
-"""Student inputs as columns: what a student reads is made once, like an embedding, but rows differ in length."""
+"""Student inputs as columns: they are made once, like embeddings, but their rows differ in length."""
 
 from cache_tools.inputs.base import Featuriser
 from cache_tools.inputs.graph import MoleculeGraph
 from cache_tools.inputs.pixels import EncodedImage, Pixels
 from cache_tools.inputs.tokens import TokenIds
 
-__all__ = [
-    "EncodedImage",
-    "Featuriser",
-    "MoleculeGraph",
-    "Pixels",
-    "TokenIds",
-]
+__all__ = ["EncodedImage", "Featuriser", "MoleculeGraph", "Pixels", "TokenIds"]

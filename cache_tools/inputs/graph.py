@@ -1,4 +1,4 @@
-"""Molecular graphs."""
+"""Molecules as graphs of atoms and bonds."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ class MoleculeGraph(Featuriser):
     """The molecular graph of a SMILES with all atom and bond columns of ``torch_geometric.utils.smiles``.
 
     Fields: ``atoms`` (atoms, 9), ``edges`` (bonds, 2) as source and target atom, ``bonds`` (bonds, 3). Every chemical
-    bond stands in both directions.
+    bond is listed twice, once in each direction.
     """
 
     modality = "molecule"

@@ -1,4 +1,4 @@
-"""Student inputs as columns: what a student reads is made once, like an embedding, but with rows of different lengths."""
+"""Square images, as pixels or as JPEG."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ class _Square(Featuriser):
 
 
 class Pixels(_Square):
-    """An image as a square of RGB pixels, from 0 to 255; a student gets (batch, size, size, 3), uint8.
+    """An image as a square of RGB pixels from 0 to 255; a student gets (batch, size, size, 3), uint8.
 
     Args:
         size: pixels along each side.
@@ -42,7 +42,7 @@ class Pixels(_Square):
 
 
 class EncodedImage(_Square):
-    """The same square as JPEG: a tenth of the size on disk, decoded for each batch (``data.num_workers`` shares the work).
+    """The same square as JPEG: a tenth of the size on disk, decoded for each batch; ``data.num_workers`` shares the work.
 
     Args:
         size: pixels along each side.

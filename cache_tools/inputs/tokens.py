@@ -1,4 +1,4 @@
-"""Token ids of texts."""
+"""Texts as the token ids of a tokenizer."""
 
 from pathlib import Path
 from typing import Any

@@ -1,1 +1,1 @@
-"""Raw items: how the bytes of a molecule or an image are read."""
+"""Read raw items: the bytes of a molecule or an image."""

@@ -1,4 +1,4 @@
-"""Image decoding that every image reader shares."""
+"""Decode, crop and encode images."""
 
 import hashlib
 import io
@@ -14,9 +14,7 @@ from cache_tools.errors import BadItem
 if TYPE_CHECKING:
     from PIL import Image
 
-
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-
 MAX_PIXELS = 90_000_000
 
 
@@ -27,8 +25,8 @@ def decode_image(item: bytes) -> "Image.Image":
         item: an encoded image file: JPEG, PNG, WebP, GIF (its first frame) or BMP.
 
     Raises:
-        BadItem: when it is no such image, is damaged or cut short, or has more than ``MAX_PIXELS`` pixels; these are
-            counted from its header, before any is decoded.
+        BadItem: when it is no such image, is damaged or cut short, or has more than ``MAX_PIXELS`` pixels; the header
+            tells their number before any pixel is decoded.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -37,7 +35,7 @@ def decode_image(item: bytes) -> "Image.Image":
         if image.width * image.height > MAX_PIXELS:
             raise BadItem(f"an image of {image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are decoded")
         image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16 bits of grey: Pillow would cut all above 255 off
+        if image.mode.startswith("I"):  # 16 bits of grey: Pillow would clip all values above 255
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
         return image.convert("RGB")
     except Image.DecompressionBombError:
@@ -45,7 +43,7 @@ def decode_image(item: bytes) -> "Image.Image":
     except UnidentifiedImageError:
         raise BadItem(f"no image that can be read, expected {', '.join(FORMATS)}") from None
     except (OSError, SyntaxError, ValueError, LookupError, EOFError, TypeError, struct.error, zlib.error) as error:
-        raise BadItem(f"a damaged image: {error}") from None  # Pillow's decoders raise what they come across
+        raise BadItem(f"a damaged image: {error}") from None  # Pillow's decoders raise many kinds
 
 
 def square(image: "Image.Image", size: int, bilinear: bool = False) -> "Image.Image":
@@ -77,12 +75,12 @@ class Crop(NamedTuple):
 
 
 def random_crop(size: tuple[int, int], least: float, key: tuple[object, ...]) -> Crop:
-    """A crop that covers ``least`` to all of the area, 3:4 to 4:3 in shape, mirrored half of the time.
+    """A random crop that covers at least ``least`` of the area, 3:4 to 4:3 in shape; half of the crops are mirrored.
 
     Args:
         size: (width, height).
-        least: share of the area.
-        key: decides the crop, in every process alike.
+        least: share of the area, from 0 to 1.
+        key: decides the crop; equal keys give equal crops in every process.
     """
     seed = hashlib.sha256(repr(key).encode()).digest()
     random = np.random.default_rng(np.frombuffer(seed, np.uint32))
@@ -90,7 +88,7 @@ def random_crop(size: tuple[int, int], least: float, key: tuple[object, ...]) ->
     shape = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))  # width / height
     width = int(np.clip(round(np.sqrt(area * shape)), 1, size[0]))
     height = int(np.clip(round(np.sqrt(area / shape)), 1, size[1]))
-    needed = least * size[0] * size[1]  # a long image cuts such a shape down: then the other side grows
+    needed = least * size[0] * size[1]  # a long image limits one side of the shape: then the other side grows
     width = min(size[0], max(width, math.ceil(needed / height)))
     height = min(size[1], max(height, math.ceil(needed / width)))
     left, top = int(random.integers(size[0] - width + 1)), int(random.integers(size[1] - height + 1))

@@ -1,4 +1,4 @@
-"""SMILES parsing that every molecule reader shares."""
+"""Parse SMILES."""
 
 from typing import Any
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from cache_tools import open_column
+from cache_tools.building import launch
 from cache_tools.building.column import Settings
-from cache_tools.building.corpus import build, build_like
+from cache_tools.building.corpus import add_column, build, build_like
 from cache_tools.corpora.base import Items
 from cache_tools.corpora.molecule import RdkitSamples
 from cache_tools.errors import CacheError, TeacherError
@@ -197,6 +198,38 @@ def test_a_task_is_never_embedded_by_a_teacher_that_changed(tmp_path):
     weights.write_text("new")
     with pytest.raises(CacheError, match="was made with weights = 'old', now it is 'new'"):
         build_like(columns, tmp_path / "tasks", corpus(4), QUIET)
+
+
+def test_one_more_column_of_a_stored_corpus_equals_one_of_the_build(tmp_path):
+    folder = build(tmp_path, "c", corpus(), {"a": Lengths()}, {}, QUIET)
+    path = add_column(folder, "b", Lengths(), QUIET)
+    assert path == folder / "teachers" / "b"
+    assert (path / "00000.h5").read_bytes() == (folder / "teachers" / "a" / "00000.h5").read_bytes()
+    with pytest.raises(CacheError, match="reads molecules, the corpus .* holds texts"):
+        add_column(folder, "c", Maccs(), QUIET)
+    with pytest.raises(CacheError, match="cannot be called '../a'"):
+        add_column(folder, "../a", Lengths(), QUIET)
+
+
+def test_a_column_in_the_folder_of_another_kind_is_refused(tmp_path):
+    folder = build(tmp_path, "c", Items(["CCO"], "molecule"), {"maccs": Maccs()}, {}, QUIET)
+    (folder / "inputs").mkdir()
+    (folder / "teachers" / "maccs").rename(folder / "inputs" / "maccs")
+    with pytest.raises(CacheError, match="Maccs makes columns of teachers, not of inputs"):
+        build_like(store.list_columns(folder), tmp_path / "tasks", Items(["CCN"], "molecule"), QUIET)
+
+
+def test_an_error_stops_the_writers_that_this_command_started(monkeypatch):
+    started, popen = [], subprocess.Popen
+
+    def start(command, **options):
+        started.append(popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+        return started[-1]
+
+    monkeypatch.setattr(launch.subprocess, "Popen", start)
+    with pytest.raises(RuntimeError, match="the first writer failed"), launch.writers(3, [], 1):
+        raise RuntimeError("the first writer failed")
+    assert [process.returncode for process in started] == [-signal.SIGTERM] * 2
 
 
 def test_a_column_needs_a_plain_name(tmp_path):

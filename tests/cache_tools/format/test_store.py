@@ -75,6 +75,16 @@ def test_rows_come_in_the_order_asked_for_across_shards(tmp_path):
     assert column.rows(torch.tensor(wanted))[:, 0].tolist() == wanted
 
 
+def test_one_item_is_read_by_its_row(tmp_path):
+    items = [f"item {number}" for number in range(23)]
+    folder = tmp_path / "c"
+    store_corpus(folder, Items(items, "text"), shard_rows=5)
+    ids = [identity for number in range(5) for identity in store.read_items(folder, number)[0]]
+    assert [store.read_item(folder, row) for row in range(23)] == [
+        (identity, item.encode()) for identity, item in zip(ids, items, strict=True)
+    ]
+
+
 def test_a_column_of_many_shards_equals_a_column_of_one(tmp_path):
     from cache_tools.corpora.molecule import RdkitSamples
     from cache_tools.inputs import MoleculeGraph
