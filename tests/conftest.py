@@ -1,21 +1,40 @@
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from cache_tools.building.corpus import build
-from cache_tools.corpora.molecule import RdkitSamples
-from cache_tools.inputs import MoleculeGraph
+from cache_tools import MoleculeGraph, RdkitSamples, build
 from cache_tools.teachers.molecule import Maccs, MorganBits, MorganCounts
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
+NEEDS = (
+    f"workplace: needs {SHARED} with real weights, data sets and published numbers, which are not part of the repository"
+)
 
 torch.set_num_threads(1)  # for tensors this small a second thread only waits
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "workplace: needs the workplace's folder shared/ beside the repository; skipped where it is missing"
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: "test_command_lines" not in item.nodeid)  # the longest file first: two workers end together
+    for item in items:
+        if "shared" in getattr(item, "fixturenames", ()) and not item.get_closest_marker("workplace"):
+            raise pytest.UsageError(f"{item.nodeid} takes the fixture `shared`: mark it with @pytest.mark.workplace")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("workplace") and not SHARED.is_dir():
+        # the workplace's own CI has the folder, so its tests must not drop out in silence; GitHub's machines have none
+        if os.environ.get("CI") == "true" and "GITHUB_ACTIONS" not in os.environ:
+            pytest.fail(NEEDS, pytrace=False)
+        pytest.skip(NEEDS)
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +48,5 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The workplace's real weights, data and golden numbers; a user's clone has none."""
-    if not SHARED.is_dir():
-        pytest.skip(f"needs {SHARED}")
+    """The workplace's real weights, data and published numbers, for tests with the marker ``workplace``."""
     return SHARED
