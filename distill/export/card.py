@@ -151,5 +151,5 @@ def _probes(folder: Path, run: RunFolder, checkpoint: Path) -> list[tuple[str, s
     for split in dict.fromkeys(record.split for record in results.records):
         scores = Scores(results.records, split)
         figures.bars(scores).savefig(folder / f"probes-{split}.png", dpi=130)
-        out.append((split, report.answer(scores), score_table(scores).markdown()))
+        out.append((split, report.answer(scores), str(score_table(scores).markdown())))
     return out

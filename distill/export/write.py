@@ -44,7 +44,8 @@ from distill.export.student import (
 )
 from distill.heads import Head
 from distill.run_folder import RunFolder
-from distill.targets import Normaliser, Raw, Standardise
+from distill.students.base import Student
+from distill.targets import Raw, Standardise
 from distill.training.distiller import Distiller
 
 log = logging.getLogger(__name__)
@@ -77,16 +78,21 @@ def export(
         folder.mkdir()
         spec = config["model"]["student"]
         spec = {**spec, "init_args": student.portable(spec.get("init_args") or {}, folder / "network")}
-        spaces = _spaces(model, data) if heads else nn.ModuleDict()
+        spaces, own_heads = _spaces(model, data) if heads else {}, config["model"].get("heads") or {}
         content = {
             "format_version": FORMAT_VERSION,
             "dim": student.dim,
             "student": spec,
-            "inputs": {name: _input_spec(each, folder / "inputs" / name) for name, each in inputs.items()},
+            "inputs": {name: _input_spec(featuriser, folder / "inputs" / name) for name, featuriser in inputs.items()},
             "teachers": {
-                name: _head_spec(config["model"], name, cast(TeacherSpace, each)) for name, each in spaces.items()
+                name: {
+                    "dim": len(space.mean),
+                    "targets": len(space.gain),
+                    "head": own_heads.get(name) or config["model"]["head"],
+                }
+                for name, space in spaces.items()
             },
-            "weights_sha256": _write_weights(nn.ModuleDict({"student": student, "teachers": spaces}), folder / WEIGHTS),
+            "weights_sha256": _write_weights(student, spaces, folder / WEIGHTS),
             "checkpoint": {"sha256": sha256(ckpt_path), "epoch": checkpoint["epoch"], "step": checkpoint["global_step"]},
             "libraries": library_versions(),
         }
@@ -98,7 +104,7 @@ def export(
             write_sentences(student, inputs, folder / SENTENCES)
         card.write(folder, out.name, ckpt_path, config, data.corpora, exported)
         folder.rename(out)
-    log.info("written: %s; `distill.load_student(%r).embed([...])` anywhere, how is in its README.md", out, str(out))
+    log.info("written: %s; use it anywhere: `distill.load_student(%r).embed([...])`, see its README.md", out, str(out))
 
 
 def predict(
@@ -226,19 +232,19 @@ def _input_spec(featuriser: Featuriser, folder: Path) -> dict[str, Any]:
     }
 
 
-def _spaces(model: Distiller, data: DistillData) -> nn.ModuleDict:
+def _spaces(model: Distiller, data: DistillData) -> dict[str, TeacherSpace]:
     """Teacher -> its head and the way back to its raw embedding.
 
     Raises:
         ConfigError: when no head can emit one.
     """
-    spaces = nn.ModuleDict()
+    spaces = {}
     for name in model.teachers:
-        head, normaliser = cast(Head, model.heads[name]), cast(Normaliser, model.normalisers[name])
+        head, normaliser = model.bank.head(name), model.bank.normaliser(name)
         predicts = type(head).predict is not Head.predict and not head.scale_free and not head.ladder
         if not predicts or not isinstance(normaliser, Raw | Standardise):
-            why = f"{class_path(normaliser)} has no way back" if predicts else "its head predicts none from it alone"
-            log.warning("teacher %s: no head is exported, %s", name, why)
+            reason = f"{class_path(normaliser)} has no way back" if predicts else "its head predicts none from it alone"
+            log.warning("teacher %s: no head is exported, %s", name, reason)
             continue
         space = TeacherSpace(head, len(data.statistics[name].mean), normaliser.dim)
         if isinstance(normaliser, Standardise):
@@ -251,14 +257,11 @@ def _spaces(model: Distiller, data: DistillData) -> nn.ModuleDict:
     return spaces
 
 
-def _head_spec(model: Mapping[str, Any], name: str, space: TeacherSpace) -> dict[str, Any]:
-    spec = (model.get("heads") or {}).get(name) or model["head"]
-    return {"dim": len(space.mean), "targets": len(space.gain), "head": spec}
+def _write_weights(student: Student, spaces: Mapping[str, TeacherSpace], path: Path) -> str:
+    """Write the weights as :func:`distill.load_student` reads them; gives the file's SHA-256."""
+    from safetensors.torch import save_file
 
-
-def _write_weights(modules: nn.Module, path: Path) -> str:
-    from safetensors.torch import save
-
+    modules = nn.ModuleDict({"student": student, "teachers": nn.ModuleDict(spaces)})
     state = {name: value.detach().cpu().clone().contiguous() for name, value in modules.state_dict().items()}
-    path.write_bytes(save(state, {"format": "pt"}))
+    save_file(state, path, {"format": "pt"})
     return sha256(path)
