@@ -20,7 +20,7 @@ class Objective(Float32, ABC):
 
     @abstractmethod
     def forward(self, losses: Tensor, valid: Tensor, weights: Tensor) -> Tensor:
-        """One scalar; what it counts or averages, it does over all ranks, as :func:`mean_of_all_ranks` does.
+        """One scalar. Counts and means are those of all ranks, as :func:`mean_of_all_ranks` takes them.
 
         Args:
             losses: per teacher and row, (teachers, batch).
@@ -30,7 +30,7 @@ class Objective(Float32, ABC):
 
 
 def over_all_ranks(value: Tensor) -> Tensor:
-    """The sum of every rank's ``value``, which no gradient passes; ``value`` itself in a single process."""
+    """The sum of every rank's ``value``, without a gradient; ``value`` itself in a single process."""
     total = value.detach().clone()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(total)
@@ -38,7 +38,7 @@ def over_all_ranks(value: Tensor) -> Tensor:
 
 
 def mean_of_all_ranks(total: Tensor, count: Tensor) -> Tensor:
-    """``total / count``, both summed over all ranks, as far as the gradient goes: DDP averages the ranks' gradients.
+    """This rank's part of ``total / count`` over all ranks. DDP averages gradients, so the average of the parts is right.
 
     Args:
         total: this rank's sum, of any shape.
@@ -51,21 +51,21 @@ def mean_of_all_ranks(total: Tensor, count: Tensor) -> Tensor:
 
 def means(losses: Tensor, valid: Tensor) -> Tensor:
     """Every teacher's mean loss over the valid rows of all ranks, (teachers,); 0 where it has none."""
-    kept = torch.where(valid, losses, 0.0).sum(1)  # where: a masked row's loss may be anything
-    return mean_of_all_ranks(kept, valid.sum(1))
+    total = torch.where(valid, losses, 0.0).sum(1)  # `where`, since a masked row's loss may be anything
+    return mean_of_all_ranks(total, valid.sum(1))
 
 
 class WeightedSum(Objective):
-    """The paper's: the sum over teachers of weight times the mean loss over the valid rows.
+    """The paper's objective: the sum over teachers of weight times the mean loss over the valid rows.
 
     Args:
         shares: teacher -> a factor of its weight; 1 for those that are not named.
-        balance: ``teachers``: each of them counts alike, however wide it is. ``dimensions``: each dimension that a loss
-            is summed over does.
+        balance: ``teachers``: every teacher counts the same, however wide it is. ``dimensions``: every dimension that a
+            loss is summed over counts the same.
         reduction: ``sum`` over teachers, or their ``mean``, weighted by ``shares``.
 
     Raises:
-        ConfigError: when ``shares`` names a teacher that is not there, has a share below 0, or all of them 0.
+        ConfigError: when ``shares`` names a teacher that is not there, a share is below 0, or all shares are 0.
 
     Example:
         >>> losses, valid = torch.tensor([[1.0, 3.0], [4.0, 9.0]]), torch.tensor([[True, True], [True, False]])
@@ -106,12 +106,12 @@ class WeightedSum(Objective):
 
 
 class Relative(Objective):
-    """An objective that divides by the loss that each teacher began with. In validation it is the paper's sum.
+    """An objective that divides each teacher's loss by its first value. In validation it is the paper's sum.
 
-    For losses that are never negative: squared errors, cosines.
+    It is for losses that are never negative, as squared errors and cosines.
 
     Attributes:
-        first: weight times mean loss of the first batch with rows of a teacher, (teachers,).
+        first: weight times mean loss of the first batch that has rows of a teacher, (teachers,).
 
     Raises:
         ConfigError: in training, on a negative loss, as a density's can be.
@@ -123,9 +123,9 @@ class Relative(Objective):
         self.register_buffer("first", torch.full((len(teachers),), torch.nan))
 
     def forward(self, losses: Tensor, valid: Tensor, weights: Tensor) -> Tensor:
-        each = weights * means(losses, valid)
+        weighted = weights * means(losses, valid)
         if not self.training:
-            return each.sum()
+            return weighted.sum()
         count = over_all_ranks(valid.sum(1))
         now = weights * over_all_ranks(torch.where(valid, losses, 0.0).sum(1)) / count.clamp_min(1)
         now = torch.where(count > 0, now, torch.nan)
@@ -133,29 +133,29 @@ class Relative(Objective):
             kind = type(self).__name__
             raise ConfigError(f"{kind} divides losses, and one is negative: take heads whose losses never are, as MseHead")
         self.first = torch.where(self.first.isnan(), now.clamp_min(1e-12), self.first)
-        return self.weighed(each, now)
+        return self.combine(weighted, now)
 
     @abstractmethod
-    def weighed(self, each: Tensor, now: Tensor) -> Tensor:
-        """One scalar.
+    def combine(self, weighted: Tensor, now: Tensor) -> Tensor:
+        """One scalar of all teachers.
 
         Args:
-            each: weight times mean loss of every teacher, (teachers,), to differentiate.
+            weighted: weight times mean loss of every teacher, (teachers,), to differentiate.
             now: the same over all ranks, without a gradient; nan for a teacher that has no row.
         """
 
 
 class UncertaintyWeights(Relative):
-    """Weights that are learnt: ``sum_k exp(-s_k) L_k + s_k`` (Kendall et al., CVPR 2018), a loss being 1 at first.
+    """Learnt weights: ``sum_k exp(-s_k) L_k + s_k`` (Kendall et al., CVPR 2018), with losses scaled to be 1 at first.
 
     Args:
-        bound: of s, on both sides: none of the teachers is lost, and none takes all.
+        bound: of s, on both sides, so that no teacher is lost and none takes all.
 
     Raises:
         ConfigError: when ``bound`` is not above 0.
     """
 
-    pace = 10.0  # of s, beside other parameters: as an exponent it has further to go
+    pace = 10.0  # how much faster than other parameters s moves: as an exponent it has further to go
     raw: nn.Parameter
 
     def __init__(self, bound: float = 3.0):
@@ -167,16 +167,16 @@ class UncertaintyWeights(Relative):
         super().attach(teachers)
         self.raw = nn.Parameter(torch.zeros(len(teachers)))
 
-    def weighed(self, each: Tensor, now: Tensor) -> Tensor:
-        s = self.bound * (self.pace * self.raw / self.bound).tanh()  # a clamp's gradient is zero: s would stay beyond it
-        terms = (-s).exp() * each / self.first.nan_to_num(1.0) + s
-        return torch.where(now.isnan(), 0.0, terms).sum()  # of a teacher that has no row s would fall for nothing
+    def combine(self, weighted: Tensor, now: Tensor) -> Tensor:
+        s = self.bound * (self.pace * self.raw / self.bound).tanh()  # beyond a clamp s would have no gradient, and stay
+        terms = (-s).exp() * weighted / self.first.nan_to_num(1.0) + s
+        return torch.where(now.isnan(), 0.0, terms).sum()  # without a row of the teacher, s alone would be minimised
 
 
 class RelativeLossWeights(Relative):
     """The slower a teacher's loss falls, the more it weighs: its share is a softmax of loss / first loss.
 
-    Losses are running means over all ranks.
+    Losses here are running means over all ranks.
 
     Args:
         temperature: of the softmax.
@@ -199,16 +199,16 @@ class RelativeLossWeights(Relative):
         super().attach(teachers)
         self.register_buffer("running", torch.full((len(teachers),), torch.nan))
 
-    def weighed(self, each: Tensor, now: Tensor) -> Tensor:
-        known = torch.where(self.running.isnan(), now, self.keep * self.running + (1 - self.keep) * now)
-        self.running = torch.where(now.isnan(), self.running, known)
+    def combine(self, weighted: Tensor, now: Tensor) -> Tensor:
+        updated = torch.where(self.running.isnan(), now, self.keep * self.running + (1 - self.keep) * now)
+        self.running = torch.where(now.isnan(), self.running, updated)
         relative = (self.running / self.first).nan_to_num(1.0)
         share = (relative / self.temperature).softmax(0) * len(relative)
-        return (share * each).sum()
+        return (share * weighted).sum()
 
 
 class TeacherDropping(WeightedSum):
-    """In training every row keeps the teacher of its largest loss, and drops each other one at random.
+    """UNIC's teacher dropping: in training every row keeps the teacher of its largest loss, and drops others at random.
 
     Args:
         drop: probability; UNIC takes 0.25 for two teachers and 0.5 for four.
@@ -238,8 +238,8 @@ class TeacherDropping(WeightedSum):
         largest = weighted.argmax(0, keepdim=True)
         kept = torch.rand_like(weighted) >= self.drop
         kept = kept.scatter(0, largest, True) & valid
-        each = torch.where(kept, weighted, 0.0)
+        losses = torch.where(kept, weighted, 0.0)
         if self.divide_by == "pairs":
-            return mean_of_all_ranks(each.sum(), kept.sum())
-        rows = each.sum(0) / kept.sum(0).clamp_min(1)  # (batch,)
+            return mean_of_all_ranks(losses.sum(), kept.sum())
+        rows = losses.sum(0) / kept.sum(0).clamp_min(1)  # (batch,)
         return mean_of_all_ranks(rows.sum(), valid.any(0).sum())

@@ -1,4 +1,4 @@
-"""The order of samples as a pure function of numbers: (seed, epoch, rows, weights, block, ranks, batch). No torch Dataset.
+"""The order of samples: a pure function of numbers (seed, epoch, rows, weights, block, ranks, batch), without a Dataset.
 
 Nothing here is as long as the corpus: a permutation of a billion rows is a formula, evaluated where it is needed.
 """
@@ -17,23 +17,22 @@ Array = np.ndarray[Any, Any]
 
 Lengths = Callable[[Array], Array]  # rows to their lengths, both (rows,)
 
+ROUNDS = 4  # of a permutation
 
-ROUNDS = 4
-
-SLAB = 128  # batches whose rows are computed at once: numpy's cost per call is shared by all of them
+SLAB = 128  # batches whose rows are computed at once, so that they share numpy's cost per call
 
 GOLDEN = (math.sqrt(5) - 1) / 2
 
-MANY = 1_000_000_000  # more than a pass has windows
+MANY = 1_000_000_000  # more windows than a pass has
 
-SPREAD = 0x9E3779B1  # neighbours begin with different views
+SPREAD = 0x9E3779B1  # a multiplier that lets neighbouring items start with different views
 
 
 def permute(positions: Array, rows: int, *key: int) -> Array:
-    """The rows at ``positions`` of a permutation of ``range(rows)`` that only the ``key`` decides; (positions,), int64.
+    """The rows at ``positions`` of a permutation of ``range(rows)`` that depends on ``key`` alone; (positions,), int64.
 
-    Rounds of an affine map and a shift-xor are a bijection of a power of two; a value beyond ``rows`` goes round
-    again until it falls inside (cycle walking; Black and Rogaway, CT-RSA 2002).
+    Rounds of an affine map and a shift-xor are a bijection of the numbers below a power of two. A value beyond ``rows``
+    is mapped again until it falls inside (cycle walking; Black and Rogaway, CT-RSA 2002).
 
     Example:
         >>> sorted(permute(np.arange(5), 5, 42).tolist())
@@ -56,13 +55,13 @@ def permute(positions: Array, rows: int, *key: int) -> Array:
 
 @dataclass(frozen=True)
 class Source:
-    """One corpus of a run.
+    """The rows of one corpus of a run: which are held out, and which are trained on.
 
-    The corpus is cut into as many strata as rows are held out, and one row of each stratum is: so the n-th row to train on
-    is found without a list of rows.
+    The corpus is cut into as many strata as rows are held out, and one row of each stratum is held out. So the n-th row to
+    train on is found without a list of rows.
 
-    Where a corpus holds several views of every item, one after the other, all of this counts items, and :meth:`view` says
-    which row stands for an item in an epoch.
+    Where a corpus holds several views of every item, one after the other, all numbers below count items, and :meth:`view`
+    says which row stands for an item in an epoch.
 
     Args:
         rows: of the corpus.
@@ -90,7 +89,7 @@ class Source:
     turning: bool = False
 
     def view(self, items: Array, epoch: int = 0) -> Array:
-        """The rows that show ``items`` in an epoch; after ``views`` epochs each view had its turn."""
+        """The rows that show ``items`` in an epoch; over ``views`` epochs every view is shown once."""
         turn = (items * SPREAD >> 16) + epoch if self.turning else np.zeros_like(items)
         rows: Array = items * self.views + turn % self.views
         return rows
@@ -104,17 +103,17 @@ class Source:
 
     @cached_property
     def _chosen(self) -> Array:
-        """Which row of each stratum is held out; beyond the last stratum none is."""
+        """Which row of each stratum is held out; no row beyond the last stratum is."""
         state = np.random.SeedSequence((self.rows, self.held, self.seed)).generate_state(self.held, np.uint64)
         return np.append((state % np.uint64(self._stratum)).astype(np.int64), self.rows)
 
     @cached_property
     def held_out(self) -> Array:
-        """The rows for validation, for good; sorted, (held,)."""
+        """The rows for validation, never trained on; sorted, (held,)."""
         return np.arange(self.held) * self._stratum + self._chosen[:-1]
 
     def training(self, positions: Array) -> Array:
-        """The rows to train on at ``positions`` of their list in the corpus's order."""
+        """The rows at ``positions`` of the list of all rows to train on, in the corpus's order."""
         if not self.held:
             return positions
         kept = self._stratum - 1  # rows to train on in a stratum
@@ -143,9 +142,9 @@ class Shuffled:
 
 
 class BlockShuffled(Shuffled):
-    """One pass in blocks: whole blocks in a random sequence, the rows of ``window`` blocks shuffled together.
+    """One pass over a source's rows in blocks: blocks come in random order, and ``window`` of them are shuffled together.
 
-    For caches larger than memory: the disk reads long runs.
+    It is for caches larger than memory: the disk then reads long runs of rows.
     """
 
     def __init__(self, source: Source, *key: int):
@@ -171,8 +170,8 @@ class BlockShuffled(Shuffled):
         return [(number * size, min(size, rows - number * size)) for number in sorted(numbers.tolist())]
 
     def _rows(self, window: int) -> Array:
-        every = np.concatenate([np.arange(first, first + count) for first, count in self.blocks(window)])
-        kept = every[~np.isin(every, self.source.held_out)]
+        rows = np.concatenate([np.arange(first, first + count) for first, count in self.blocks(window)])
+        kept = rows[~np.isin(rows, self.source.held_out)]
         return kept[permute(np.arange(len(kept)), len(kept), *self.key, 2, window)]
 
 
@@ -188,44 +187,43 @@ class Stream:
         number, inside = divmod(position, len(self.source))
         if number not in self._passes:
             kind = BlockShuffled if self.source.block else Shuffled
-            near = {key: each for key, each in self._passes.items() if abs(key - number) == 1}
+            near = {key: shuffled for key, shuffled in self._passes.items() if abs(key - number) == 1}
             self._passes = {**near, number: kind(self.source, *self.key, number)}
         return self._passes[number], inside
 
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, Shuffled, int, int]]:
+        """Positions ``start`` to ``stop`` by passes: number of the pass, the pass, first and end position in it."""
+        while start < stop:
+            shuffled, inside = self.pass_at(start)
+            count = min(stop - start, len(self.source) - inside)
+            yield start // len(self.source), shuffled, inside, inside + count
+            start += count
+
     def windows(self, start: int, stop: int) -> list[tuple[int, Shuffled, int]]:
         """Windows that hold positions ``start`` to ``stop``, in order: a growing number, the pass, the window in it."""
-        out = []
-        while start < stop:
-            one, inside = self.pass_at(start)
-            count = min(stop - start, len(self.source) - inside)
-            before = start // len(self.source) * MANY
-            found = range(one.window_at(inside), one.window_at(inside + count - 1) + 1)
-            out += [(before + window, one, window) for window in found]
-            start += count
-        return out
+        return [
+            (number * MANY + window, shuffled, window)
+            for number, shuffled, first, end in self._pieces(start, stop)
+            for window in range(shuffled.window_at(first), shuffled.window_at(end - 1) + 1)
+        ]
 
     def take(self, start: int, stop: int) -> Array:
         """The rows at positions ``start`` to ``stop`` of the stream."""
-        parts = [np.empty(0, np.int64)]
-        while start < stop:
-            one, inside = self.pass_at(start)
-            count = min(stop - start, len(self.source) - inside)
-            turn = self.epoch + start // len(self.source)
-            parts.append(self.source.view(one.take(inside, inside + count), turn))
-            start += count
-        return np.concatenate(parts)
+        pieces = self._pieces(start, stop)
+        rows = [self.source.view(shuffled.take(first, end), self.epoch + number) for number, shuffled, first, end in pieces]
+        return np.concatenate([np.empty(0, np.int64), *rows])
 
 
 def shares(sources: Sequence[Source], batch: int, batches: int, seed: int, epoch: int) -> Array:
-    """Rows that each source gives to each batch, (batches, sources); every batch sums to ``batch``.
+    """Rows that each source gives to each batch, (batches, sources); they sum to ``batch`` in every batch.
 
-    A fraction of a row is given by systematic sampling, with offsets that fill [0, 1) evenly.
+    Fractions of a row are rounded by systematic sampling, with offsets that fill [0, 1) evenly.
 
     Example:
         >>> shares([Source(30), Source(10)], batch=8, batches=2, seed=0, epoch=0).tolist()
         [[6, 2], [6, 2]]
     """
-    weights = np.array([len(each) if each.weight is None else each.weight for each in sources], np.float64)
+    weights = np.array([len(source) if source.weight is None else source.weight for source in sources], np.float64)
     exact = batch * np.cumsum(weights) / weights.sum()
     exact[-1] = batch
     start = np.random.SeedSequence((seed, epoch, 3)).generate_state(1, np.uint64)[0] / 2**64
@@ -238,14 +236,14 @@ class Step(NamedTuple):
     """One rank's rows of one batch."""
 
     rows: list[Array]  # per source: rows of its corpus, sorted
-    windows: tuple[int, ...] = ()  # per source: changes when the rows before will not come again soon
-    ahead: tuple[list[tuple[int, int]], ...] = ()  # per source: first row and count of runs that come soon
+    windows: tuple[int, ...] = ()  # per source: a change says that earlier rows are not needed again soon
+    ahead: tuple[list[tuple[int, int]], ...] = ()  # per source: first row and count of runs that are needed soon
 
 
 class BatchOrder(Sampler[Step]):
     """Batch sampler of one rank: rank r of R takes every R-th row of each global batch.
 
-    Rows of a batch are sorted: their order inside it means nothing, and memory likes it.
+    Rows of a batch are sorted: their order inside it has no meaning, and sorted rows are read faster.
 
     Args:
         sources: the corpora.
@@ -253,12 +251,12 @@ class BatchOrder(Sampler[Step]):
         seed: of the run.
         rank: this process.
         ranks: all of them.
-        shuffle: off for validation: then the held-out rows come in order, corpus after corpus.
-        lengths: per source, what tells the lengths of rows, where a student pads them: then the rows of ``SLAB`` batches
-            are dealt out by length, and these batches come in random order.
+        shuffle: off for validation: the held-out rows then come in order, corpus after corpus.
+        lengths: per source, the lengths of rows where a student pads them, else None. With lengths, the rows of ``SLAB``
+            batches are sorted by length before they are cut into batches, and these batches come in random order.
 
     Attributes:
-        start: batches to leave out of an epoch that was begun before.
+        start: batches of the epoch to leave out, since an earlier process did them.
     """
 
     def __init__(
@@ -286,20 +284,20 @@ class BatchOrder(Sampler[Step]):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What decides the global batches of every epoch; ranks do not."""
-        sources = [(each.rows, each.held, each.weight, each.block, each.window, each.views) for each in self.sources]
-        return {"rows": [list(each) for each in sources], "batch": self.batch, "seed": self.seed}
+        """All that the global batches of every epoch depend on; the number of ranks is not part of it."""
+        rows = [[each.rows, each.held, each.weight, each.block, each.window, each.views] for each in self.sources]
+        return {"rows": rows, "batch": self.batch, "seed": self.seed}
 
     @property
     def dropped(self) -> int:
-        """Rows of an epoch's end that fill no batch; others in each epoch."""
+        """Rows at an epoch's end that fill no batch; they are different ones in each epoch."""
         return sum(len(source) for source in self.sources) % self.batch
 
     def __iter__(self) -> Iterator[Step]:
         return self._training() if self.shuffle else self._validation()
 
     def _batches(self, source: Source) -> int:
-        """Validation batches of a source, as many on every rank."""
+        """Validation batches of a source, the same number on every rank."""
         return -(-source.held // (self.batch * self.ranks))
 
     def _validation(self) -> Iterator[Step]:
@@ -317,9 +315,12 @@ class BatchOrder(Sampler[Step]):
         for first in range(self.start // SLAB * SLAB, len(counts), SLAB):
             last = min(first + SLAB, len(counts))
             slab = [stream.take(*ends[[first, last], k].tolist()) for k, stream in enumerate(streams)]
-            slab = [rows if of is None else _by_length(rows, of) for rows, of in zip(slab, self.lengths, strict=True)]
+            slab = [
+                rows if lengths is None else rows[by_length(rows, lengths)]
+                for rows, lengths in zip(slab, self.lengths, strict=True)
+            ]
             spans = (ends[first : last + 1] - ends[first]).tolist()  # where each batch begins in the slab
-            bucketed = any(each is not None for each in self.lengths)
+            bucketed = any(lengths is not None for lengths in self.lengths)
             for place, number in enumerate(self._mixed(first, last) if bucketed else range(first, last), first):
                 if place < self.start:
                     continue
@@ -328,7 +329,7 @@ class BatchOrder(Sampler[Step]):
                 if not any(source.block for source in self.sources):
                     yield Step(self._slice(rows))
                     continue
-                # a slab that is dealt out by length needs all of its windows from its first batch on
+                # a slab that is sorted by length needs all of its windows from its first batch on
                 begin, end = (first, last) if bucketed else (place, place + 1)
                 windows, ahead = self._windows(streams, ends[begin].tolist(), ends[end].tolist(), seen)
                 yield Step(self._slice(rows), windows, ahead)
@@ -348,7 +349,7 @@ class BatchOrder(Sampler[Step]):
     def _windows(
         streams: list[Stream], starts: list[int], stops: list[int], seen: list[int]
     ) -> tuple[tuple[int, ...], tuple[list[tuple[int, int]], ...]]:
-        """Each source's first window, and the blocks of all its windows and of the next that ``seen`` does not know yet."""
+        """Each source's first window, and the blocks of its windows and of the next one that were not read ahead yet."""
         first, ahead = [], []
         for k, (stream, start, stop) in enumerate(zip(streams, starts, stops, strict=True)):
             covered = stream.windows(start, max(stop, start + 1))
@@ -365,5 +366,6 @@ class BatchOrder(Sampler[Step]):
         return tuple(first), tuple(ahead)
 
 
-def _by_length(rows: Array, lengths: Lengths) -> Array:
-    return rows[np.argsort(lengths(rows), kind="stable")]
+def by_length(rows: Array, lengths: Lengths) -> Array:
+    """Positions that sort ``rows`` (rows,) by length, so that rows padded to one length waste little; (rows,)."""
+    return np.argsort(lengths(rows), kind="stable")

@@ -16,6 +16,8 @@ from distill.heads.gaussian import BernoulliHead, GaussianHead
 from distill.heads.regression import AngleHead, CosineHead, MixHead, MseHead
 from distill.heads.relations import ContrastHead, QueueHead, RelationHead
 
+Surroundings = HeadContext  # its name in version 0.1
+
 __all__ = [
     "AngleHead",
     "BernoulliHead",

@@ -19,10 +19,9 @@ HeadBuilder = Callable[[int, int], Head]  # from student_dim and teacher_dim
 class HeadBank:
     """A head and a normaliser per teacher: ``(student, targets, valid) -> losses (teachers, batch)``.
 
-    Only the bank knows which heads read every block of the student (a ladder), which heads share one matrix product, which
-    ones compare the rows of a batch, and the precision of all of them.
-
-    The bank is no module. Its owner registers ``heads`` and ``normalisers``, under these names: checkpoints use them.
+    Only the bank knows which heads read every block of the student (a ladder), which ones share a matrix product, which
+    ones compare the rows of a batch, and the precision of all of them. It is no module: its owner registers ``heads`` and
+    ``normalisers`` under these names, which checkpoints use.
 
     Args:
         student: the encoder under the heads.
@@ -33,11 +32,9 @@ class HeadBank:
         grouped: on a GPU, compute heads whose hidden layers have equal shapes together.
 
     Attributes:
-        heads: teacher -> head.
-        normalisers: teacher -> normaliser.
         weights: student_dim / teacher_dim where a loss sums over dimensions, else 1; (teachers,).
         groups: teachers whose heads are computed together.
-        ladder: some head has a ladder, so ``student`` is the embeddings after every block side by side.
+        ladder: some head has a ladder.
 
     Raises:
         ConfigError: when ``heads`` names a teacher that is not there, or a teacher is constant.
@@ -57,33 +54,13 @@ class HeadBank:
         self.teachers, self.student_dim = list(statistics), student.dim
         self.normalisers, self.heads = nn.ModuleDict(), nn.ModuleDict()
         for name, known in statistics.items():
-            self._add(name, student, known, heads.get(name, head), normaliser)
+            space, built = _normaliser_and_head(name, student, known, normaliser, heads.get(name, head))
+            self.normalisers[name], self.heads[name] = space, built
         self.weights = torch.tensor(
             [student.dim / self.normaliser(name).dim if self.head(name).sums_dimensions else 1.0 for name in self.teachers]
         )
         self.groups = self._equal_shapes() if grouped else []
         self.ladder = any(self.head(name).ladder for name in self.teachers)
-
-    def _add(
-        self,
-        name: str,
-        student: Student,
-        statistics: Statistics,
-        build: HeadBuilder,
-        normaliser: Callable[[Statistics], Normaliser],
-    ) -> None:
-        normalise = normaliser(statistics)
-        if not normalise.dim:
-            raise ConfigError(
-                f"teacher {name} is constant over the corpus and teaches nothing: leave it out of data.teachers"
-            )
-        head = build(student.dim, normalise.dim)
-        if head.raw_targets:
-            normalise = Raw(statistics)
-            head = build(student.dim, normalise.dim)
-        widths = student.widths if head.ladder else [student.dim]
-        head.attach(HeadContext(widths, lambda count: normalise(sample(statistics, count, f"the head of teacher {name}"))))
-        self.normalisers[name], self.heads[name] = normalise, head
 
     def _equal_shapes(self) -> list[list[str]]:
         """Teachers whose heads have hidden layers of equal shapes."""
@@ -109,28 +86,25 @@ class HeadBank:
         """Losses of all teachers, (teachers, batch), in float32.
 
         Args:
-            student: its embedding, (batch, student_dim), or with :attr:`ladder` those after every block side by side, the
+            student: its embedding, (batch, student_dim); with :attr:`ladder` those after every block side by side, the
                 embedding last.
             targets: teacher -> (batch, dim), from :meth:`targets`.
             valid: teacher -> whether it has the row, bool (batch,).
         """
-        # a GPU launches small products together; a CPU is busy with each one, and stacking costs it extra
-        groups = self.groups if student.device.type != "cpu" else []
-        with self.precision(student):
-            return self.losses(student, targets, valid, groups)
-
-    def losses(
-        self, student: Tensor, targets: Mapping[str, Tensor], valid: Mapping[str, Tensor], groups: Sequence[Sequence[str]]
-    ) -> Tensor:
-        """As :meth:`__call__`; the heads of each of ``groups`` are computed together."""
         losses: dict[str, Tensor] = {}
-        for names in groups:
-            heads = [cast(MlpHead, self.heads[name]) for name in names]
-            computed = zip(names, heads, outputs(heads, self.read_by(names[0], student)), strict=True)
-            losses |= {name: head.loss(out, targets[name]) for name, head, out in computed}
-        for name in [name for name in self.teachers if name not in losses]:
-            losses[name] = self._loss(name, self.read_by(name, student), targets[name], valid[name])
+        with self.precision(student):
+            # a GPU launches small products together; a CPU is busy with each one, and stacking costs it extra
+            for names in self.groups if student.device.type != "cpu" else []:
+                losses |= self.group_losses(names, student, targets)
+            for name in [name for name in self.teachers if name not in losses]:
+                losses[name] = self._loss(name, self.read_by(name, student), targets[name], valid[name])
         return torch.stack([losses[name] for name in self.teachers])
+
+    def group_losses(self, names: Sequence[str], student: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Teacher -> losses (batch,) of heads that are computed together."""
+        heads = [cast(MlpHead, self.heads[name]) for name in names]
+        out = outputs(heads, self.read_by(names[0], student))
+        return {name: head.loss(mine, targets[name]) for name, head, mine in zip(names, heads, out, strict=True)}
 
     def read_by(self, teacher: str, student: Tensor) -> Tensor:
         """What the head of ``teacher`` reads of ``student``, as :meth:`__call__` takes it."""
@@ -148,6 +122,25 @@ class HeadBank:
         """Under ``bf16-true`` heads keep float32 parameters, and multiply as under ``bf16-mixed``."""
         half = student.dtype in (torch.bfloat16, torch.float16)
         return torch.autocast(student.device.type, student.dtype) if half else nullcontext()
+
+
+def _normaliser_and_head(
+    name: str,
+    student: Student,
+    statistics: Statistics,
+    normaliser: Callable[[Statistics], Normaliser],
+    build: HeadBuilder,
+) -> tuple[Normaliser, Head]:
+    space = normaliser(statistics)
+    if not space.dim:
+        raise ConfigError(f"teacher {name} is constant over the corpus and teaches nothing: leave it out of data.teachers")
+    head = build(student.dim, space.dim)
+    if head.raw_targets:
+        space = Raw(statistics)
+        head = build(student.dim, space.dim)
+    widths = student.widths if head.ladder else [student.dim]
+    head.attach(HeadContext(widths, lambda count: space(sample(statistics, count, f"the head of teacher {name}"))))
+    return space, head
 
 
 def outputs(heads: Sequence[MlpHead], student: Tensor) -> list[Tensor]:

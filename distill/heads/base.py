@@ -1,7 +1,7 @@
 """The contract of a head: from the student's embedding to a loss per row against one teacher's embedding.
 
-Every head is built as ``head(student_dim, teacher_dim, ...)``: the widths of the student's embedding s and of the teacher's
-target t. Options come after these two.
+Every head is built as ``head(student_dim, teacher_dim, options)``: the widths of the student's embedding s and of the
+teacher's target t. A class documents the options that it adds; it also takes those of its parent.
 """
 
 from abc import ABC, abstractmethod

@@ -19,8 +19,6 @@ class KlHead(MseHead):
     A single logit is read as that of one class against its opposite.
 
     Args:
-        student_dim: width of s.
-        teacher_dim: classes.
         temperature: T.
         layers: hidden layers; none when not given, as in the paper.
 

@@ -14,10 +14,7 @@ from distill.targets import LOG_2PI
 
 
 class VidHead(RegressionHead, DensityHead):
-    """VID (Ahn et al., CVPR 2019): a Gaussian whose variance, softplus(a) + 1e-5, does not depend on the input.
-
-    Args: those of :class:`distill.heads.RegressionHead`.
-    """
+    """VID (Ahn et al., CVPR 2019): a Gaussian whose variance, softplus(a) + 1e-5, does not depend on the input."""
 
     pace: ClassVar[float] = 1.0  # how much faster than other parameters the variance moves
 
@@ -41,8 +38,6 @@ class MseDensityHead(VidHead):
 
     The student is, step for step, that of :class:`distill.heads.MseHead`; information can be counted, as of any density.
     In validation the loss is the density's.
-
-    Args: those of :class:`VidHead`.
     """
 
     pace = 10.0  # the variance has several units to go, and moves no other parameter
@@ -58,8 +53,6 @@ class DiagonalHead(GaussianHead):
     """The paper's head of one mode with a scale per dimension, the base of other densities.
 
     Args:
-        student_dim: width of s.
-        teacher_dim: width of t.
         layers: hidden layers, 2 when not given.
         width: of the hidden layers, 512 when not given.
         bounded: bound the scale between 1/e and e, done when not given.
@@ -84,8 +77,6 @@ class StudentTHead(DiagonalHead):
     """Student's t in every dimension: its heavy tails are robust to rare values, and its degrees of freedom are learnt.
 
     Args:
-        student_dim: width of s.
-        teacher_dim: width of t.
         degrees: of freedom at the start; never below 2, so that there is a variance.
 
     Raises:
@@ -112,8 +103,6 @@ class LowRankGaussianHead(DiagonalHead):
     The scale D depends on the student, the correlation U does not, so U needs no output of the MLP.
 
     Args:
-        student_dim: width of s.
-        teacher_dim: width of t.
         rank: of U.
 
     Raises:
@@ -148,8 +137,6 @@ class WarmGaussianHead(DiagonalHead):
     """The same density, its variance held at 1 for the first batches of training: the mean is learnt before the scale.
 
     Args:
-        student_dim: width of s.
-        teacher_dim: width of t.
         steps: batches with variance 1.
 
     Raises:

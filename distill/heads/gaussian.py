@@ -149,8 +149,6 @@ class GaussianHead(DensityHead):
 class BernoulliHead(RegressionHead, DensityHead):
     """One logit per bit: the density of a binary fingerprint.
 
-    Args: those of :class:`distill.heads.RegressionHead`.
-
     Raises:
         ConfigError: when it is attached to a teacher whose values are not between 0 and 1.
     """

@@ -11,10 +11,7 @@ from distill.heads.base import Head, HeadContext, RegressionHead
 
 
 class MseHead(RegressionHead):
-    """Squared error of a regressor, summed over the teacher's dimensions.
-
-    Args: those of :class:`distill.heads.RegressionHead`.
-    """
+    """Squared error of a regressor, summed over the teacher's dimensions."""
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
         return (out.float() - target.float()).square().sum(-1)
@@ -35,8 +32,6 @@ def require_direction(head: Head, teacher_dim: int) -> None:
 
 class CosineHead(MseHead):
     """``1 - cos`` between a regressor and the target; the base of heads that compare directions.
-
-    Args: those of :class:`distill.heads.RegressionHead`.
 
     Raises:
         ConfigError: for a teacher of one dimension, which has no direction to learn.
@@ -59,8 +54,6 @@ class MixHead(MseHead):
     The defaults with ``ladder`` are UNIC's loss (arXiv 2408.05088); 0.9 and 0.1 are AM-RADIO's (arXiv 2312.06709).
 
     Args:
-        student_dim: width of s.
-        teacher_dim: width of t.
         cosine: weight of one minus the cosine.
         smooth_l1: weight of the smooth L1 loss, beta 1.
         mse: weight of the squared error.
@@ -111,8 +104,6 @@ class AngleHead(CosineHead):
     The dispersion is the mean squared angle of the teacher's embeddings to their mean direction, computed from rows of the
     cache. So a teacher whose embeddings fill a narrow cone counts as much as one whose embeddings fill the sphere.
     Standardised targets always fill the sphere; the dispersion makes a difference under ``distill.targets.Raw``.
-
-    Args: those of :class:`distill.heads.RegressionHead`.
 
     Raises:
         ConfigError: for a teacher of one dimension.

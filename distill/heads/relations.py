@@ -21,8 +21,6 @@ class QueueHead(CosineHead):
     Similarities are a softmax over the queue of cosine / temperature.
 
     Args:
-        student_dim: width of s.
-        teacher_dim: width of t.
         queue: rows in it.
         temperature: of the softmax.
 
@@ -66,8 +64,6 @@ class ContrastHead(QueueHead):
     step. The paper's memory bank holds projections of earlier steps; here it holds exact embeddings of the teacher.
 
     Args:
-        student_dim: width of s.
-        teacher_dim: width of t.
         queue: rows of the cache to draw from.
         negatives: drawn for a batch.
     """
@@ -110,8 +106,6 @@ class RelationHead(Head):
     between the first 64 rows of the batch.
 
     Args:
-        student_dim: width of s.
-        teacher_dim: width of t.
         distance: weight of the distances.
         angle: weight of the angles.
     """

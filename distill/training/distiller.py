@@ -93,12 +93,12 @@ class Distiller(LightningModule):
             student.checkpoint_activations()
 
     def _check_signs(self) -> None:
-        signed = [name for name in self.teachers if self.bank.head(name).signed]
-        if isinstance(self.objective, Relative) and signed:
-            raise ConfigError(
-                f"{type(self.objective).__name__} divides losses, and that of teacher {signed[0]}, of a "
-                f"{type(self.bank.head(signed[0])).__name__}, can be negative: take heads whose losses never are, as MseHead"
-            )
+        for name in self.teachers if isinstance(self.objective, Relative) else []:
+            if (head := self.bank.head(name)).signed:
+                raise ConfigError(
+                    f"{type(self.objective).__name__} divides losses, and that of teacher {name}, of a "
+                    f"{type(head).__name__}, can be negative: take heads whose losses never are, as MseHead"
+                )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distiller":
         weights = self.weights

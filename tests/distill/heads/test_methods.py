@@ -336,12 +336,12 @@ def test_relations_of_many_rows_are_finite_and_never_see_a_masked_row(data):
     batch.valid["counts"] = torch.arange(32) < 20
     student = torch.randn(32, 8)
     targets = {name: torch.randn(32, 4) for name in distiller.teachers}
-    first = distiller.bank.losses(student, targets, batch.valid, [])
+    first = distiller.bank(student, targets, batch.valid)
     targets["counts"][20:] = torch.nan
-    second = distiller.bank.losses(student, targets, batch.valid, [])
+    second = distiller.bank(student, targets, batch.valid)
     torch.testing.assert_close(first, second)
     unseen = {name: torch.zeros(32, dtype=torch.bool) for name in distiller.teachers}
-    distiller.bank.losses(student.requires_grad_(), targets, unseen, []).sum().backward()
+    distiller.bank(student.requires_grad_(), targets, unseen).sum().backward()
     assert not student.grad.any(), "a rank without a row has a gradient, zero"
 
 

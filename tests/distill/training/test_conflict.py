@@ -13,11 +13,12 @@ from cache_tools.errors import ConfigError
 from distill.data.module import DistillData
 from distill.heads import BernoulliHead
 from distill.records import Results
-from distill.report.sections import _conflicts
+from distill.report.sections import conflict_plots
 from distill.run_folder import RunFolder
 from distill.students.molecule import GraphStudent
 from distill.training.conflict import Conflict, cosines, gradients
 from distill.training.distiller import Distiller
+from distill.training.observer import LossObserver
 
 
 def fit(cache: Path, folder: Path, callbacks: list, **options) -> Distiller:
@@ -49,6 +50,29 @@ def test_a_fit_ends_in_the_same_weights_with_and_without(cache, tmp_path):
     for row, name in enumerate(teachers):
         assert float(logged[-1][f"conflict/{name}"]) == pytest.approx(np.delete(matrix[row], row).mean(), abs=1e-5)
         assert float(logged[-1][f"gradient/{name}"]) > 0
+
+
+class Losses(LossObserver):
+    """Keeps what it observes."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_losses(self, trainer, pl_module, step):
+        assert step.losses.requires_grad
+        self.steps.append((trainer.global_step, step.losses.shape, step.valid.shape))
+
+
+def test_an_observer_sees_the_losses_of_every_training_step_of_its_own_fit(cache, tmp_path):
+    first, second = Losses(), Losses()
+    model = fit(cache, tmp_path / "a", [first])
+    assert first.steps == [(number, (3, 32), (3, 32)) for number in range(5)]
+    data = DistillData(cache / "mol", batch_size=32, held_out=64)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    options = {"max_steps": 2, "limit_val_batches": 1, "num_sanity_val_steps": 1, "val_check_interval": 1}
+    Trainer(default_root_dir=tmp_path, accelerator="cpu", callbacks=[second], **options, **quiet).fit(model, data)
+    assert [number for number, *_ in second.steps] == [0, 1], "validation has no observers"
+    assert len(first.steps) == 5
 
 
 def test_a_gradient_is_that_of_the_heads_loss_by_a_plain_loop(cache):
@@ -88,11 +112,10 @@ def test_the_report_draws_the_last_measurement(tmp_path):
     (tmp_path / "conflict.csv").write_text("\n".join(lines) + "\n")
     step, teachers, matrix = RunFolder(tmp_path).last_conflict()
     assert (step, teachers, matrix.tolist()) == (50, ["a", "b"], [[1, -0.5], [-0.5, 1]])
-    heading, _, plots = _conflicts({"student": Results(RunFolder(tmp_path), [], {}, {})})
-    assert heading == "## Conflicts of the teachers"
-    assert [plot.caption for plot in plots.plots] == ["student: step 50"]
-    assert [each.get_text() for each in plots.plots[0].figure.axes[0].texts] == ["1.00", "-0.50", "-0.50", "1.00"]
-    assert _conflicts({"student": Results(RunFolder(tmp_path / "other"), [], {}, {})}) == []
+    (plot,) = conflict_plots({"student": Results(RunFolder(tmp_path), [], {}, {})})
+    assert plot.caption == "student: step 50"
+    assert [each.get_text() for each in plot.figure.axes[0].texts] == ["1.00", "-0.50", "-0.50", "1.00"]
+    assert conflict_plots({"student": Results(RunFolder(tmp_path / "other"), [], {}, {})}) == []
 
 
 def test_a_compiled_fit_is_refused(cache, tmp_path):
