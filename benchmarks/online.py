@@ -1,56 +1,50 @@
-"""For comparison only: the teachers run in every step, as they would without a cache."""
+"""For comparison only: the teachers run in every training step, as they would without a cache."""
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cache_tools.format import store
-from cache_tools.producer import rebuild
-from cache_tools.teachers.base import Teacher
+from cache_tools import Teacher, read_items, rebuild
 from distill.data.batch import Batch
 from distill.data.columns import CorpusColumns
 from distill.data.module import DistillData
 
 
 class OnlineData(DistillData):
-    """Takes rows and inputs from a cache, and what teachers say of them from the live teachers, on the training device.
+    """Takes rows and inputs from a cache, and the teachers' embeddings from the live teachers, on the training device.
 
     Args: see :class:`distill.data.module.DistillData`.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.items: dict[tuple[int, int], list[bytes]] = {}  # (corpus, shard) -> raw items
+        self.read_items = cache(read_items)  # (folder, shard) -> ids and raw items
         self.live: list[dict[str, Teacher]] = []
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         if not self.live:
-            self.live = [self._load(part, batch.rows.device) for part in self.corpora]
-        for number, (part, teachers) in enumerate(zip(self.corpora, self.live, strict=True)):
-            mine = (batch.corpora == number).nonzero().squeeze(1)
-            items = [self._item(part, number, row) for row in batch.rows[mine].tolist()]
+            self.live = [self._load(corpus, batch.rows.device) for corpus in self.corpora]
+        for number, (corpus, teachers) in enumerate(zip(self.corpora, self.live, strict=True)):
+            places = (batch.corpora == number).nonzero().squeeze(1)  # of this corpus's rows in the batch
+            items = [self._item(corpus, row) for row in batch.rows[places].tolist()]
             for name, teacher in teachers.items():
-                good = batch.valid[name][mine]
-                prepared = [teacher.prepare(item) for item, ok in zip(items, good.tolist(), strict=True) if ok]
+                valid = batch.valid[name][places]
+                prepared = [teacher.prepare(item) for item, ok in zip(items, valid.tolist(), strict=True) if ok]
                 embedded = torch.as_tensor(teacher.embed(prepared)).to(batch.rows.device)
                 targets: Tensor = batch.targets[name].to(embedded.dtype)
-                targets[mine[good]] = embedded
+                targets[places[valid]] = embedded
                 batch.targets[name] = targets
         return super().on_after_batch_transfer(batch, dataloader_idx)
 
     @staticmethod
-    def _load(part: CorpusColumns, device: torch.device) -> dict[str, Teacher]:
-        teachers = {}
-        for name, column in part.teachers.items():
-            teacher = rebuild(column.manifest["producer"], Teacher)
-            assert isinstance(teacher, Teacher)
+    def _load(corpus: CorpusColumns, device: torch.device) -> dict[str, Teacher]:
+        teachers = {name: rebuild(column.manifest["producer"], Teacher) for name, column in corpus.teachers.items()}
+        for teacher in teachers.values():
             teacher.load(str(device))
-            teachers[name] = teacher
         return teachers
 
-    def _item(self, part: CorpusColumns, number: int, row: int) -> bytes:
-        shard, place = divmod(row, part.corpus.shard_rows)
-        if (number, shard) not in self.items:
-            self.items[number, shard] = store.read_items(part.columns.corpus, shard)[1]
-        return self.items[number, shard][place]
+    def _item(self, corpus: CorpusColumns, row: int) -> bytes:
+        shard, place = divmod(row, corpus.corpus.shard_rows)
+        return self.read_items(corpus.columns.corpus, shard)[1][place]
