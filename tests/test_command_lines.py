@@ -407,7 +407,7 @@ def test_a_study_compares_methods_and_goes_on_where_it_was(place, as_command):
     ok(place.inside(study, "--config", "study.yaml"))
     report = (folder / "docs" / "both" / "report.md").read_text()
     for words in ("nll", "mse", "untrained", "concatenated", "pca"):
-        assert len(re.findall(rf"^\| {words} \| -?\d+\.\d{{3}} \|", report, re.M)) == 2, "one table per split"
+        assert len(re.findall(rf"^\| \**{words}\** \| -?\d+\.\d{{3}} \|", report, re.M)) == 2, "one table per split"
     assert report.count("nll - mse") + report.count("mse - nll") == 2
     (folder / "runs" / "study" / "mse-0" / "probes" / "results.json").unlink()
     before = {path: path.stat().st_mtime_ns for path in (folder / "runs" / "study").rglob("best.ckpt")}

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from cache_tools import ConfigError
-from distill.records import Record, Results, read_scores, save_scores
-from distill.report import page, sections
-from distill.report.page import Block, Table
-from distill.report.scores import Scores
-from distill.report.sections import EVERY
+from distill.records import Record, Results, read_scores
+from distill.report import sections
+from distill.report.page import Table
+from distill.report.scores import EVERY, Scores
 from distill.report.tables import print_scores
 
 
@@ -38,8 +37,8 @@ def compare_studies(studies: Sequence[Path], out: Path) -> None:
     """Put the methods of several studies, of other teachers and tasks each, into one report.
 
     Systems are those that all studies have by the same name; ranks are over the tasks of all, each once:
-    seeds of one task are no tasks of their own (Demšar, JMLR 2006, section 3.2). Of one study alone the report has the
-    sections that its scores give, by kind of split and seed.
+    seeds of one task are no tasks of their own (Demšar, JMLR 2006, section 3.2). Of one study alone the report has all
+    that its scores give, by kind of split and seed.
 
     Args:
         studies: folders of the reports of `distill study`, of which scores.csv is read.
@@ -48,13 +47,11 @@ def compare_studies(studies: Sequence[Path], out: Path) -> None:
     Raises:
         ConfigError: when a folder has no scores, two have one name or a task of one name, or no method is in all.
     """
-    listed = ", ".join(f"`{study}`" for study in studies)
     if _repeated(study.name for study in studies):
         raise ConfigError(f"two of {', '.join(map(str, studies))} have one name: rename a folder")
-    if len(studies) == 1:
-        records = read_scores(studies[0])
-        return _write(out, f"Study {studies[0].name}", [f"Scores: {listed}."], [], records)
-    by_study = {study.name: mean_per_task(read_scores(study)) for study in studies}
+    by_study = {study.name: read_scores(study) for study in studies}
+    if len(studies) > 1:
+        by_study = {name: mean_per_task(records) for name, records in by_study.items()}
     systems = {name: dict.fromkeys(record.system for record in records) for name, records in by_study.items()}
     shared = set.intersection(*map(set, systems.values()))
     by_study = {name: [record for record in records if record.system in shared] for name, records in by_study.items()}
@@ -62,23 +59,12 @@ def compare_studies(studies: Sequence[Path], out: Path) -> None:
         raise ConfigError(f"no method stands in all of {', '.join(map(str, studies))}")
     if task := _repeated(task for records in by_study.values() for task in {record.task for record in records}):
         raise ConfigError(f"two studies have a task {task}: rename one in its configuration")
-    rest = {name: ", ".join(system for system in of if system not in shared) for name, of in systems.items()}
-    left_out = "; ".join(f"{name}: {names}" for name, names in rest.items() if names)
-    origin = [
-        f"Studies: {listed}. A task's score is the mean over its kinds of split and over seeds, so that it counts "
-        "once; intervals are over tasks.",
-        f"Left out, as not all studies have them. {left_out}." if left_out else "All have the same systems.",
-    ]
-    means = ["## Mean score in each study", study_means(by_study)]
+    left_out = {name: rest for name, of in systems.items() if (rest := [system for system in of if system not in shared])}
     records = [record for records in by_study.values() for record in records]
-    _write(out, f"{len(studies)} studies together", origin, means, records)
-
-
-def _write(out: Path, title: str, origin: Sequence[Block], summary: Sequence[Block], records: Sequence[Record]) -> None:
     by_split = sections.comparable_scores(records)
-    parts = [block for split, scores in by_split.items() for block in sections.split_section(split, scores)]
-    page.write(out, title, [*origin, *sections.answers(by_split), *summary, *parts])
-    save_scores(out, records)
+    title = f"{len(studies)} studies together" if len(studies) > 1 else f"Study {studies[0].name}"
+    values = {"studies": studies, "by_study": by_study, "left_out": left_out, "study_means": study_means}
+    sections.write_scores(out, "report/studies.md.jinja", title, records, by_split, **values)
     print_scores(by_split, out)
 
 

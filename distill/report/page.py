@@ -1,19 +1,20 @@
-"""A report as one HTML page that needs no other file, and the same in Markdown with its figures beside it.
+"""A report: Markdown made by a template, with its figures beside it, and the same as one HTML page with all inside.
 
-A report is a list of blocks; ``page.html.jinja`` and ``page.md.jinja`` say what each kind of block looks like. A string is
-Markdown: a paragraph, or a heading after ``## ``. `Backticks` mark code in it; all other signs stand for themselves.
+In a template every value is escaped by :func:`plain`: a name can become no tag, and only `backticks` have a meaning in it.
 """
 
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 from zlib import crc32
 
-from jinja2 import Environment, PackageLoader, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
+from markdown_it.renderer import RendererHTML
+from markdown_it.token import Token
 from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -33,11 +34,17 @@ class Table:
         strong: names of rows that stand out.
     """
 
-    kind: ClassVar = "table"
-    head: list[str]
-    rows: list[list[str]]
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
     note: str = ""
     strong: frozenset[str] = field(default_factory=frozenset)
+
+    def markdown(self) -> Markup:
+        """The table in Markdown, with the names of ``strong`` rows in bold, and the note below it."""
+        rows = [[Markup(f"**{plain(row[0])}**") if row[0] in self.strong else row[0], *row[1:]] for row in self.rows]
+        lines = [self.head, ["---", *["---:"] * (len(self.head) - 1)], *rows]
+        table = "\n".join(f"| {' | '.join(map(plain, line))} |" for line in lines)
+        return Markup(f"{table}\n\n{plain(self.note)}".rstrip())
 
 
 @dataclass(frozen=True)
@@ -51,94 +58,94 @@ class Plot:
     @property
     def file(self) -> str:
         """Its file, beside the report."""
-        plain = re.sub(r"[^A-Za-z0-9_]+", "-", self.name)
-        return f"figures/{plain if plain == self.name else f'{plain}-{crc32(self.name.encode()):08x}'}.png"
+        safe = re.sub(r"[^A-Za-z0-9_]+", "-", self.name)
+        return f"figures/{safe if safe == self.name else f'{safe}-{crc32(self.name.encode()):08x}'}.png"
 
 
-@dataclass(frozen=True)
-class Plots:
-    """Figures side by side, where there is room."""
+def write(folder: Path, template: str, title: str, **values: Any) -> None:
+    """Write ``report.html``, ``report.md`` and its ``figures``.
 
-    kind: ClassVar = "plots"
-    plots: list[Plot]
-
-
-@dataclass(frozen=True)
-class Fold:
-    """Long text that opens on a click."""
-
-    kind: ClassVar = "fold"
-    title: str
-    text: str
-
-    @property
-    def fence(self) -> str:
-        """The line before and after the text in Markdown: longer than any row of backticks in it."""
-        return "`" * max(3, 1 + max(map(len, re.findall("`+", self.text)), default=0))
-
-
-Block = str | Table | Plots | Fold
-
-
-def write(folder: Path, title: str, blocks: Sequence[Block]) -> None:
-    """Write ``report.html``, ``report.md`` and its ``figures`` into ``folder``."""
+    Args:
+        folder: gets them; figures of an earlier report go.
+        template: of the Markdown, below the package ``distill``.
+        title: of the page.
+        values: what the template needs, functions too.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     page, twin = folder / "report.html", folder / "report.md"
-    if twin.is_file():  # of an earlier report, whose figures go
+    if twin.is_file():
         for file in re.findall(r"\]\((figures/[\w-]+\.png)\)$", twin.read_text(), re.MULTILINE):
             (folder / file).unlink(missing_ok=True)
+    text, drawn = markdown(template, title=title, **values)
     with rc_context(STYLE):
-        for plot in [plot for block in blocks if isinstance(block, Plots) for plot in block.plots]:
-            (folder / plot.file).parent.mkdir(exist_ok=True)
-            plot.figure.savefig(folder / plot.file, dpi=130)
-    write_file(twin, f"# {_plain(title)}\n\n{markdown(blocks)}\n")
-    write_file(page, html(title, blocks))
+        for file, plot in drawn.items():
+            (folder / file).parent.mkdir(exist_ok=True)
+            plot.figure.savefig(folder / file, dpi=130)
+    write_file(twin, text)
+    write_file(page, html(title, text, drawn))
 
 
-def markdown(blocks: Iterable[Block]) -> str:
-    """Blocks as Markdown."""
-    return TEMPLATES.get_template("page.md.jinja").render(blocks=blocks).rstrip("\n")
+def markdown(template: str, **values: Any) -> tuple[str, dict[str, Plot]]:
+    """A report in Markdown, and file -> figure of all that it shows."""
+    drawn: dict[str, Plot] = {}
+
+    def plots(shown: Sequence[Plot]) -> Markup:
+        drawn.update({plot.file: plot for plot in shown})
+        return Markup("\n".join(f"![{plain(plot.caption)}]({plot.file})" for plot in shown))
+
+    text = TEMPLATES.get_template(template).render(plots=plots, **values)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n", drawn
 
 
-def html(title: str, blocks: Iterable[Block]) -> str:
-    """Blocks as a whole page; styles and figures are inside."""
-    return TEMPLATES.get_template("page.html.jinja").render(title=title, blocks=blocks)
+def html(title: str, text: str, drawn: Mapping[str, Plot]) -> str:
+    """A report's Markdown as a whole page; style sheet and figures are inside."""
+    tokens = MARKDOWN.parse(text)
+    for opening, inline, closing in zip(tokens, tokens[1:], tokens[2:], strict=False):
+        if inline.children and {child.type for child in inline.children} <= {"image", "softbreak"}:  # figures side by side
+            opening.tag = closing.tag = "div"
+            opening.attrSet("class", "figures")
+    body = MARKDOWN.renderer.render(tokens, MARKDOWN.options, dict(drawn))
+    return TEMPLATES.get_template("report/page.html.jinja").render(title=title, body=Markup(body))
 
 
-def _plain(text: str) -> str:
-    """Text for Markdown in which no name is a tag; what stands in backticks is shown as it is."""
-    return re.sub(r"`[^`]*`|<", lambda found: "&lt;" if found[0] == "<" else found[0], text)
+def plain(value: object) -> Markup:
+    """``value`` as Markdown that shows the same text; `backticks` mark code. A Markup is Markdown already."""
+    if isinstance(value, Markup):
+        return value
+    shown = {"<": "&lt;", "*": r"\*", "|": r"\|", "](": r"]\(", "\n": "<br>"}
+    return Markup(re.sub(r"`[^`\n]*`|<|\*|\||\]\(|\n", lambda found: shown.get(found[0], found[0]), str(value)))
 
 
-def _cell(text: str) -> str:
-    """A cell of a Markdown table, in one line."""
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", "<br>")
+def fence_of(text: str) -> str:
+    """A line to put before and after ``text`` as code: longer than any row of backticks in it."""
+    return "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 
-def _inline(text: str) -> Markup:
-    return Markup(MARKDOWN.renderInline(text))
-
-
-def _html(text: str) -> Markup:
-    return Markup(MARKDOWN.render(text))
-
-
-def _svg(plot: Plot) -> Markup:
+def _figure(renderer: RendererHTML, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+    """An image of the Markdown as a figure with its drawing inside."""
+    plot, children = env[tokens[index].attrs["src"]], tokens[index].children or []
     file = io.StringIO()
     with rc_context(STYLE):
         plot.figure.savefig(file, format="svg", metadata={"Date": None}, dpi=130)
     svg = file.getvalue()
     least = round(65 * plot.figure.get_figwidth())  # pixels: legible, or it scrolls
     opening = f'<svg role="img" aria-label="{escape(plot.caption)}" style="min-width: {least}px"'
-    return Markup(svg[svg.index("<svg") :].replace("<svg", opening, 1))
+    svg = svg[svg.index("<svg") :].replace("<svg", opening, 1)
+    return f"<figure>{svg}<figcaption>{renderer.renderInline(children, options, env)}</figcaption></figure>"
 
 
-MARKDOWN = MarkdownIt("zero").enable(["heading", "backticks"])
+MARKDOWN = MarkdownIt("commonmark").enable("table")
+MARKDOWN.add_render_rule("image", _figure)
+MARKDOWN.add_render_rule("table_open", lambda *_: '<div class="wide"><table>\n')
+MARKDOWN.add_render_rule("table_close", lambda *_: "</table></div>\n")
 
 TEMPLATES = Environment(
-    loader=PackageLoader("distill.report", ""),
-    autoescape=select_autoescape(["html.jinja"]),
+    loader=PackageLoader("distill", ""),
+    autoescape=True,
+    finalize=plain,
     trim_blocks=True,
     lstrip_blocks=True,
+    undefined=StrictUndefined,
 )
-TEMPLATES.filters |= {"plain": _plain, "cell": _cell, "html": _html, "inline": _inline, "svg": _svg}
+TEMPLATES.filters["raw"] = Markup
+TEMPLATES.globals["fence_of"] = fence_of

@@ -10,6 +10,8 @@ from distill.records import Record
 
 Array = np.ndarray[Any, Any]
 
+EVERY = "every"  # kind of split: the mean over the splits that a task has, and over seeds
+
 
 class Duel(NamedTuple):
     """One system against another: mean difference over tasks with its 95 % interval; tasks won, tied and lost.
@@ -52,6 +54,11 @@ class Scores:
         values = np.array([[[cells.get((s, t, e), np.nan) for e in self.seeds] for t in self.tasks] for s in systems])
         order = np.argsort(-np.nanmean(values, (1, 2)), kind="stable")
         self.systems, self.values = [systems[row] for row in order], values[order]
+
+    @property
+    def averaged(self) -> bool:
+        """Whether the scores are means over seeds that are no longer known."""
+        return self.split == EVERY or self.seeds == [-1]
 
     def of_kind(self, *kinds: str) -> list[int]:
         """Rows of the systems of these kinds, best first."""

@@ -1,32 +1,32 @@
-"""The sections of a report: is the student better than the teacher that one would use, on which tasks, how certainly."""
+"""The report of runs: is the student better than the teacher that one would use, on which tasks, how certainly."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from distill.records import Cost, Record, Results, merged, save_scores
 from distill.report import figures, page
-from distill.report.page import Block, Fold, Plot, Plots, Table
+from distill.report.page import Plot, Table
 from distill.report.scores import Scores
 from distill.report.tables import duel_table, interval, score_table
 from distill.run_folder import MAP
 
 SHOWN = 4  # students whose curves, conflicts and maps are drawn
 
-EVERY = "every"  # kind of split: the mean over the splits that a task has, and over seeds
-
 BASELINES = {"teachers": "the best single teacher", "pretrained": "its own beginning", "untrained": "random weights"}
 
-MEASURES = {"r2": "R2 of each teacher", "cosine": "Cosine with each teacher", "nats": "Nats per dimension of each teacher"}
-
-DUEL = "Mean difference over tasks with a 95 % bootstrap interval over tasks"
-
-WON = " and seeds. A task is won where the difference's t-interval over seeds is above zero, lost where below, else tied"
+MEASURES = {"r2": "R2 of each teacher", "cosine": "cosine with each teacher", "nats": "nats per dimension of each teacher"}
 
 
 def write(
-    folder: Path, title: str, runs: Mapping[str, Sequence[Results]], origin: str, extra: Sequence[Block] = ()
+    folder: Path,
+    title: str,
+    runs: Mapping[str, Sequence[Results]],
+    origin: str,
+    template: str = "report/runs.md.jinja",
+    **values: Any,
 ) -> dict[str, Scores]:
     """Write the report of one student or several.
 
@@ -35,31 +35,36 @@ def write(
         title: of the page.
         runs: name of a student -> its runs, of one seed or several.
         origin: how it was made.
-        extra: more sections, before what was run.
+        template: of the report; one that extends the default has more sections, and needs more ``values``.
+        values: see there.
 
     Returns:
         The scores of each split.
     """
     records, warnings = merged(runs)
-    by_split = comparable_scores(records)
     first = {name: group[0] for name, group in runs.items()}
     costs: dict[str, Cost] = {}
     for results in (results for group in runs.values() for results in group):
         costs = {**results.costs, **costs}  # what several runs measured, by the first of them
     costs |= {name: results.costs["student"] for name, results in first.items() if "student" in results.costs}
-    blocks: list[Block] = [origin, *answers(by_split)]
     left_out = {name for group in runs.values() for results in group for name in results.about.get("left_out", ())}
-    if left_out:
-        names = ", ".join(sorted(left_out))
-        blocks.append(f"Not probed, nor among the concatenated: {names}, imported without the tasks' items.")
-    if warnings:
-        blocks.append(Fold(f"{len(warnings)} warnings: where the runs do not agree", "\n".join(warnings)))
-    for split, scores in by_split.items():
-        blocks += split_section(split, scores)
-    blocks += [*_costs(by_split, costs), *_training(first), *_conflicts(first), *_maps(first), *extra, *_origins(first)]
-    page.write(folder, title, blocks)
-    save_scores(folder, records)
+    by_split = comparable_scores(records)
+    split, scores = next(iter(by_split.items()))
+    training, training_plots = training_section(first)
+    values |= {"origin": origin, "left_out": sorted(left_out), "warnings": warnings, "first": first}
+    values |= {"costs": cost_table(scores, costs), "cost_plots": cost_plots(split, scores, costs)}
+    values |= {"training": training, "training_plots": training_plots, "conflict_plots": conflict_plots(first)}
+    write_scores(folder, template, title, records, by_split, maps=map_plots(first), teacher_table=teacher_table, **values)
     return by_split
+
+
+def write_scores(
+    folder: Path, template: str, title: str, records: Sequence[Record], by_split: Mapping[str, Scores], **values: Any
+) -> None:
+    """Write a report by a template that extends report.md.jinja, and its scores.csv."""
+    functions = {"answer": answer, "score_table": score_table, "duel_table": duel_table, "split_plots": split_plots}
+    page.write(folder, template, title, by_split=by_split, **functions, **values)
+    save_scores(folder, records)
 
 
 def comparable_scores(records: Sequence[Record]) -> dict[str, Scores]:
@@ -77,11 +82,6 @@ def comparable_scores(records: Sequence[Record]) -> dict[str, Scores]:
             name = split if len(by_systems) == 1 else f"{split}, {tasks[0]}{more}"
             comparable[name] = Scores([record for record in records if record.task in tasks], split)
     return comparable
-
-
-def answers(by_split: Mapping[str, Scores]) -> list[str]:
-    """The answer of each kind of split."""
-    return [f"{split.capitalize()} split: {answer(scores)}" for split, scores in by_split.items()]
 
 
 def answer(scores: Scores) -> str:
@@ -108,11 +108,9 @@ def answer(scores: Scores) -> str:
     return " ".join(sentences)
 
 
-def split_section(split: str, scores: Scores) -> list[Block]:
-    """The section of one kind of split: scores, ranks, and systems compared pair by pair."""
+def split_plots(split: str, scores: Scores) -> list[Plot]:
+    """Scores and ranks of one kind of split, and which systems differ."""
     name, several = f"{split.capitalize()} split", scores.several
-    averaged = scores.split == EVERY or scores.seeds == [-1]  # the seed of scores that were kept as means over seeds
-    seeds = "seeds averaged" if averaged else f"{len(scores.seeds)} seed{'s' if several else ''}"
     bars = f"{name}: mean score{', its 95 % interval over seeds' if several else ''}; dots are tasks"
     ranks = f"{name}: rank of each system on each task{', mean over seeds' if several else ''}; 1 is best"
     plots = [
@@ -123,63 +121,55 @@ def split_section(split: str, scores: Scores) -> list[Block]:
         test = f"Nemenyi's test (5 %, {len(scores.tasks)} tasks)"
         caption = f"{name}: mean ranks over tasks; a bar joins systems that {test} does not tell apart"
         plots.append(Plot(f"critical-{split}", caption, figures.critical_difference(scores)))
-    blocks: list[Block] = [f"## {name}, {seeds}", score_table(scores), Plots(plots)]
-    duels = duel_table(scores)
-    return [*blocks, f"{DUEL}{WON if several else ''}.", duels] if duels.rows else blocks
+    return plots
 
 
-def _costs(by_split: Mapping[str, Scores], costs: Mapping[str, Cost]) -> list[Block]:
-    split, scores = next(iter(by_split.items()))
+def cost_table(scores: Scores, costs: Mapping[str, Cost]) -> Table:
+    """The dimension, parameters and speed of every system."""
     by_system = {system: costs[system] for system in scores.systems if system in costs}
-    if not by_system:
-        return []
     rows = [
-        [system, f"{cost.dim:,}", _number(cost.parameters), _number(cost.per_second)] for system, cost in by_system.items()
+        [
+            system,
+            f"{cost.dim:,}",
+            *("-" if value is None else f"{value:,.0f}" for value in (cost.parameters, cost.per_second)),
+        ]
+        for system, cost in by_system.items()
     ]
+    return Table(["system", "dim", "parameters", "items/s"], rows)
+
+
+def cost_plots(split: str, scores: Scores, costs: Mapping[str, Cost]) -> list[Plot]:
+    """The mean score of every system against what it costs."""
     drawn = {
         "parameters": figures.cost(scores, costs, "parameters", "parameters of its networks"),
         "speed": figures.cost(scores, costs, "per_second", "raw items embedded per second"),
     }
     caption = f"Mean score, {split} split, against"
-    plots = [Plot(f"cost-{name}", f"{caption} {name}", figure) for name, figure in drawn.items() if figure]
-    note = "Items per second: from the raw item, on the machine named below, as busy as it was; -: no network, or unknown."
-    return ["## What it costs", Table(["system", "dim", "parameters", "items/s"], rows, note), Plots(plots)]
+    return [Plot(f"cost-{name}", f"{caption} {name}", figure) for name, figure in drawn.items() if figure]
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f}"
-
-
-def _training(runs: Mapping[str, Results]) -> list[Block]:
-    """Curves of each student's run, and how well its heads predict each teacher at the end."""
+def training_section(runs: Mapping[str, Results]) -> tuple[Table, list[Plot]]:
+    """How well each student's heads predict each teacher at the end, and curves of their runs."""
     logged = {name: results.run.metrics() for name, results in runs.items()}
     validated = {name: [row for row in rows if row.get("val/loss")] for name, rows in logged.items()}
     last = {name: rows[-1] for name, rows in validated.items() if rows}
-    columns = {
-        (name, measure): by_teacher
-        for name, row in last.items()
-        for measure in MEASURES
-        if (by_teacher := _by_teacher(row, measure))
-    }
-    if not columns:
-        return []
+    columns = {(name, measure): _by_teacher(row, measure) for name, row in last.items() for measure in MEASURES}
+    columns = {column: by_teacher for column, by_teacher in columns.items() if by_teacher}
     plots: list[Plot] = []
     for name in list(last)[:SHOWN]:
-        drawn = {"loss": ("Loss", figures.losses(logged[name]))}
+        drawn = {"loss": ("loss", figures.losses(logged[name]))}
         for measure, label in MEASURES.items():
             keys = {f"{measure}/{teacher}": teacher for teacher in columns.get((name, measure), {})}
             drawn[measure] = f"{label}, on held-out rows", figures.curves(logged[name], keys, label)
-        file, prefix = (name, f"{name}: ") if len(runs) > 1 else ("student", "")
-        plots += [
-            Plot(f"training-{file}-{measure}", f"{prefix}{caption}, by step", figure)
-            for measure, (caption, figure) in drawn.items()
-            if figure
-        ]
+        for measure, (caption, figure) in drawn.items():
+            if figure and len(runs) == 1:
+                plots.append(Plot(f"training-student-{measure}", f"{caption.capitalize()}, by step", figure))
+            elif figure:
+                plots.append(Plot(f"training-{name}-{measure}", f"{name}: {caption}, by step", figure))
     head = ["teacher", *(measure if len(last) == 1 else f"{name}\n{measure}" for name, measure in columns)]
     teachers = dict.fromkeys(teacher for by_teacher in columns.values() for teacher in by_teacher)
     rows = [[teacher, *(by_teacher.get(teacher, "-") for by_teacher in columns.values())] for teacher in teachers]
-    note = "At the end of training, first seed, on held-out rows: how much of each teacher the student's embedding holds."
-    return ["## Training", Table(head, rows, note), Plots(plots)]
+    return Table(head, rows), plots
 
 
 def _by_teacher(row: Mapping[str, str], measure: str) -> dict[str, str]:
@@ -188,20 +178,18 @@ def _by_teacher(row: Mapping[str, str], measure: str) -> dict[str, str]:
     return {key.partition("/")[2]: f"{float(row[key]):.3f}" for key in keys}
 
 
-def _conflicts(runs: Mapping[str, Results]) -> list[Block]:
-    plots: list[Plot] = []
+def conflict_plots(runs: Mapping[str, Results]) -> list[Plot]:
+    """Cosines of the teachers' gradients, as each run measured them last."""
+    plots = []
     for name, results in list(runs.items())[:SHOWN]:
         if measured := results.run.last_conflict():
             step, teachers, cosines = measured
             plots.append(Plot(f"conflict-{name}", f"{name}: step {step}", figures.conflicts(teachers, cosines)))
-    text = (
-        "Cosines of the gradients of the teachers' losses at the student's embedding, for one training batch, as last "
-        "measured. At 1 two teachers pull the embedding the same way; below 0 what helps one teacher hurts the other."
-    )
-    return ["## Conflicts of the teachers", text, Plots(plots)] if plots else []
+    return plots
 
 
-def _maps(runs: Mapping[str, Results]) -> list[Block]:
+def map_plots(runs: Mapping[str, Results]) -> list[Plot]:
+    """Embeddings of one task in two dimensions: every student's, and the other systems' by the first run."""
     plots: list[Plot] = []
     for name, results in list(runs.items())[:SHOWN]:
         path = results.run.probes / MAP
@@ -210,29 +198,16 @@ def _maps(runs: Mapping[str, Results]) -> list[Block]:
         with np.load(path) as maps:
             task, labels, kind = str(maps["task"]), maps["labels"], str(maps["kind"])
             systems = [key for key in maps.files if key not in ("task", "kind", "labels", "student")]
-            for system in ["student", *([] if plots else systems)]:  # other systems by the first run alone
+            for system in ["student", *([] if plots else systems)]:
                 if system in maps.files:
                     shown = name if system == "student" else system
                     figure = figures.plane(maps[system], labels, kind)
                     plots.append(Plot(f"map-{shown}", f"{shown}: items of {task}", figure))
-    text = "Two dimensions of each embedding by t-SNE, up to 1,000 items of one task, coloured by their first label."
-    return ["## Maps of the embeddings", text, Plots(plots)] if plots else []
+    return plots
 
 
-def _origins(runs: Mapping[str, Results]) -> list[Block]:
-    blocks: list[Block] = ["## What was run"]
-    about = next(iter(runs.values())).about
-    blocks += [f"{key.capitalize()}: `{about[key]}`" for key in ("made", "device", "command") if key in about]
-    if "versions" in about:
-        blocks.append("Versions: " + ", ".join(f"{name} {version}" for name, version in about["versions"].items()))
-    for place, corpus in about.get("corpora", {}).items():
-        rows = [
-            [name, str(teacher["class_path"]), str(teacher.get("weights_sha256", ""))[:16]]
-            for name, teacher in corpus["teachers"].items()
-        ]
-        note = f"`{place}`: {corpus['rows']:,} rows, fingerprint `{corpus['fingerprint'][:16]}`"
-        blocks.append(Table(["teacher", "class", "SHA-256 of weights"], rows, note))
-    configs = {name: results.run.config for name, results in runs.items()}
-    return blocks + [
-        Fold(f"Configuration of {name} ({path})", path.read_text()) for name, path in configs.items() if path.is_file()
-    ]
+def teacher_table(corpus: Mapping[str, Any]) -> Table:
+    """The teachers of a corpus, as the results of a run name them."""
+    teachers = corpus["teachers"].items()
+    rows = [[name, str(teacher["class_path"]), str(teacher.get("weights_sha256", ""))[:16]] for name, teacher in teachers]
+    return Table(["teacher", "class", "SHA-256 of weights"], rows)

@@ -1,8 +1,9 @@
 """What each teacher adds to a student: alone, when it is left out, and as its Shapley value.
 
-The teachers play a game: some of them are worth the score of the student that they taught, none of them that of the
-untrained student. Shapley values share out what all of them gain (L. S. Shapley, A value for n-person games, 1953). Of many
-teachers they are estimated from random orders (Castro, Gómez and Tejada, Computers & Operations Research 36, 2009).
+The teachers are the players of a game. A subset of them is worth the score of the student that it taught; the empty subset
+is worth the score of the untrained student. Shapley values divide the gain of all teachers among them (L. S. Shapley, A
+value for n-person games, 1953). For many teachers they are estimated from random orders (Castro, Gómez and Tejada,
+Computers & Operations Research 36, 2009).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 
 from cache_tools import ConfigError
 from distill.records import Record
+from distill.report.page import Table
 from distill.report.scores import Scores, half_width, mean_of_known
 
 Array = np.ndarray[Any, Any]
@@ -45,11 +47,11 @@ class Gain:
 
 @dataclass(frozen=True)
 class Share:
-    """A teacher's part; what was not measured is None.
+    """What one teacher contributes; None where it was not measured.
 
     Attributes:
-        alone: what its student gains over the untrained one.
-        left_out: what the student of all teachers has over that of all others.
+        alone: its student's score less that of the untrained student.
+        left_out: the score of the student of all teachers less that of the student of all others.
         shapley: its Shapley value.
     """
 
@@ -60,17 +62,17 @@ class Share:
 
 @dataclass(frozen=True)
 class Attribution:
-    """Which teacher brought how much of a method's score on one kind of split.
+    """How much of a method's score on one kind of split each teacher contributes.
 
     Attributes:
         method: of the study.
         split: kind of split.
-        tasks: that the scores are means of.
-        seeds: measured.
-        subsets: of the teachers, measured.
-        orders: sampled, of which Shapley values are estimates; 0 when they are exact.
+        tasks: number of tasks that the scores are means of.
+        seeds: number of seeds measured.
+        subsets: number of subsets of the teachers measured.
+        orders: number of random orders that Shapley values are estimated from; 0 when they are exact.
         untrained: score of the untrained student.
-        gain: what the student of all teachers has over it.
+        gain: score of the student of all teachers less that of the untrained student.
         teachers: name -> its share.
     """
 
@@ -90,8 +92,8 @@ def choose(teachers: Sequence[str], subsets: Subsets) -> list[Subset]:
 
     Args:
         teachers: two or more.
-        subsets: ``leave-one-out``: all teachers, and all but each. ``all``: every subset. A number: these of leave-one-out,
-            and those that come up when the teachers join one by one, in so many random orders.
+        subsets: ``leave-one-out``: all teachers, and all but each. ``all``: every subset. A number: those of
+            leave-one-out, and those that arise when the teachers join one by one, in so many random orders.
 
     Raises:
         ConfigError: for fewer than two teachers, one named twice, or a number of orders below one.
@@ -105,16 +107,16 @@ def choose(teachers: Sequence[str], subsets: Subsets) -> list[Subset]:
         raise ConfigError(f"teachers is {list(teachers)}, expected two or more, each named once")
     if isinstance(subsets, int) and subsets < 1:
         raise ConfigError(f"subsets is {subsets}, expected leave-one-out, all, or a number of random orders above 0")
-    found = [everyone, *(everyone - {each} for each in teachers)]
+    chosen = [everyone, *(everyone - {teacher} for teacher in teachers)]
     if subsets == "all":
-        found += [frozenset(each) for size in sizes for each in combinations(teachers, size)]
+        chosen += [frozenset(names) for size in sizes for names in combinations(teachers, size)]
     elif isinstance(subsets, int):
-        found += [frozenset(order[:size]) for order in draw(teachers, subsets) for size in sizes]
-    return list(dict.fromkeys(found))
+        chosen += [frozenset(order[:size]) for order in draw(teachers, subsets) for size in sizes]
+    return list(dict.fromkeys(chosen))
 
 
 def draw(teachers: Sequence[str], count: int) -> list[list[str]]:
-    """``count`` random orders of the teachers, the same ones each time; a higher ``count`` only adds some."""
+    """``count`` random orders of the teachers, always the same ones; a higher ``count`` only adds orders."""
     random = np.random.default_rng(0)
     return [random.permutation(teachers).tolist() for _ in range(count)]
 
@@ -123,33 +125,36 @@ def shapley(values: Mapping[Subset, Array], teacher: str) -> Array:
     """The exact Shapley value of ``teacher``.
 
     Args:
-        values: every subset of the teachers, the empty one too -> what it is worth, (seeds,).
+        values: every subset of the teachers, the empty one too -> its score, (seeds,).
         teacher: one of them.
 
     Returns:
         (seeds,)
 
     Example:
-        >>> one = {"": 0.0, "a": 1.0, "b": 1.0, "ab": 1.0}  # b knows what a knows
-        >>> shapley({frozenset(names): np.array([worth]) for names, worth in one.items()}, "a")
+        >>> scores = {"": 0.0, "a": 1.0, "b": 1.0, "ab": 1.0}  # b knows what a knows
+        >>> shapley({frozenset(names): np.array([score]) for names, score in scores.items()}, "a")
         array([0.5])
     """
     count = max(map(len, values))
     others = [subset for subset in values if teacher not in subset]
-    weights = [factorial(len(each)) * factorial(count - len(each) - 1) / factorial(count) for each in others]
-    return np.tensordot(weights, [values[each | {teacher}] - values[each] for each in others], 1)
+    weights = [factorial(len(subset)) * factorial(count - len(subset) - 1) / factorial(count) for subset in others]
+    return np.tensordot(weights, [values[subset | {teacher}] - values[subset] for subset in others], 1)
 
 
 def joining(values: Mapping[Subset, Array], orders: Iterable[Sequence[str]], teacher: str) -> Array:
-    """What ``teacher`` adds when it joins those before it, (orders, seeds); the mean over all orders is its Shapley value.
+    """What ``teacher`` adds when it joins the teachers before it; the mean over all orders is its Shapley value.
 
     Args:
-        values: subset -> what it is worth, (seeds,); the empty one, and all that come up in an order.
+        values: subset -> its score, (seeds,); the empty one, and all that arise in an order.
         orders: of all teachers.
         teacher: one of them.
+
+    Returns:
+        (orders, seeds)
     """
-    before = [frozenset(order[: order.index(teacher)]) for order in orders]
-    return np.array([values[each | {teacher}] - values[each] for each in before])
+    earlier = [frozenset(order[: order.index(teacher)]) for order in orders]
+    return np.array([values[subset | {teacher}] - values[subset] for subset in earlier])
 
 
 def attribute(
@@ -162,12 +167,12 @@ def attribute(
         systems: subset of the teachers -> the system that they taught, all teachers first.
         method: its name.
         split: kind of split.
-        orders: that were sampled.
+        orders: random orders of the teachers, to estimate Shapley values from when not every subset was measured.
     """
     scores = Scores(records, split)
     chosen = scores.values[[scores.systems.index(name) for name in ("untrained", *systems.values())]]
-    known = np.isfinite(chosen).all(0)  # (tasks, seeds), what all of them were scored on
-    means = mean_of_known(np.where(known, chosen, np.nan).swapaxes(1, 2))[:, known.any(0)]  # (systems, seeds)
+    measured = np.isfinite(chosen).all(0)  # (tasks, seeds), where every one of them has a score
+    means = mean_of_known(np.where(measured, chosen, np.nan).swapaxes(1, 2))[:, measured.any(0)]  # (systems, seeds)
     values = dict(zip([frozenset(), *systems], means, strict=True))
     everyone = next(iter(systems))
     exact = len(values) == 2 ** len(everyone)
@@ -175,53 +180,53 @@ def attribute(
     def gain(more: Subset, less: Subset) -> Gain | None:
         return _gain(values[more] - values[less]) if more in values and less in values else None
 
-    def fair(teacher: str) -> Gain | None:
+    def shapley_value(teacher: str) -> Gain | None:
         if exact:
             return _gain(shapley(values, teacher))
         added = joining(values, orders, teacher)  # (orders, seeds)
         return _gain(added.mean(0), added.mean(1)) if orders else None
 
     shares = {
-        each: Share(gain(frozenset([each]), frozenset()), gain(everyone, everyone - {each}), fair(each))
-        for each in sorted(everyone)
+        name: Share(gain(frozenset([name]), frozenset()), gain(everyone, everyone - {name}), shapley_value(name))
+        for name in sorted(everyone)
     }
-    facts = int(known.any(1).sum()), means.shape[1], len(systems), 0 if exact else len(orders)
-    whole = _gain(means[1] - means[0])
-    return Attribution(method, split, *facts, float(means[0].mean()), whole, shares)
+    counts = int(measured.any(1).sum()), means.shape[1], len(systems), 0 if exact else len(orders)
+    return Attribution(method, split, *counts, float(means[0].mean()), _gain(means[1] - means[0]), shares)
 
 
 def _gain(by_seed: Array, by_order: Array | None = None) -> Gain:
-    halves = [None if each is None or len(each) < 2 else float(half_width(each)) for each in (by_seed, by_order)]
+    halves = [None if values is None or len(values) < 2 else float(half_width(values)) for values in (by_seed, by_order)]
     return Gain(float(by_seed.mean()), *halves)
 
 
-def table(found: Attribution) -> tuple[list[str], list[list[str]]]:
-    """Column headings, and a line per teacher, who brought most first; the last line is all teachers together."""
-    every = {
-        "alone": {name: share.alone for name, share in found.teachers.items()},
-        "left out": {name: share.left_out for name, share in found.teachers.items()},
-        "Shapley value": {name: share.shapley for name, share in found.teachers.items()},
+def table(attribution: Attribution) -> Table:
+    """A line per teacher, who contributes most first; the last line is all teachers together."""
+    shares = attribution.teachers
+    columns = {
+        "alone": {name: share.alone for name, share in shares.items()},
+        "left out": {name: share.left_out for name, share in shares.items()},
+        "Shapley value": {name: share.shapley for name, share in shares.items()},
     }
-    columns = {heading: column for heading, column in every.items() if any(column.values())}
+    columns = {heading: column for heading, column in columns.items() if any(column.values())}
     *_, last = columns.values()
-    order = sorted(last, key=lambda name: -(each.mean if (each := last[name]) else np.inf))
+    order = sorted(shares, key=lambda name: -(share.mean if (share := last[name]) else np.inf))
     lines = [[name, *(str(column[name] or "-") for column in columns.values())] for name in order]
-    total = ["" if heading == "left out" else str(found.gain) for heading in columns]
-    return ["teacher", *columns], [*lines, ["all teachers", *total]]
+    total = ["" if heading == "left out" else str(attribution.gain) for heading in columns]
+    return Table(["teacher", *columns], [*lines, ["all teachers", *total]])
 
 
-def caption(found: Attribution) -> str:
+def caption(attribution: Attribution) -> str:
     """How to read :func:`table`."""
-    seeds = f"over {found.seeds} seeds, ± half of the 95 % t-interval" if found.seeds > 1 else "of one seed"
-    parts = [
-        f"Differences of the mean score over {found.tasks} tasks, {seeds}; {found.subsets} subsets of teachers.",
-        f"Alone: its student less the untrained one, which has {found.untrained:.3f}.",
+    seeds = f"over {attribution.seeds} seeds, ± half of the 95 % t-interval" if attribution.seeds > 1 else "of one seed"
+    sentences = [
+        f"Differences of the mean score over {attribution.tasks} tasks, {seeds}; "
+        f"{attribution.subsets} subsets of teachers.",
+        f"Alone: its student less the untrained one, which has {attribution.untrained:.3f}.",
         "Left out: the student of all teachers less that of all others.",
-        "Shapley values share out the gain of all teachers."
-        if any(each.shapley for each in found.teachers.values())
-        else "",
-        f"They are estimated from {found.orders} random orders; in brackets, half of the 95 % t-interval over these."
-        if found.orders
-        else "",
     ]
-    return " ".join(part for part in parts if part)
+    if any(share.shapley for share in attribution.teachers.values()):
+        sentences.append("Shapley values divide the gain of all teachers among them.")
+    if attribution.orders:
+        orders = f"They are estimated from {attribution.orders} random orders"
+        sentences.append(f"{orders}; in brackets, half of the 95 % t-interval over these.")
+    return " ".join(sentences)

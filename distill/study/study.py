@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cache_tools import ConfigError, QuorumError
+from cache_tools import ConfigError, QuorumError, write_file
 from distill.records import SYSTEMS, Record, Results, merged
 from distill.report import sections
-from distill.report.page import Block, Table
+from distill.report.page import Table
 from distill.report.tables import print_scores
 from distill.study.attribution import Attribution, Subsets, attribute, caption, choose, draw, table
 from distill.study.run import Run, Sweep, Trial, best_trial, discard_failed
@@ -139,17 +139,16 @@ class Study:
             by_system.setdefault(run.system, []).append(Results.load(run.folder.path))
         files = ", ".join(f"{method} ({_named(files)})" for method, files in self.methods.items())
         origin = f"Made by `distill study`: base {_named(self.base)}; methods {files}; seeds {self.seeds}"
-        extra = learning_rates(self.grid)
+        attributions: list[Attribution] = []
         if self.subsets is not None:
             origin += f"; subsets {self.subsets} of the teachers {', '.join(self.teachers)}"
             attributions = self.attributions(merged(by_system)[0])
             content = json.dumps([asdict(attribution) for attribution in attributions], indent=1)
-            (self.folder / "attribution.json").write_text(content + "\n")
-            extra.append("## What each teacher brings")
-            for attribution in attributions:
-                note = f"{attribution.method}, {attribution.split} split. {caption(attribution)}"
-                extra.append(Table(*table(attribution), note))
-        print_scores(sections.write(out, f"Study {self.folder.name}", by_system, f"{origin}.", extra), out)
+            write_file(self.folder / "attribution.json", content + "\n")
+        values = {"rates": learning_rates(self.grid), "trials": self.grid[0].trials, "attributions": attributions}
+        values |= {"attribution_table": table, "caption": caption}
+        title, template = f"Study {self.folder.name}", "study/study.md.jinja"
+        print_scores(sections.write(out, title, by_system, f"{origin}.", template, **values), out)
 
     def attributions(self, records: Sequence[Record]) -> list[Attribution]:
         """What each teacher brings, per method and kind of split."""
@@ -218,22 +217,14 @@ def make(grid: Sequence[Run], jobs: int) -> None:
         raise QuorumError("\n".join([f"{count} of {len(grid)} runs failed:", *dict.fromkeys(failed.values())]))
 
 
-def learning_rates(grid: Sequence[Run]) -> list[Block]:
-    """The learning rate of each method with the losses that it was chosen by, and how long a fit took."""
-    rows = []
+def learning_rates(grid: Sequence[Run]) -> Table:
+    """The learning rate of each method with the losses that it was chosen by, and how long a fit took, where known."""
+    rows, times = [], []
     for method, trials in {run.method: run.trials for run in grid}.items():
-        times = [time for run in grid if run.method == method and (time := run.folder.seconds()) is not None]
+        seconds = [time for run in grid if run.method == method and (time := run.folder.seconds()) is not None]
+        times += seconds
         losses = ["failed" if np.isinf(trial.loss) else f"{trial.loss:.5g}" for trial in trials]
         chosen = [f"{best_trial(trials).value:g}"] if trials else []
-        rows.append([method, *losses, *chosen, f"{np.mean(times):,.0f}" if times else "-"])
-    note = "fit, s: from a fit's start to the last figure that it logged, mean over the method's runs."
-    if not grid[0].trials:
-        timed = any(row[-1] != "-" for row in rows)
-        return ["## Time of each method", Table(["method", "fit, s"], rows, note)] if timed else []
-    first, values = grid[0].trials[0], [f"{trial.value:g}" for trial in grid[0].trials]
-    note = (
-        f"`val/loss` at the end of trials, epochs: {first.epochs}, seed: {first.seed}, with the value "
-        f"for {' and '.join(first.keys)}. Losses of two methods are not of one scale. {note}"
-    )
-    head = ["method", *values, "chosen", "fit, s"]
-    return ["## Learning rate of each method, by held-out loss", Table(head, rows, note)]
+        rows.append([method, *losses, *chosen, f"{np.mean(seconds):,.0f}" if seconds else "-"])
+    values = [f"{trial.value:g}" for trial in grid[0].trials]
+    return Table(["method", *values, *(["chosen"] if values else []), "fit, s"], rows if values or times else [])

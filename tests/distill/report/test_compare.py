@@ -30,7 +30,7 @@ def test_runs_stand_side_by_side_and_teachers_once(tmp_path):
     one, two = run(tmp_path / "one", 0.5), run(tmp_path / "two", 0.7)
     compare_runs([one, two], tmp_path / "both")
     text = (tmp_path / "both" / "report.md").read_text()
-    assert [text.count(f"\n| {name} | 0.") for name in ("one", "two", "maccs")] == [1, 1, 1]
+    assert [text.count(f"\n| {name} | 0.") for name in ("**one**", "**two**", "maccs")] == [1, 1, 1]
     assert "| two - one | +0.200 |" in text
     assert "the best of 2 students by these very scores, `two`, has a mean of 0.705" in text
     page = (tmp_path / "both" / "report.html").read_text()
@@ -66,10 +66,10 @@ def test_methods_of_several_studies_are_ranked_over_the_tasks_of_all(tmp_path):
     assert "## Every split, seeds averaged" in told
     assert "over seeds;" not in told
     assert "won" not in told, "of one value no task is won or lost"
-    assert "| nll | 0.455 | 0.805 | 0.630 |" in told, "half of the molecules' splits lie 0.1 lower"
+    assert "| **nll** | 0.455 | 0.805 | 0.630 |" in told, "half of the molecules' splits lie 0.1 lower"
     assert re.search(r"\| system \| esol<br>r2 \| mood<br>r2 \| topic<br>r2 \| mean ", told)
-    assert re.search(r"\n\| nll \| 0.455 \| 0.805 \| 0.805 \| 0.688 \|  \| 1.33 \|", told)
-    assert all(f"\n| {system} | " in told for system in ("mse", "untrained", "pca"))
+    assert re.search(r"\n\| \*\*nll\*\* \| 0.455 \| 0.805 \| 0.805 \| 0.688 \|  \| 1.33 \|", told)
+    assert all(f"\n| {system} | " in told for system in ("**mse**", "untrained", "pca"))
     assert "`nll`, has a mean of 0.688 over 3 tasks" in told
 
 

@@ -1,4 +1,6 @@
+import json
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -6,25 +8,50 @@ import pytest
 from markdown_it import MarkdownIt
 from matplotlib.figure import Figure
 
+from distill.records import Cost, Record
+from distill.report.compare import compare_runs
 from distill.report.figures import panel
-from distill.report.page import Fold, Plot, Plots, Table, html, markdown, write
+from distill.report.page import TEMPLATES, Plot, Table, html, markdown, plain, write
 
-BLOCKS = [
-    "## A <b>heading",
-    "what `--flag` does & more",
-    Table(["system", "esol\nr2"], [["a<1>", "0.5"], ["b", "0.4"]], "a `note`", frozenset(["b"])),
-    Plots([Plot("line", 'a "line"', panel(2, 2, lambda axis: axis.plot([1, 2])))]),
-    Fold("configuration", "lr: 1\nname: <x>\n"),
-]
+TEXT = """# {{ title }}
+
+## {{ heading }}
+
+{{ paragraph }}
+
+{{ table.markdown() }}
+
+{{ plots(drawn) }}
+
+{% for more in notes %}
+{{ more }}
+
+{% endfor %}
+"""
+VALUES = {
+    "title": "a title < b",
+    "heading": "A <b>heading",
+    "paragraph": "what `--flag <x>` does & more: *all* | `[a](b)` [c](d)",
+    "table": Table(["system", "esol\nr2"], [["a<1>", "0.5"], ["b", "0.4"]], "a `note`", frozenset(["b"])),
+    "drawn": [Plot(name, f'a "{name}"', panel(2, 2, lambda axis: axis.plot([1, 2]))) for name in ("line", "other")],
+    "notes": [],
+}
 VOID = {"meta", "link", "br", "path", "use", "image", "rect"}
+
+
+def page(**values) -> tuple[str, str]:
+    """A report in Markdown and as HTML."""
+    text, drawn = markdown(TEMPLATES.from_string(TEXT), **VALUES | values)
+    return text, html("a title < b", text, drawn)
 
 
 class Balanced(HTMLParser):
     def __init__(self):
         super().__init__()
-        self.open, self.text = [], ""
+        self.open, self.text, self.tags = [], "", set()
 
     def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
         if tag not in VOID:
             self.open.append(tag)
 
@@ -38,56 +65,43 @@ class Balanced(HTMLParser):
 
 def test_the_page_shows_what_was_written_and_closes_every_tag():
     reader = Balanced()
-    reader.feed(html("a title < b", BLOCKS))
+    reader.feed(page()[1])
     assert reader.open == []
-    for shown in ("A <b>heading", "what --flag does & more", "a<1>", "name: <x>", "a title < b"):
+    for shown in ("A <b>heading", "what --flag <x> does & more: *all* | [a](b) [c](d)", "a<1>", "a title < b", "a note"):
         assert shown in reader.text
-    assert '<tr class="strong"><td>b</td>' in html("", BLOCKS)
-    assert '<svg role="img" aria-label="a &#34;line&#34;"' in html("", BLOCKS)
-    assert "<h2>A &lt;b&gt;heading</h2>" in html("", BLOCKS)
+    assert not {"b", "em", "a"} & reader.tags
+
+
+def test_rows_stand_out_headings_break_and_figures_lie_side_by_side_with_a_label():
+    shown = page()[1]
+    assert '<td><strong>b</strong></td>\n<td style="text-align:right">0.4</td>' in shown
+    assert '<th style="text-align:right">esol<br>r2</th>' in shown
+    assert re.search(r'<div class="wide"><table>.*</table></div>\n<p>a <code>note</code></p>', shown, re.DOTALL)
+    (figures,) = re.findall(r'<div class="figures">(.*?)</div>', shown, re.DOTALL)
+    assert re.findall(r'<figure><svg role="img" aria-label="([^"]*)"', figures) == ["a &#34;line&#34;", "a &#34;other&#34;"]
+    assert re.findall(r"<figcaption>(.*?)</figcaption>", figures) == ["a &quot;line&quot;", "a &quot;other&quot;"]
 
 
 def test_the_page_loads_nothing_from_elsewhere():
-    page = html("a", BLOCKS)
-    assert not re.search(r"""(src|href)=["'](?!#|data:)""", page)
-    assert "@import" not in page
-    assert "<script" not in page
-
-
-NAME = "<script>alert(1)</script>"
-
-
-@pytest.mark.parametrize(
-    "block",
-    [
-        f"## {NAME}",
-        f"{NAME} after `code`",
-        Table([NAME, NAME], [[NAME, NAME]], NAME, frozenset([NAME])),
-        Plots([Plot(NAME, NAME, panel(2, 2, lambda axis: axis.set_xlabel(NAME)))]),
-        Fold(NAME, f"```\n{NAME}\n```"),
-    ],
-    ids=["heading", "paragraph", "table", "plots", "fold"],
-)
-def test_no_name_becomes_a_tag(block):
-    assert "<script" not in html(NAME, [block])
-    as_html = MarkdownIt("gfm-like", {"html": True, "linkify": False}).render(markdown([block]))
-    assert "<script" not in as_html
-    assert "script&gt;alert(1)" in as_html
+    shown = page()[1]
+    assert not re.search(r"""(src|href)=["'](?!#|data:)""", shown)
+    assert "@import" not in shown
+    assert "<script" not in shown
 
 
 def test_the_markdown_twin_has_the_same_sections_and_its_figures_beside_it(tmp_path: Path):
-    write(tmp_path, "a title", BLOCKS)
+    write(tmp_path, TEMPLATES.from_string(TEXT), **VALUES)
     text = (tmp_path / "report.md").read_text()
-    assert text == f"# a title\n\n{markdown(BLOCKS)}\n"
-    assert "| system | esol<br>r2 |\n| --- | ---: |\n| a&lt;1> | 0.5 |" in text
-    assert [(tmp_path / each).read_bytes()[:4] for each in re.findall(r"!\[.*\]\((.*)\)", text)] == [b"\x89PNG"]
+    assert text == page()[0]
+    assert (tmp_path / "report.html").read_text().count("<svg") == 2
+    assert "| system | esol<br>r2 |\n| --- | ---: |\n| a&lt;1> | 0.5 |\n| **b** | 0.4 |\n\na `note`" in text
+    assert [(tmp_path / file).read_bytes()[:4] for file in re.findall(r"!\[.*\]\((.*)\)", text)] == [b"\x89PNG"] * 2
 
 
 def test_a_new_report_leaves_no_figure_of_the_old_one(tmp_path: Path):
-    write(tmp_path, "old", BLOCKS)
-    assert [path.name for path in tmp_path.rglob("*.png")] == ["line.png"]
+    write(tmp_path, TEMPLATES.from_string(TEXT), **VALUES)
     (tmp_path / "figures" / "mine.png").touch()
-    write(tmp_path, "new", BLOCKS[:2])
+    write(tmp_path, TEMPLATES.from_string(TEXT), **VALUES | {"drawn": []})
     assert [path.name for path in tmp_path.rglob("*.png")] == ["mine.png"], "what others made stays"
 
 
@@ -95,3 +109,40 @@ def test_names_of_all_kinds_have_files_of_their_own():
     files = {Plot(name, "", Figure()).file for name in ("a b", "a+b", "a-b", "学", "先", "plain")}
     assert len(files) == 6
     assert "figures/plain.png" in files
+
+
+@pytest.mark.parametrize(
+    "text", ["a*b*c", "<i>", "x | y", "[a](b)", "`<b>` <b> `<b>`", "a ` <b>", "5 < 6 > 4", "2 * 3 * 4"]
+)
+def test_a_text_is_shown_as_it_is(text):
+    reader = Balanced()
+    reader.feed(MarkdownIt("gfm-like", {"linkify": False}).render(plain(text)))
+    assert reader.text.strip() == (text if text.count("`") % 2 else text.replace("`", ""))
+    assert reader.tags <= {"p", "code"}
+
+
+def test_no_name_becomes_a_tag_anywhere_in_a_report(tmp_path):
+    name = "<script>alert(1)"
+    for number, folder in enumerate((tmp_path / f"{name} a", tmp_path / f"{name} b")):
+        systems = {"student": ("student", 0.5), name: ("teachers", 0.4 + number), f"{name}+": ("teachers", 0.3)}
+        records = [
+            asdict(Record(system, kind, task, "measured", name, seed, name, score, 10, seen_rows=1))
+            for system, (kind, score) in systems.items()
+            for task in (name, f"{name}'s")
+            for seed in (0, 1)
+        ]
+        corpus = {"teachers": {name: {"class_path": name, "weights_sha256": name}}, "rows": 1, "fingerprint": name}
+        about = {"made": name, "device": name, "versions": {name: name}, "corpora": {name: corpus}, "left_out": [name]}
+        costs = {system: asdict(Cost(1, 2, 3.0)) for system in systems}
+        (folder / "probes").mkdir(parents=True)
+        (folder / "probes" / "results.json").write_text(json.dumps(about | {"records": records, "costs": costs}))
+        (folder / "config.yaml").write_text(f"a: |\n  ```\n  {name}\n")
+        (folder / "metrics.csv").write_text(f"step,train/loss,val/loss,r2/{name}\n1,1,1,0.5\n2,1,1,0.5\n")
+        (folder / "conflict.csv").write_text(f"step,teacher_a,teacher_b,cosine\n1,{name},{name},1\n")
+    compare_runs([tmp_path / f"{name} a", tmp_path / f"{name} b"], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    headings = ["What it costs", "Training", "Conflicts of the teachers", "What was run"]
+    assert re.findall("^## (.*)", text, re.M)[1:] == headings
+    for shown in ((tmp_path / "out" / "report.html").read_text(), MarkdownIt("gfm-like", {"linkify": False}).render(text)):
+        assert "<script" not in shown
+        assert shown.count("script&gt;alert(1)") > 50

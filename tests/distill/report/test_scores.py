@@ -5,7 +5,6 @@ import pytest
 from rich.console import Console
 
 from distill.records import Record
-from distill.report.page import markdown
 from distill.report.scores import Scores, half_width
 from distill.report.tables import duel_table, score_table, table
 
@@ -55,7 +54,7 @@ def test_tables_fit_a_terminal_of_80_columns_and_name_the_labels():
     text = console.export_text()
     assert "Labels measured: t1, t2" in text
     assert any(line.strip().startswith("mean of teachers") and "0.438" in line for line in text.splitlines())
-    assert "| student | 0.850 | 0.550 | 0.700 | 0.000 | 1.50 |" in markdown([score_table(scores)])
+    assert "| **student** | 0.850 | 0.550 | 0.700 | 0.000 | 1.50 |" in score_table(scores).markdown()
 
 
 def test_the_rank_interval_is_a_bootstrap_over_tasks():

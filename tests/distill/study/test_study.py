@@ -137,15 +137,19 @@ def test_sampled_orders_give_estimates_with_an_interval_of_their_own():
     assert everything.orders == 0, "with every subset at hand nothing is estimated"
 
 
+def shown(attribution):
+    return table(attribution).head, table(attribution).rows
+
+
 def test_a_table_tells_what_was_measured_and_who_brought_most_first():
     values = {subset: np.array([worth(subset), worth(subset) + 0.01]) for subset in game()}
-    head, lines = table(attribute(*measured(values), "nll", "own"))
+    head, lines = shown(attribute(*measured(values), "nll", "own"))
     assert head == ["teacher", "alone", "left out", "Shapley value"]
     assert lines[-1] == ["all teachers", "+0.300 ± 0.000", "", "+0.300 ± 0.000"]
     assert lines[1] == ["b", "+0.200 ± 0.000", "+0.000 ± 0.000", "+0.100 ± 0.000"]
     assert lines[3][0] == "d"
     few = {subset: values[subset][:1] for subset in [frozenset(), *choose(TEACHERS, "leave-one-out")]}
-    head, lines = table(attribute(*measured(few), "nll", "own"))
+    head, lines = shown(attribute(*measured(few), "nll", "own"))
     assert head == ["teacher", "left out"]
     assert lines[0] == ["a", "+0.100"]
 
@@ -249,9 +253,9 @@ def test_a_study_of_subsets_tells_what_each_teacher_brought(stub, capsys):
     assert "written: docs/s/report.html" in capsys.readouterr().out
     report = stub.report()
     assert re.search(r"\| teacher \| alone \| left out \| Shapley value \|\n.*\n\| a \| \+0.105", report)
-    assert "<th>Shapley value</th>" in (stub.folder / "docs" / "s" / "report.html").read_text()
+    assert '<th style="text-align:right">Shapley value</th>' in (stub.folder / "docs" / "s" / "report.html").read_text()
     systems = ["all", "only a", "only b", "only c", "without a", "without b", "without c"]
-    assert all(f"| nll, {each} |" in report for each in systems)
+    assert all(f"| **nll, {each}** |" in report for each in systems)
 
 
 def test_a_run_has_the_heads_of_its_own_teachers_and_only_the_first_one_probes_all_systems(stub):
