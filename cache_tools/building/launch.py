@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 class Place(NamedTuple):
-    """Writer ``rank`` of ``world``; ``local`` counts those of one machine."""
+    """Writer ``rank`` of ``world`` writers; ``local`` is its number on its machine."""
 
     rank: int = 0
     world: int = 1
@@ -40,12 +40,11 @@ def place(rank: int | None = None, world: int | None = None, environment: Mappin
 
     local = number("LOCAL_RANK", number("SLURM_LOCALID", 0))
     source = f"--rank {rank} --world {world}"
-    if rank is not None or world is not None:
-        pass
-    elif "WORLD_SIZE" in environment:
+    unnamed = rank is None and world is None
+    if unnamed and "WORLD_SIZE" in environment:
         rank, world = number("RANK", 0), number("WORLD_SIZE", 1)
         source = f"RANK={rank} WORLD_SIZE={world}"
-    else:
+    elif unnamed:
         tasks, task = number("SLURM_NTASKS", 1), number("SLURM_PROCID", 0)
         step, first = number("SLURM_ARRAY_TASK_STEP", 1), number("SLURM_ARRAY_TASK_MIN", 0)
         index = (number("SLURM_ARRAY_TASK_ID", first) - first) // step  # 0 outside an array

@@ -41,7 +41,7 @@ class Selection:
         self.count, self.shard_rows = len(self.wanted), shard_rows
         lowest, highest = (self.wanted.min(), self.wanted.max()) if self.count else (0, 0)
         if lowest < 0 or highest >= max(1, rows):
-            raise IndexError(f"rows 0 to {rows - 1} are there; asked for {lowest if lowest < 0 else highest}")
+            raise IndexError(f"rows 0 to {rows - 1} exist; asked for {lowest if lowest < 0 else highest}")
 
     @cached_property
     def shards(self) -> Array:

@@ -24,13 +24,9 @@ from cache_tools.format.shard import (
 )
 
 SHARD_ROWS = 65_536
-
 MANIFEST, CORPUS = "manifest.json", "corpus.json"
-
 KINDS = ("teachers", "inputs")  # folders of a corpus that hold columns
-
 TASKS = "tasks"  # a folder of a corpus that holds the corpora of tasks, each in a folder named by its fingerprint
-
 NOTES = "[0-9]*.json"  # the facts of finished shards, until the column's last shard is finished
 
 
@@ -89,8 +85,9 @@ def checked_header(path: Path, size: int | None, number: int, expected: Mapping[
     _check_version(path, header.attributes)
     for key, value in {**expected, "shard": number}.items():
         if header.attributes.get(key) != value:
-            found = header.attributes.get(key)
-            raise CacheError(f"shard {path}: header says {key} {found}, expected {value}: delete it, build again")
+            raise CacheError(
+                f"shard {path}: header says {key} {header.attributes.get(key)}, expected {value}: delete it, build again"
+            )
     return header
 
 
@@ -105,7 +102,7 @@ def check_hash(path: Path, shard: Mapping[str, Any]) -> None:
 
 
 def whole(path: Path, shard: Mapping[str, Any]) -> bool:
-    """Whether the shard that a manifest lists is there with its size."""
+    """Whether the shard that a manifest lists is on disk with the size that it lists."""
     return path.is_file() and bool(path.stat().st_size == shard["bytes"])
 
 
@@ -126,7 +123,7 @@ def listed_shards(folder: Path) -> dict[int, dict[str, Any]]:
 
 
 def state(folder: Path) -> str:
-    """How far a column is, for people."""
+    """How much of a column is finished, in words."""
     manifest = read_manifest(folder / MANIFEST)
     done = sum(shard["rows"] for shard in listed_shards(folder).values())
     return "finished" if manifest["finished"] else f"unfinished, {done:,} of {manifest['rows']:,} rows"
@@ -170,8 +167,8 @@ def write_corpus(folder: Path, rows: Iterator[tuple[str, bytes]], manifest: Corp
         CorpusError: when the rows are not those whose fingerprint the manifest has.
     """
     (folder / "items").mkdir(parents=True, exist_ok=True)
-    for here in (folder, folder / "items"):
-        sweep(here)
+    for written in (folder, folder / "items"):
+        sweep(written)
     shards, digest = [], hashlib.sha256()
     for number in range(manifest.shard_count):
         first, count = manifest.shard_span(number)
