@@ -1,4 +1,4 @@
-"""``distill mteb``: an exported student of texts on tasks of the Massive Text Embedding Benchmark, by mteb's own engine."""
+"""``distill mteb``: score an exported student of texts on the Massive Text Embedding Benchmark with the library mteb."""
 
 import hashlib
 import json
@@ -18,8 +18,8 @@ Array = np.ndarray[Any, Any]
 
 
 # The suite mteb-small: one or two of each type of MTEB(eng, v2), so that names, data and scores are the leaderboard's. They
-# are among those with the fewest texts, about 70,000 in all against millions, and of unlike domains. Summarization is left
-# out: its one task has 100 documents, and its score hardly tells good encoders apart.
+# have few texts, about 70,000 in all instead of millions, from different domains. Summarization is left out: its one task
+# has 100 documents, and its score hardly separates good encoders.
 SMALL = (
     *("Banking77Classification", "TweetSentimentExtractionClassification"),  # many classes of intent; three of mood
     *("StackExchangeClustering.v2", "ArXivHierarchicalClusteringS2S"),  # titles of questions; of papers
@@ -33,15 +33,15 @@ SMALL = (
 class MtebEncoder:
     """An exported student as an encoder of mteb 2: ``mteb.evaluate(MtebEncoder("student"), tasks)``.
 
-    It follows ``mteb.EncoderProtocol``. No prompt stands before a text. A blank text, which students refuse, is read as a
-    full stop: mteb wants a vector of every text.
+    It follows ``mteb.EncoderProtocol`` and adds no prompt to a text. Students refuse a blank text, and mteb needs a vector
+    for every text: a blank one is read as a full stop.
 
     Args:
         student: the folder that ``distill export`` made, of a student that reads texts.
         device: ``cpu``, ``cuda``, ...; by default the GPU when there is one.
 
     Attributes:
-        mteb_model_meta: ``quorum-distill/FOLDER``; its revision is a hash of all that decides the embeddings.
+        mteb_model_meta: named ``quorum-distill/FOLDER``; its revision is a hash of everything that decides the embeddings.
 
     Raises:
         ConfigError: when there is no such export, it reads no texts, or mteb is not installed.
@@ -102,8 +102,8 @@ def mteb(student: Path, tasks: list[str] | None = None, out: Path = Path("runs/m
 
     Args:
         student: the folder that ``distill export`` made.
-        tasks: names of tasks in mteb, of which the English part is run; when not given, those of the suite mteb-small.
-        out: mteb's own files of results go to OUT/results; a task that is there already is not run again.
+        tasks: names of tasks in mteb; their English part is run; by default those of the suite mteb-small.
+        out: mteb writes its files of results to OUT/results; a task with a result there is not run again.
         device: cpu, cuda, ...; by default the GPU when there is one.
 
     Raises:
@@ -119,7 +119,7 @@ def mteb(student: Path, tasks: list[str] | None = None, out: Path = Path("runs/m
         co2_tracker=False,
         encode_kwargs={"batch_size": encoder.student.rows},
     )
-    scores = {each.task_name: each.get_score() for each in results.task_results}
+    scores = {result.task_name: result.get_score() for result in results.task_results}
     shown = Table("task", "type", "score", "", title=f"{student}: MTEB")
     for task in chosen:
         facts = task.metadata
@@ -131,7 +131,7 @@ def mteb(student: Path, tasks: list[str] | None = None, out: Path = Path("runs/m
 
 
 def engine() -> Any:
-    """The library.
+    """The library mteb.
 
     Raises:
         ConfigError: when it is not installed.
@@ -148,7 +148,7 @@ def named(name: str) -> Any:
     """A task of mteb by its name, in English.
 
     Raises:
-        ConfigError: with a name that is alike, when there is none.
+        ConfigError: when there is none; a similar name is suggested.
     """
     try:
         return engine().get_task(name, languages=["eng"])
@@ -157,10 +157,10 @@ def named(name: str) -> Any:
 
 
 def load(tasks: Sequence[Any]) -> None:
-    """Load the data of all tasks, before a minute is spent on the first.
+    """Load the data of all tasks before the first one runs.
 
     Raises:
-        ConfigError: naming the data sets that are neither in the local cache nor to be had.
+        ConfigError: when data sets are neither in the local cache nor on the hub; it names them.
     """
     lacking: dict[str, str] = {}
     reason = ""
@@ -174,7 +174,7 @@ def load(tasks: Sequence[Any]) -> None:
         sets = ", ".join(f"{name} ({path})" for name, path in lacking.items())
         code = f"import mteb; [mteb.get_task(each).load_data() for each in {list(lacking)}]"
         raise ConfigError(
-            f"the data of {len(lacking)} of {len(tasks)} tasks is neither here nor to be had from the hub: {sets}. Name "
+            f"the data of {len(lacking)} of {len(tasks)} tasks is neither here nor can the hub be read: {sets}. Name "
             f'others with --tasks, or load these once on a machine with the hub (`python -c "{code}"`) and copy its '
             f"~/.cache/huggingface here, or where HF_HOME points; HF_HUB_OFFLINE=1 then keeps off the network. ({reason})"
         )

@@ -1,4 +1,4 @@
-"""How results were made: command, device, versions, and the fingerprints of what was read."""
+"""The origin of results: command, device, versions, and the fingerprints of corpora and teachers."""
 
 import platform
 import sys
@@ -13,15 +13,15 @@ from cache_tools import library_versions
 from distill.data.columns import CorpusColumns
 
 
-def about(checkpoint: str, device: str, parts: Sequence[CorpusColumns], left_out: Sequence[str] = ()) -> dict[str, Any]:
-    """How results are made, here and now; ``left_out`` are teachers that could not embed the tasks."""
-    corpora = {
-        str(part.columns.corpus): {
-            "rows": part.corpus.rows,
-            "fingerprint": part.corpus.fingerprint,
-            "teachers": {name: column.manifest["producer"]["fingerprint"] for name, column in part.teachers.items()},
+def about(checkpoint: str, device: str, corpora: Sequence[CorpusColumns], left_out: Sequence[str] = ()) -> dict[str, Any]:
+    """The origin of results that are made now; ``left_out`` are teachers that could not embed the tasks."""
+    fingerprints = {
+        str(columns.columns.corpus): {
+            "rows": columns.corpus.rows,
+            "fingerprint": columns.corpus.fingerprint,
+            "teachers": {name: column.manifest["producer"]["fingerprint"] for name, column in columns.teachers.items()},
         }
-        for part in parts
+        for columns in corpora
     }
     accelerator = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
     return {
@@ -34,6 +34,6 @@ def about(checkpoint: str, device: str, parts: Sequence[CorpusColumns], left_out
             "python": platform.python_version(),
             **library_versions(),
         },
-        "corpora": corpora,
+        "corpora": fingerprints,
         "left_out": list(left_out),
     }

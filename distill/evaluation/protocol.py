@@ -140,7 +140,7 @@ class Evaluation:
             for name, task in self.prepared.items()
         }
         work = [
-            (name, split, seed, parts, embedded[name])
+            (name, split, seed, parts, embedded[name], keep)
             for name, task in self.tasks.items()
             for split in self.splits
             if task.offers(split)
@@ -149,7 +149,7 @@ class Evaluation:
         threads = torch.get_num_threads()
         try:
             with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                groups = pool.map(lambda item: list(self._probe(*item, keep)), work)
+                groups = pool.map(lambda item: list(self._probe(*item)), work)
                 records = [record for group in track(groups, "probing", len(work), disable=quiet) for record in group]
         finally:
             torch.set_num_threads(threads)

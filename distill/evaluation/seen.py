@@ -1,23 +1,22 @@
-"""Which items of a task also stand in a corpus: what a student was trained on cannot be a fair test."""
+"""Items of a task that also stand in a corpus: a test on items from training is not fair."""
 
 import hashlib
-import os
+import io
 from collections.abc import Iterable
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
 
-from cache_tools import BadItem, decode_image, parse_smiles, read_corpus, read_items
+from cache_tools import BadItem, decode_image, parse_smiles, read_corpus, read_items, write_file
 
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 
 
 def canonical(item: bytes, modality: str) -> bytes:
-    """What two equal items share: canonical SMILES; words in lower case; RGB pixels.
+    """A form that two equal items share: canonical SMILES; words in lower case; RGB pixels.
 
-    An item that cannot be read stands for itself.
+    An item that cannot be read is its own form.
     """
     try:
         if modality == "molecule":
@@ -33,21 +32,21 @@ def canonical(item: bytes, modality: str) -> bytes:
 
 
 def hashes(items: Iterable[bytes], modality: str) -> Hashes:
-    """One number per item, (items,); equal for items that are the same."""
-    found = [hashlib.blake2b(canonical(item, modality), digest_size=8).digest() for item in items]
-    return np.frombuffer(b"".join(found), np.uint64)
+    """A number for each item, (items,); equal items have equal numbers."""
+    digests = [hashlib.blake2b(canonical(item, modality), digest_size=8).digest() for item in items]
+    return np.frombuffer(b"".join(digests), np.uint64)
 
 
 def corpus_hashes(folder: Path) -> Hashes:
-    """The hashes of a stored corpus's items, (rows,); made once and kept beside it."""
+    """The hashes of a stored corpus's items, (rows,); computed once and kept in its folder."""
     corpus = read_corpus(folder)
     path = folder / f"seen-{corpus.fingerprint[:16]}.npy"
     if path.exists():
         kept: Hashes = np.load(path)
         return kept
-    made = [hashes(read_items(folder, number)[1], corpus.modality) for number in range(corpus.shard_count)]
-    every: Hashes = np.concatenate([np.empty(0, np.uint64), *made])
-    with NamedTemporaryFile(dir=folder, suffix=".tmp", delete=False) as file:
-        np.save(file, every)
-    os.replace(file.name, path)
+    shards = [hashes(read_items(folder, number)[1], corpus.modality) for number in range(corpus.shard_count)]
+    every: Hashes = np.concatenate([np.empty(0, np.uint64), *shards])
+    file = io.BytesIO()
+    np.save(file, every)
+    write_file(path, file.getvalue())
     return every

@@ -1,4 +1,4 @@
-"""Probes of frozen embeddings, and the one that is the default of each kind of task."""
+"""Probes of frozen embeddings, and the default probe of each kind of task."""
 
 from distill.evaluation.probes.base import Probe
 from distill.evaluation.probes.linear import LinearProbe, LogisticProbe, RidgeProbe, SoftmaxProbe

@@ -15,11 +15,11 @@ class Probe(ABC):
     """Judges frozen embeddings by a task's labels. Subclass it in any importable module and name it in YAML.
 
     Attributes:
-        name: stands beside the task's where a task has several probes.
+        name: is added to the task's name when a task has several probes.
         metric: what :meth:`score` reports first.
-        fits: whether :meth:`fit` learns from training rows; the others look at test rows alone.
-        predicted: (rows, columns) what the last :meth:`score` compared with the labels: logits, values, classes, cosines
-            or clusters.
+        fits: whether :meth:`fit` learns from training rows; other probes use the test rows alone.
+        predicted: the predictions that the last :meth:`score` compared with the labels, (rows, columns): logits, values,
+            classes, cosines or clusters.
     """
 
     name: ClassVar[str]
@@ -29,7 +29,7 @@ class Probe(ABC):
 
     @abstractmethod
     def fit(self, x: Array, y: Array, x_valid: Array, y_valid: Array) -> "Probe":
-        """Fit on training rows, choose on validation rows, refit on both.
+        """Fit on training rows, choose options on validation rows, fit again on both.
 
         Args:
             x: embeddings (rows, dim); of pairs (rows, 2, dim).
@@ -39,18 +39,18 @@ class Probe(ABC):
 
     @abstractmethod
     def score(self, x: Array, y: Array) -> dict[str, Array]:
-        """``metric``, and perhaps others -> score per label (labels,); NaN where the rows cannot be scored."""
+        """Score -> its value for each label, (labels,): ``metric``, and perhaps others; NaN where it cannot be computed."""
 
 
 def _mean_of_known(y: Array) -> Array:
-    known = np.isfinite(y)
-    total = np.where(known, y, 0.0).sum(0)
-    mean: Array = total / np.maximum(known.sum(0), 1)
+    labelled = np.isfinite(y)
+    total = np.where(labelled, y, 0.0).sum(0)
+    mean: Array = total / np.maximum(labelled.sum(0), 1)
     return mean
 
 
 def _tensor(array: Array, dtype: type[np.floating[Any]]) -> Tensor:
-    """On the GPU when there is one."""
+    """A tensor on the GPU when there is one, else on the CPU."""
     tensor = torch.from_numpy(np.ascontiguousarray(array, dtype))
     return tensor.cuda() if torch.cuda.is_available() else tensor
 
@@ -66,7 +66,7 @@ def _accuracy(y: Array, classes: Array) -> float:
 
 def _class_scores(y: Array, classes: Array) -> dict[str, Array]:
     """Accuracy, and its mean over the classes of ``y``; both arrays are (rows, 1)."""
-    macro = np.mean([_accuracy(y[y == each], classes[y == each]) for each in np.unique(y)])
+    macro = np.mean([_accuracy(y[y == label], classes[y == label]) for label in np.unique(y)])
     return {"accuracy": np.array([_accuracy(y, classes)]), "macro-accuracy": np.array([macro])}
 
 

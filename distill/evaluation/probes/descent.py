@@ -1,4 +1,4 @@
-"""Several smooth convex losses minimised at once, as one batch: L-BFGS with a step length for each of them."""
+"""L-BFGS for a batch of smooth convex losses: each problem has a step length of its own."""
 
 from collections.abc import Callable
 
@@ -7,22 +7,22 @@ from torch import Tensor
 
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
-HALVINGS = 12  # of a step; where none descends, float32 has said all it can
+HALVINGS = 12  # of a step; where none descends, float32 has no digits left
 
 
 def minimise(loss: Loss, start: Tensor, worst: Tensor, tolerance: float, steps: int = 500, memory: int = 10) -> Tensor:
-    """Where each problem's loss is least, (problems, variables). One that has arrived costs nothing more.
+    """The variables that minimise each problem's loss, (problems, variables). A finished problem costs no more time.
 
-    Variables are to be scaled so that the curvature is about one: half the squared gradient is then the decrease still to
-    come. Nocedal and Wright, Numerical Optimization, algorithm 7.5, with Armijo's condition alone: the losses are convex.
+    Scale the variables so that the curvature is about one: half the squared gradient then estimates the decrease that
+    remains. Nocedal and Wright, Numerical Optimization, algorithm 7.5, with only Armijo's condition: losses are convex.
 
     Args:
-        loss: from variables (which, variables) and the numbers of their problems (which,) to values and gradients.
+        loss: maps variables (which, variables) and the numbers of their problems (which,) to values and gradients.
         start: (problems, variables).
         worst: a value of each problem's loss, (problems,).
-        tolerance: stop when the decrease still to come is this share of the one from ``worst`` on.
-        steps: to take at most.
-        memory: how many of the last steps tell the curvature.
+        tolerance: stop when the decrease that remains is this share of the decrease from ``worst``.
+        steps: the maximum.
+        memory: how many of the last steps estimate the curvature.
 
     >>> least = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     >>> worst = least.square().sum(1)
@@ -61,7 +61,7 @@ def minimise(loss: Loss, start: Tensor, worst: Tensor, tolerance: float, steps: 
 
 
 def _newton(slope: Tensor, past: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    """The gradient times the inverse of the curvature that the last steps saw, (problems, variables): algorithm 7.4."""
+    """The gradient times the inverse curvature, estimated from the last steps, (problems, variables): algorithm 7.4."""
     out, shares = slope, []
     for move, change, curve in reversed(past):
         shares.append(curve * (move * out).sum(1, keepdim=True))

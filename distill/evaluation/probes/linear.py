@@ -1,8 +1,8 @@
-"""Probes of frozen embeddings: linear ones, regularised as validation rows prefer, an MLP, neighbours, clusters, pairs.
+"""Linear probes of frozen embeddings: ridge, logistic and softmax regression, their strength chosen on validation rows.
 
-Linear probes reach scikit-learn's optimum many times faster. Ridge needs one matrix of sums for all labels and strengths;
-logistic and softmax regression descend in the principal axes, all labels at once, each strength from where the stronger
-ones ended, the refit from the weights that were chosen. All run on the GPU when there is one.
+They are faster than a sweep over scikit-learn's models. Ridge needs one matrix of sums for all labels and strengths.
+Logistic and softmax regression descend along the principal axes, all labels at once; each strength starts from the weights
+of stronger ones, and the refit from the chosen weights. All run on the GPU when there is one.
 """
 
 from abc import abstractmethod
@@ -18,20 +18,20 @@ from torch.nn import functional as F  # noqa: N812
 from distill.evaluation.probes.base import Array, Probe, _accuracy, _class_scores, _mean_of_known, _one_hot, _tensor
 from distill.evaluation.probes.descent import minimise
 
-Choose = Callable[[Tensor], Tensor]  # from weights (strengths, outputs, 1 + dim) to the number of a strength per output
+Choose = Callable[[Tensor], Tensor]  # weights (strengths, outputs, 1 + dim) -> the number of a strength for each output
 
 
 class LinearProbe(Probe):
-    """Fits on training rows, chooses on validation rows, refits on both; labels may be missing (NaN).
+    """Fits on training rows, chooses a strength on validation rows, fits again on both; labels may be missing (NaN).
 
-    Features are standardised by the training rows and clipped to ``clip`` standard deviations: a feature that hardly varies
-    in training would else let one odd test row decide the score.
+    Features are standardised by the training rows and clipped to ``clip`` standard deviations. Otherwise one unusual test
+    row could decide the score through a feature that hardly varies in training.
     """
 
     name = "linear"
     clip: ClassVar[float] = 10.0
     valued: ClassVar[bool] = False  # whether labels are values: standardised, and predicted within their range
-    strengths: ClassVar[Array]  # (strengths,), each larger one regularises more
+    strengths: ClassVar[Array]  # (strengths,): a larger one regularises more
     middle: Array | float = 0.0
     spread: Array | float = 1.0
     low: Array | float = -np.inf
@@ -51,7 +51,7 @@ class LinearProbe(Probe):
         return self
 
     def prepare(self, x: Array, y: Array, x_valid: Array, y_valid: Array) -> tuple[Tensor, Tensor]:
-        """Learn the scales; features (dim, rows) float32 and targets (outputs, rows) float64, training rows first."""
+        """Learn the scales; give features (dim, rows) float32 and targets (outputs, rows) float64, training rows first."""
         self.shift, spread = x.mean(0), x.std(0)  # of the training rows alone, as are the labels'
         self.scale = np.where(spread > 1e-8, 1 / np.maximum(spread, 1e-8), 0.0).astype(np.float32)
         targets = self._targets(np.concatenate([y, y_valid]).astype(np.float64))  # (rows, outputs)
@@ -63,7 +63,7 @@ class LinearProbe(Probe):
         return self.scaled(np.concatenate([x, x_valid])), _tensor((targets - self.middle) / self.spread, np.float64).T
 
     def scaled(self, x: Array) -> Tensor:
-        """Features (dim, rows): rows last, since few weights times a wide matrix is much the faster way round."""
+        """Features (dim, rows): rows are last, since few weights times a wide matrix is faster than the other order."""
         return _tensor(np.clip((x - self.shift) * self.scale, -self.clip, self.clip), np.float32).T.contiguous()
 
     def restored(self, outputs: Array) -> Array:
@@ -84,20 +84,20 @@ class LinearProbe(Probe):
         return scores
 
     def judge(self, outputs: Array, y: Array) -> tuple[Array, dict[str, Array]]:
-        """What outputs (rows, outputs) predict, (rows, columns), and its scores."""
+        """The predictions (rows, columns) of outputs (rows, outputs), and their scores."""
         return outputs, {self.metric: np.array([self._score(*columns) for columns in zip(y.T, outputs.T, strict=True)])}
 
     def _targets(self, y: Array) -> Array:
         return y
 
     def _axes(self, x: Tensor) -> Tensor | None:
-        """Axes (rank, dim) of the coordinates to solve in; of more features than rows, the space of the rows."""
+        """Axes (rank, dim) of the coordinates to solve in: with more features than rows, the space of the rows."""
         return torch.linalg.qr(x)[0].T if len(x) > x.shape[1] else None
 
     def _best(self, y: Array, outputs: Array) -> list[int]:
         """The number of a strength for each output, from outputs (strengths, rows, outputs)."""
-        scores = np.stack([self.judge(each, y)[1][self.metric] for each in outputs], 1)  # (labels, strengths)
-        return [int(np.nanargmax(each)) if np.isfinite(each).any() else len(each) // 2 for each in scores]
+        scores = np.stack([self.judge(predicted, y)[1][self.metric] for predicted in outputs], 1)  # (labels, strengths)
+        return [int(np.nanargmax(row)) if np.isfinite(row).any() else len(row) // 2 for row in scores]
 
     @abstractmethod
     def _solve(self, x: Tensor, y: Tensor, train: int, choose: Choose) -> Tensor:
@@ -107,7 +107,7 @@ class LinearProbe(Probe):
             x: (dim, rows) float32.
             y: (outputs, rows) float64, NaN where missing.
             train: how many of the rows to try the strengths on.
-            choose: tells the best of them for each output.
+            choose: finds the best strength for each output.
         """
 
     @staticmethod
@@ -124,16 +124,16 @@ def _apply(weights: Tensor, x: Tensor) -> Array:
 
 
 def _gram(x: Tensor) -> Tensor:
-    """``x @ x.T``, of which NumPy computes one half alone."""
+    """``x @ x.T``; on the CPU by NumPy, which computes only one half of it."""
     return x @ x.T if x.is_cuda else torch.from_numpy(x.numpy() @ x.numpy().T)
 
 
 class RidgeProbe(LinearProbe):
     """Ridge regression; R2. ``strengths`` are scikit-learn's alphas.
 
-    Predictions stay within the range of the labels that were fitted: R2 has no lower bound, so that one extrapolation
-    would decide the mean over tasks (one GAT teacher had R2 = -120 in one FreeSolv split). Sums are in float64: the
-    embedding of a graph network has squares that differ by ten million between its axes.
+    Predictions stay within the range of the fitted labels: R2 has no lower bound, so one extrapolation could decide the
+    mean over tasks (one GAT teacher had R2 = -120 in one FreeSolv split). Sums are in float64: squares of a graph network's
+    embedding differ by ten million between its axes.
     """
 
     metric = "r2"
@@ -163,7 +163,7 @@ class RidgeProbe(LinearProbe):
 
 
 def _sums(x: Tensor, y: Tensor) -> Tensor:
-    """Sums of the products of all rows of [1, x, y] where ``y`` is known: all that ridge regression needs to know."""
+    """Sums over rows with a label of the products of [1, x, y]: all that ridge regression needs."""
     known = y[0].isfinite()
     table = torch.cat([torch.ones_like(y[:1]), x, y])  # (1 + dim + labels, rows)
     return _gram(table if known.all() else table[:, known])
@@ -175,7 +175,7 @@ def _ridge(sums: Tensor, strengths: Tensor, labels: int) -> Tensor:
     centred = sums[1:, 1:] - sums[0, 0] * mean.outer(mean)
     squares, products = centred[:-labels, :-labels], centred[:-labels, -labels:]  # (dim, dim), (dim, labels)
     unit = torch.eye(len(squares), dtype=sums.dtype, device=sums.device)
-    factors = [torch.linalg.cholesky(squares + each * unit) for each in strengths]
+    factors = [torch.linalg.cholesky(squares + strength * unit) for strength in strengths]
     weights = torch.stack([torch.cholesky_solve(products, factor).T for factor in factors])
     return torch.cat([(mean[-labels:] - weights @ mean[:-labels]).unsqueeze(-1), weights], -1)
 
@@ -183,14 +183,14 @@ def _ridge(sums: Tensor, strengths: Tensor, labels: int) -> Tensor:
 class LogisticProbe(LinearProbe):
     """Logistic regression; AUROC. ``strengths`` are 1 / C of scikit-learn.
 
-    Descends along the principal axes, each scaled by the curvature of the loss along it, all labels at once, each strength
-    from the weights of the stronger ones.
+    Descends along the principal axes, each scaled by the curvature of the loss along it, for all labels at once. Each
+    strength starts from the weights of stronger ones.
     """
 
     metric = "auroc"
     strengths = np.logspace(-1, 5, 7)
     joint: ClassVar[bool] = False  # whether the outputs have one loss, not one each
-    tolerance = 1e-7  # of the loss, as a share of what the features gain over the intercept alone
+    tolerance = 1e-7  # of the loss, as a share of the gain by the features over the intercept alone
 
     def _axes(self, x: Tensor) -> Tensor:
         rows = super()._axes(x)
@@ -229,12 +229,12 @@ class LogisticProbe(LinearProbe):
             logits = weights[..., :1] + (weights[..., 1:].flatten(0, 1) @ x).unflatten(0, weights.shape[:2])
             return self._fit(logits, truth[which], known[which])  # both (which, outputs, rows)
 
-        def over_rows(each: Tensor, features: Tensor) -> Tensor:
-            products = (each.flatten(0, 1) @ features.T).unflatten(0, each.shape[:2])
-            return torch.cat([each.sum(-1, keepdim=True), products], -1)  # (which, outputs, 1 + dim)
+        def over_rows(values: Tensor, features: Tensor) -> Tensor:
+            products = (values.flatten(0, 1) @ features.T).unflatten(0, values.shape[:2])
+            return torch.cat([values.sum(-1, keepdim=True), products], -1)  # (which, outputs, 1 + dim)
 
         chance = truth + fit(begin, everything)[1]
-        spread = known * (chance * (1 - chance) + 0.1 * share * (1 - share))  # never nothing, however certain the start
+        spread = known * (chance * (1 - chance) + 0.1 * share * (1 - share))  # never zero, however certain the start
         scale: Tensor = (over_rows(spread, squares) + penalty).rsqrt()
 
         def loss(scaled: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
@@ -266,14 +266,14 @@ class SoftmaxProbe(LogisticProbe):
     metric = "accuracy"
     strengths = np.logspace(-1, 4, 6)
     joint = True
-    tolerance = 1e-6  # classes change later than ranks do
+    tolerance = 1e-6  # classes are less sensitive than ranks
 
     def _targets(self, y: Array) -> Array:
         return _one_hot(y)
 
     def _best(self, y: Array, predicted: Array) -> list[int]:
-        scores = [_accuracy(y, each.argmax(1, keepdims=True)) for each in predicted]
-        return [len(scores) - 1 - int(np.argmax(scores[::-1]))] * predicted.shape[2]  # of equals the strongest
+        scores = [_accuracy(y, outputs.argmax(1, keepdims=True)) for outputs in predicted]
+        return [len(scores) - 1 - int(np.argmax(scores[::-1]))] * predicted.shape[2]  # the strongest of equal ones
 
     @staticmethod
     def _fit(logits: Tensor, truth: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:

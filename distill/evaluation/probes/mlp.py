@@ -1,4 +1,4 @@
-"""The paper's probe: a network with one hidden layer."""
+"""The probe of the paper: a network with one hidden layer."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -15,8 +15,8 @@ from distill.evaluation.probes.linear import LinearProbe, LogisticProbe, RidgePr
 class MlpProbe(Probe):
     """The paper's network: one hidden layer of 128, layer norm, ReLU; Adam at 1e-3, batches of 128. Scored as linear ones.
 
-    It trains for 100 epochs, fewer when there are more than 5,000 rows, as the published code does. The epoch that scores
-    best on the validation rows is the number of epochs of a second training, on both.
+    It trains for 100 epochs, fewer when there are more than 5,000 rows, as the published code does. A second training, on
+    training and validation rows, lasts until the epoch that scored best on the validation rows.
 
     Args:
         kind: of the labels.
@@ -32,7 +32,7 @@ class MlpProbe(Probe):
         self.metric = self.linear.metric
 
     def fit(self, x: Array, y: Array, x_valid: Array, y_valid: Array) -> "MlpProbe":
-        with torch.inference_mode(False), torch.enable_grad():  # during a fit of a student they are the other way round
+        with torch.inference_mode(False), torch.enable_grad():  # validation during a student's fit turns gradients off
             both, targets = (each.T.float().contiguous() for each in self.linear.prepare(x, y, x_valid, y_valid))
             epochs = min(self.epochs, 1 + 5000 * self.epochs // len(x))
             scores = []
@@ -45,7 +45,7 @@ class MlpProbe(Probe):
 
     def _trained(self, x: Tensor, y: Tensor, epochs: int) -> Iterator[list[Tensor]]:
         """The weights after each epoch, from features (rows, dim) and targets (rows, outputs)."""
-        own = torch.Generator().manual_seed(0)  # probes run beside each other and inside fits
+        own = torch.Generator().manual_seed(0)  # probes run in parallel and inside fits: no global state
         dim, wide, outputs = x.shape[1], self.width, y.shape[1]
         weights = [
             torch.empty(shape).uniform_(-(inputs**-0.5), inputs**-0.5, generator=own).to(x.device).requires_grad_()

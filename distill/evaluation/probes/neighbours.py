@@ -1,4 +1,4 @@
-"""Probes that fit no weights: nearest neighbours, similarity of pairs, clusters."""
+"""Probes without fitted weights: nearest neighbours, similarity of pairs, clusters."""
 
 import numpy as np
 from scipy import stats
@@ -22,12 +22,12 @@ class KnnProbe(Probe):
         both = _tensor(_one_hot(np.concatenate([y, y_valid])), np.float32)  # (rows, classes)
         self.bank, self.labels = _unit(x), both[: len(x)]
         usable = [k for k in self.neighbours if k <= len(x)] or [len(x)]
-        self.k = usable[int(np.argmax([_accuracy(y_valid, each) for each in self._classes(x_valid, usable)]))]
+        self.k = usable[int(np.argmax([_accuracy(y_valid, classes) for classes in self._classes(x_valid, usable)]))]
         self.bank, self.labels = _unit(np.concatenate([x, x_valid])), both
         return self
 
     def _votes(self, x: Array, counts: list[int]) -> list[Array]:
-        """Per number of neighbours the weight of each class, (rows, classes)."""
+        """For each number of neighbours the weight of each class, (rows, classes)."""
         cosine, near = (_unit(x) @ self.bank.T).topk(max(counts), 1)  # (rows, k)
         weight = (cosine / self.temperature).exp().unsqueeze(-1)
         votes = (weight * self.labels[near]).cumsum(1)  # (rows, k, classes)
@@ -38,10 +38,10 @@ class KnnProbe(Probe):
         return _class_scores(y, self.predicted)
 
     def _classes(self, x: Array, counts: list[int]) -> list[Array]:
-        """Per number of neighbours the class of most votes, (rows, 1)."""
+        """For each number of neighbours the class with most votes, (rows, 1)."""
         chunks = range(0, len(x), 256)  # votes are (rows, k, classes)
         votes = [self._votes(x[start : start + 256], counts) for start in chunks]
-        return [np.concatenate(each).argmax(1, keepdims=True) for each in zip(*votes, strict=True)]
+        return [np.concatenate(parts).argmax(1, keepdims=True) for parts in zip(*votes, strict=True)]
 
 
 class _Untrained(Probe):
@@ -58,7 +58,7 @@ class SimilarityProbe(_Untrained):
 
     def score(self, x: Array, y: Array) -> dict[str, Array]:
         self.predicted = _cosine(x)
-        if np.ptp(y) and not np.ptp(self.predicted):  # a system that calls all pairs alike knows nothing
+        if np.ptp(y) and not np.ptp(self.predicted):  # a system with one cosine for all pairs has no information
             return {self.metric: np.zeros(1)}
         return {self.metric: np.array([float(stats.spearmanr(self.predicted[:, 0], y[:, 0]).statistic)])}
 

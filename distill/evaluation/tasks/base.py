@@ -30,7 +30,7 @@ class Task(ABC):
         kind: what the labels are: ``classification`` (0 and 1, several columns), ``regression``, ``multiclass`` (class
             numbers), ``similarity`` (a score per pair), ``pairs`` (0 and 1 per pair) or ``clustering`` (class numbers).
         provenance: whether the labels were measured in the world or computed from the items.
-        probes: what judges an embedding; by default the one of ``kind``.
+        probes: probes of an embedding; by default the one of ``kind``.
     """
 
     modality: ClassVar[str]
@@ -40,7 +40,7 @@ class Task(ABC):
 
     @abstractmethod
     def load(self) -> tuple[Sequence[Key], Array]:
-        """Items (pairs of items, or names of them), and labels (items, labels) in float64 with NaN where one is missing."""
+        """Items (or pairs, or names of items), and labels (items, labels) in float64; a missing label is NaN."""
 
     @abstractmethod
     def split(self, name: str, seed: int, items: Sequence[Key]) -> tuple[Array, Array, Array]:
@@ -61,7 +61,7 @@ def distinct(keys: Sequence[Key]) -> list[str]:
 
 
 def random_split(rows: int, seed: int) -> tuple[Array, Array, Array]:
-    """Row numbers cut at random into 80 % training, 10 % validation and 10 % test."""
+    """Row numbers in random order: 80 % training, 10 % validation and 10 % test."""
     order = np.random.default_rng(seed).permutation(rows)
     train, valid = round(SHARES[0] * rows), round((SHARES[0] + SHARES[1]) * rows)
     return order[:train], order[train:valid], order[valid:]

@@ -19,10 +19,10 @@ class ImageTask(Labelled):
 
     Args:
         path: the folder, zip or tar.
-        train: images of each class to train on at most, those that come first.
-        test: images of each class to test on at most.
-        include: only paths that fit this pattern, for instance ``n01*``.
-        probes: by default a linear one; :class:`distill.evaluation.probes.KnnProbe` is the other that fits.
+        train: the maximum of training images of each class; the first ones are used.
+        test: the maximum of test images of each class.
+        include: only paths that match this pattern, for instance ``n01*``.
+        probes: by default a linear one; :class:`distill.evaluation.probes.KnnProbe` is the other that suits.
 
     Raises:
         CorpusError: when there is no image, or images lie in no folder.
@@ -44,14 +44,14 @@ class ImageTask(Labelled):
 
     def load(self) -> tuple[Sequence[Key], Array]:
         names = self._names()
-        found = [_part_and_class(name) for name in names]
-        split = any(part for part, _ in found)
-        lone = [name for name, (part, label) in zip(names, found, strict=True) if not label or (split and not part)]
+        folders = [_part_and_class(name) for name in names]
+        split = any(part for part, _ in folders)
+        lone = [name for name, (part, label) in zip(names, folders, strict=True) if not label or (split and not part)]
         if lone or not names:
             where = lone[0] if lone else "no image at all"
             raise CorpusError(f"{self.path}: expected images in a folder per class, found {where}")
-        labels = class_numbers([label for _, label in found], self.path)
-        return self._keep(names, [part for part, _ in found], labels)
+        labels = class_numbers([label for _, label in folders], self.path)
+        return self._keep(names, [part for part, _ in folders], labels)
 
     def _names(self) -> list[str]:
         taken: Counter[tuple[str, str]] = Counter()
@@ -69,7 +69,7 @@ class ImageTask(Labelled):
 
 
 def _part_and_class(name: str) -> tuple[str, str]:
-    """The split and the class that an image's folders name: the class is inside the split, or else the last folder."""
+    """The split and the class of an image, named by its folders: the class lies inside the split, or is the last folder."""
     folders = name.split("/")[:-1]
     at = next((place for place, folder in enumerate(folders) if folder.lower() in PARTS), None)
     if at is None:
@@ -103,11 +103,11 @@ def in_class_folders(path: Path) -> bool:
 
 
 class IdxTask(Labelled):
-    """Images with a class each in pairs of IDX files, MNIST's format: ``...images-idx3-ubyte``, ``...labels-idx1-ubyte``.
+    """Images and their classes in pairs of IDX files, MNIST's format: ``...images-idx3-ubyte``, ``...labels-idx1-ubyte``.
 
     Args:
-        images: a split's name (train, test) -> its file of images, gzipped or not, beside the file of labels; one file
-            alone has the name ``""``, and the seed cuts its rows.
+        images: a split's name (train, test) -> its file of images, gzipped or not; the file of labels lies in the same
+            folder. A single file has the name ``""``, and the seed splits its rows.
         probes: as for :class:`ImageTask`.
 
     Raises:

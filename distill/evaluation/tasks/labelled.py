@@ -1,4 +1,4 @@
-"""Tasks of labelled texts, pairs of texts, and images."""
+"""Tasks whose rows name their split, as those of texts and images do."""
 
 import re
 from collections.abc import Sequence
@@ -13,14 +13,15 @@ from distill.evaluation.tasks.base import Array, Key, Kind, Task, grouped_split
 
 PARTS = {"train": 0, "validation": 1, "valid": 1, "val": 1, "dev": 1, "test": 2}
 
-VALIDATION = 0.1  # of the training rows, where a data set names no validation rows
+VALIDATION = 0.1  # of the training rows, when a data set names no validation rows
 
 
 class Labelled(Task):
-    """A task whose rows carry the data set's own split, by name: ``train``, ``validation`` (or dev), ``test``.
+    """A task whose rows name the data set's own split: ``train``, ``validation`` (or dev), ``test``.
 
-    Without any, the seed cuts 80 % training, 10 % validation and 10 % test rows; without validation rows it takes a tenth
-    of the training rows. Split ``5-shot`` (or any number) keeps five training rows of each class, one of them to choose on.
+    When no row does, the seed draws 80 % training, 10 % validation and 10 % test rows; when no row is for validation, it
+    draws a tenth of the training rows. Split ``5-shot`` (or any number) keeps five training rows of each class, one of them
+    for validation.
     """
 
     kinds: ClassVar[tuple[Kind, ...]] = ("multiclass",)
@@ -29,16 +30,16 @@ class Labelled(Task):
         if kind not in self.kinds:
             raise ConfigError(f"{type(self).__name__} cannot be of kind {kind}; it can be: {', '.join(self.kinds)}")
         self.kind, self.probes = kind, probes or [PROBES[kind]()]
-        self._known: dict[Key, list[tuple[str, float]]] = {}  # split name and class of each row of a key
+        self._rows: dict[Key, list[tuple[str, float]]] = {}  # split name and class of each row of a key
 
     def offers(self, split: str) -> bool:
         return split == "own" or (self.kind == "multiclass" and _shots(split) is not None)
 
     def _keep(self, keys: Sequence[Key], parts: Sequence[str], labels: Array) -> tuple[Sequence[Key], Array]:
         """Remember what :meth:`split` needs of each row."""
-        self._known = {}
+        self._rows = {}
         for key, part, label in zip(keys, parts, labels[:, 0].tolist(), strict=True):
-            self._known.setdefault(key, []).append((part.strip().lower(), label))
+            self._rows.setdefault(key, []).append((part.strip().lower(), label))
         return keys, labels
 
     def split(self, name: str, seed: int, items: Sequence[Key]) -> tuple[Array, Array, Array]:
@@ -46,7 +47,7 @@ class Labelled(Task):
             raise ConfigError(
                 f"no split {name!r} of a {self.kind} task; there are: own, and of classes 5-shot, 10-shot ..."
             )
-        rows = {key: iter(known) for key, known in self._known.items()}
+        rows = {key: iter(facts) for key, facts in self._rows.items()}
         named, classes = zip(*(next(rows[item]) for item in items), strict=True)  # a key's rows come in order
         train, valid, test = self._own(seed, items, named)
         if shots := _shots(name):
@@ -60,8 +61,8 @@ class Labelled(Task):
             return grouped_split(items, seed) if fits else (none, none, np.arange(len(items)))
         if unknown := sorted(set(named) - PARTS.keys()):
             raise CorpusError(f"a row's split is {unknown[0]!r}, expected train, validation or test in all rows or in none")
-        number = np.array([PARTS[each] for each in named])
-        if PARTS["test"] not in number:  # train and val alone, as ImageNet has them
+        number = np.array([PARTS[name] for name in named])
+        if PARTS["test"] not in number:  # only train and val, as in ImageNet
             number[number == PARTS["validation"]] = PARTS["test"]
         tested = {item for part, item in zip(number, items, strict=True) if part == PARTS["test"]}
         number[[part != PARTS["test"] and item in tested for part, item in zip(number, items, strict=True)]] = -1
@@ -74,20 +75,20 @@ class Labelled(Task):
 
 
 def _few(rows: Array, shots: int, seed: int, classes: Array) -> tuple[Array, Array]:
-    """So many rows of each class: all but one in five for training, the others to choose on."""
+    """``shots`` rows of each class: one in five for validation, the others for training."""
     shuffled = np.random.default_rng(seed).permutation(rows)
-    chosen = [shuffled[classes[shuffled] == each][:shots] for each in np.unique(classes[shuffled])]
+    chosen = [shuffled[classes[shuffled] == label][:shots] for label in np.unique(classes[shuffled])]
     held = max(1, shots // 5)
-    return np.concatenate([each[held:] for each in chosen]), np.concatenate([each[:held] for each in chosen])
+    return np.concatenate([few[held:] for few in chosen]), np.concatenate([few[:held] for few in chosen])
 
 
 def _shots(split: str) -> int | None:
-    found = re.fullmatch(r"(\d+)-shot", split)
-    return int(found[1]) if found and int(found[1]) > 1 else None
+    match = re.fullmatch(r"(\d+)-shot", split)
+    return int(match[1]) if match and int(match[1]) > 1 else None
 
 
 def class_numbers(names: Sequence[str], path: Path) -> Array:
-    """Class names as numbers in the order of the names, (rows, 1).
+    """The number of each row's class, (rows, 1); classes are numbered in the order of their names.
 
     Raises:
         CorpusError: on an empty name.

@@ -1,4 +1,4 @@
-"""Tasks of molecules, from tables and from files that RDKit ships."""
+"""Tasks of molecules: tables, and files that RDKit ships."""
 
 import csv
 from abc import abstractmethod
@@ -70,7 +70,7 @@ class MoleculeTask(Task):
 def scaffold_split(smiles: Sequence[str], seed: int) -> tuple[Array, Array, Array]:
     """Like :func:`random_split`, but molecules of one Bemis-Murcko scaffold stay together.
 
-    Scaffolds are taken in random order; one with more molecules than half of a test set goes to training, as in chemprop's
+    Scaffolds come in random order; one with more molecules than half of a test set goes to training, as in chemprop's
     balanced split. Molecules without a ring share the empty scaffold.
     """
     sizes = [share * len(smiles) for share in SHARES]
@@ -91,8 +91,8 @@ def scaffold_groups(smiles: Sequence[str]) -> list[list[int]]:
 
     groups: dict[str, list[int]] = {}
     with rdBase.BlockLogs():
-        for row, each in enumerate(smiles):
-            groups.setdefault(_scaffold(each), []).append(row)
+        for row, molecule in enumerate(smiles):
+            groups.setdefault(_scaffold(molecule), []).append(row)
     return list(groups.values())
 
 
@@ -202,9 +202,9 @@ class PainsAlerts(_RdkitFile):
 class AdmetTask(Labelled):
     """A data set of TDC's ADMET benchmark group, in the folder that TDC makes: ``train_val.csv`` and ``test.csv``.
 
-    Split ``own`` is TDC's: its test rows, and a seed cuts an eighth of the other rows off by scaffold for validation, the
-    very rows of ``admet_group.get_train_valid_split(seed)``. Scores are AUROC and R2, as in the paper; TDC's leaderboard
-    has MAE, Spearman and, for some, AUPRC: its figures are no peers of these.
+    Split ``own`` is TDC's: its test rows, and an eighth of the other rows for validation, taken by scaffold with a seed,
+    the same rows as ``admet_group.get_train_valid_split(seed)``. Scores are AUROC and R2, as in the paper. TDC's
+    leaderboard has MAE, Spearman and, for some, AUPRC: do not compare its figures with these.
 
     Huang et al., Therapeutics Data Commons, NeurIPS 2021; https://tdcommons.ai/benchmark/admet_group/overview.
 
@@ -235,7 +235,7 @@ class AdmetTask(Labelled):
         return self._keep(keys, parts, np.concatenate(labels))
 
     def _own(self, seed: int, items: Sequence[Any], named: Sequence[str]) -> tuple[Array, Array, Array]:
-        rest, test = (np.flatnonzero([part == each for part in named]) for each in self.files)
+        rest, test = (np.flatnonzero([part == name for part in named]) for name in self.files)
         groups = scaffold_groups([items[row] for row in rest.tolist()])
         Random(seed).shuffle(groups)  # as TDC does, so that its seeds are ours
         parts: tuple[list[int], list[int]] = [], []

@@ -12,14 +12,14 @@ from distill.evaluation.tasks.tables import number, table_rows
 
 
 class TextTask(Labelled):
-    """Texts with a class each.
+    """Texts that have one class each.
 
     Args:
         path: a csv, jsonl (both also as ``.gz``) or parquet file.
         text: its column of texts.
         label: its column of classes, numbers or names.
-        split: its column of split names; the seed cuts the rows where it is missing or empty.
-        kind: ``multiclass``, or ``clustering`` of the test rows (of all, where there is no split).
+        split: its column of split names; the seed splits the rows when it is missing or empty.
+        kind: ``multiclass``, or ``clustering`` of the test rows (of all rows, when there is no split).
         probes: instead of the kind's own.
 
     Raises:
@@ -54,9 +54,9 @@ class TextPairTask(Labelled):
         path: a csv, jsonl (both also as ``.gz``) or parquet file.
         label: its column of scores or labels.
         kind: ``similarity`` (scores) or ``pairs`` (labels).
-        first: its column of first texts ...
-        second: ... and of second ones.
-        split: its column of split names; the seed cuts the rows where it is missing or empty.
+        first: its column of first texts.
+        second: its column of second texts.
+        split: its column of split names; the seed splits the rows when it is missing or empty.
 
     Raises:
         CorpusError: missing file or column, a label that is no number.
