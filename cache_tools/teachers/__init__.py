@@ -1,1 +1,1 @@
-"""Teachers, one class each; the libraries that they need are imported when they load."""
+"""Teachers, one class each; a teacher imports the libraries that it needs when it loads."""

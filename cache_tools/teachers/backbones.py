@@ -23,8 +23,8 @@ def create_timm(
         model: a timm name, for instance ``vit_base_patch16_224.augreg_in21k``, or ``local-dir:FOLDER``.
         pretrained: with pretrained weights rather than random ones.
         weights: a safetensors or checkpoint file of that architecture, instead of a download.
-        size: pixels along each side of an image, where it shall differ from the network's own.
-        classifier: keep it; without one the network gives what goes into it.
+        size: pixels along each side of an image; the network's own size when not given.
+        classifier: keep it; without it the network's output is the input of the classifier.
 
     Raises:
         ConfigError: when the network takes images of any size, but ``size`` is given.
@@ -62,21 +62,21 @@ def create_torchvision(model: str, weights: str | None) -> tuple[Any, Any]:
 
     if model not in models.list_models(module=models):
         raise TeacherError(f"torchvision has no classifier {model!r}: see torchvision.models.list_models()")
-    known, place = models.get_model_weights(model), locate(weights) if weights else None
+    names, place = models.get_model_weights(model), locate(weights) if weights else None
     fetch = f"torchvision.models.get_model('{model}', weights='{weights}')"
     with loading(model, "a file with the network's state as weights", fetch, kept="torch", file=place):
-        chosen = known[place] if place and not Path(place).is_file() else None
+        chosen = names[place] if place and not Path(place).is_file() else None
         network = models.get_model(model, weights=chosen)
         if place and not chosen:
             network.load_state_dict(read_state(place))
-    return network, (chosen or known.DEFAULT).transforms()
+    return network, (chosen or names.DEFAULT).transforms()
 
 
 def drop_last_linear(name: str, network: nn.Module) -> int:
-    """Let a classifier end with what goes into its last linear layer; returns how wide that is.
+    """Remove the last linear layer of a classifier; returns the width of the output that remains.
 
     Raises:
-        TeacherError: when it does not end in one.
+        TeacherError: when the network does not end in a linear layer.
     """
     linear = [path for path, module in network.named_modules() if isinstance(module, nn.Linear)]
     children = [path for path, _ in network.named_children()]
@@ -88,12 +88,12 @@ def drop_last_linear(name: str, network: nn.Module) -> int:
 
 
 def image_tower(network: Any) -> Any:
-    """The part of a transformers network that reads images: of SigLIP and CLIP one of two towers, else all of it."""
+    """The part of a transformers network that reads images: one of the two towers of SigLIP and CLIP, else all of it."""
     return getattr(network, "vision_model", network)
 
 
 class Backbone(nn.Module, ABC):
-    """A network to train: it gives an embedding (batch, width) after each stage, the last one being the network's own.
+    """A network to train: it gives an embedding (batch, width) after each stage; the last one is the network's output.
 
     Args:
         model: its name in its library, or a folder: ``local-dir:FOLDER`` of timm, that of ``save_pretrained``.
@@ -101,9 +101,9 @@ class Backbone(nn.Module, ABC):
     Attributes:
         network: the library's own module, without a classifier.
         width: of the last embedding.
-        mean: of each colour channel, from 0 to 1, that the network's images are standardised with.
-        std: the standard deviation of each channel, likewise.
-        size: pixels along each side of an image that it can read.
+        mean: of each colour channel, with values from 0 to 1: it is subtracted from the network's images.
+        std: of each colour channel: the images are then divided by it.
+        size: pixels along each side of an image that the network can read.
     """
 
     network: Any
@@ -118,14 +118,14 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """The embeddings of ``pixels`` (batch, 3, height, width), standardised."""
+        """The embeddings of ``pixels`` (batch, 3, height, width), standardised by ``mean`` and ``std``."""
 
     def checkpoint_activations(self) -> bool:
-        """From now on compute inner activations again in the backward pass; False when this network cannot."""
+        """Compute inner activations again in the backward pass from now on; False when this network cannot."""
         return False
 
     def portable(self, folder: Path) -> str:
-        """A name that stands for the same network without its weights; the files that it needs go to a new ``folder``."""
+        """The name of the same network without its weights; the files that it needs go to ``folder``, a new one."""
         return self.model
 
 

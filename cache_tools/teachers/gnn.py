@@ -1,7 +1,7 @@
 """Pretrained molecular GNNs: the pretrain-gnns family (Hu et al., ICLR 2020) and MolCLR's GCN (Wang et al., 2022).
 
-A message of these networks is a weighted sum of atoms and of bond embeddings. So it is computed as two sparse products,
-``A @ x`` and ``C @ table`` (C counts the bond types at an atom), instead of one row per bond: five times as fast on a CPU.
+A message of these networks is a weighted sum of atoms and of bond embeddings. So two sparse products compute it, ``A @ x``
+and ``C @ table`` (C counts the bond types at an atom), instead of one row per bond: five times as fast on a CPU.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,14 +26,14 @@ SELF_LOOP = 4  # the bond type of an atom with itself
 
 
 class Batch(NamedTuple):
-    """Molecules side by side, a self loop per atom."""
+    """Molecules as one graph, with a self loop at every atom."""
 
     atoms: Tensor  # (atoms, 2): atomic number - 1, chirality
     source: Tensor  # (bonds,)
     target: Tensor  # (bonds,)
     bonds: Tensor  # (bonds, 2): type, direction
-    graph: Tensor  # (atoms,): molecule of each atom
-    sizes: Tensor  # (molecules,): atoms of each
+    graph: Tensor  # (atoms,): the molecule of each atom
+    sizes: Tensor  # (molecules,): the number of atoms
 
 
 def sum_messages(batch: Batch, weight: Tensor, values: Tensor) -> Tensor:
@@ -44,7 +44,14 @@ def sum_messages(batch: Batch, weight: Tensor, values: Tensor) -> Tensor:
 
 
 def sum_bonds(batch: Batch, weight: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """``out[i] = sum over bonds at i of weight * (first[type] + second[direction])``: (atoms, width), of two tables."""
+    """``out[i] = sum over bonds at i of weight * (first[type] + second[direction])``: (atoms, width).
+
+    Args:
+        batch: the molecules.
+        weight: of each bond, (bonds,).
+        first: the embedding of each bond type, (types, width).
+        second: the embedding of each direction, (directions, width).
+    """
     total = torch.zeros(len(batch.atoms), first.shape[1], device=weight.device)
     for column, table in enumerate((first, second)):
         cell = batch.target * len(table) + batch.bonds[:, column]
@@ -133,14 +140,14 @@ class GatLayer(_BondTables):
 
 def _softmax_by_target(score: Tensor, target: Tensor, atoms: int) -> Tensor:
     index = target.unsqueeze(1).expand_as(score)
-    # the maximum is taken per target atom: one for the whole batch would underflow
+    # the maximum of each target atom: with one maximum for the whole batch, the weights of some atoms would underflow
     highest = score.new_full((atoms, score.shape[1]), -torch.inf).scatter_reduce(0, index, score, "amax")
     weight = (score - highest[target]).exp()
     return weight / torch.zeros_like(highest).index_add_(0, target, weight)[target]
 
 
 class MolClrLayer(_BondTables):
-    """Sum of ``x_j W + e``, where e is one scalar per bond, no degree norm."""
+    """Sum of ``x_j W + e``, where e is one number per bond; no degree norm."""
 
     def __init__(self) -> None:
         super().__init__(1, BOND_TYPES - 1)
@@ -248,7 +255,7 @@ class MolClrGcn(PretrainedGnn):
 
 
 def atoms_and_bonds(molecule: Any) -> tuple[list[tuple[int, int]], list[tuple[int, int, int, int]]]:
-    """Atoms as (atomic number - 1, chirality), bonds as (source, target, type, direction), both ways, without self loops.
+    """Atoms as (atomic number - 1, chirality); bonds as (source, target, type, direction), each in both directions.
 
     Raises:
         BadItem: for an atom or bond outside the networks' tables.
@@ -277,7 +284,7 @@ def atoms_and_bonds(molecule: Any) -> tuple[list[tuple[int, int]], list[tuple[in
 
 
 def collate(items: Sequence[Any], device: str) -> Batch:
-    """Put molecules side by side and give every atom its self loop."""
+    """Molecules as one graph; every atom gets its self loop."""
     sizes = np.array([len(atoms) for atoms, _ in items])
     atoms = np.concatenate([np.array(atoms) for atoms, _ in items])
     shifts = np.cumsum(sizes) - sizes

@@ -19,7 +19,7 @@ CPU_ROWS = 16  # images: MobileNet v2 at 224 pixels made 70 a second in batches 
 
 
 class NetworkTeacher(TorchTeacher):
-    """A network that turns a tensor of pixels into an embedding; subclasses say how to make network and tensor."""
+    """A network that turns a tensor of pixels into an embedding; subclasses load it and say how the tensor is made."""
 
     modality = "image"
     transform: Callable[[Any], Tensor]  # the network's own preprocessing of an RGB image: (3, height, width)
@@ -36,8 +36,8 @@ class NetworkTeacher(TorchTeacher):
         return out
 
     def _start(self, name: str, module: nn.Module, device: str, size: tuple[int, int]) -> None:
-        """Take the network, and run it once on noise to learn its width."""
-        module = module.to(memory_format=torch.channels_last)  # convolutions on a CPU run twice as fast so
+        """Keep the network, and run it once on noise to learn its width."""
+        module = module.to(memory_format=torch.channels_last)  # with it, convolutions on a CPU run twice as fast
         self.network = Network(name, module, device, self.precision, CPU_ROWS)
         with torch.inference_mode():
             shape = tuple(self.encode(torch.rand(1, 3, *size, device=device)).shape)
@@ -46,7 +46,7 @@ class NetworkTeacher(TorchTeacher):
         self.dim = shape[1]
 
     def preprocessing(self) -> str:
-        """What is done to an image before the network, for the fingerprint."""
+        """The preprocessing of an image in words, for the fingerprint."""
         return repr(self.transform)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -58,11 +58,11 @@ class OpenClipTeacher(NetworkTeacher):
 
     Args:
         model: an open_clip architecture (``ViT-B-32``), ``hf-hub:OWNER/NAME``, or ``local-dir:FOLDER``.
-        pretrained: a tag of open_clip (``laion2b_s34b_b79k``), or a checkpoint file; not needed with the last two.
+        pretrained: a tag of open_clip (``laion2b_s34b_b79k``) or a checkpoint file, for an architecture alone.
         precision: see :class:`cache_tools.teachers.network.Network`.
 
     Raises:
-        TeacherError: when there is no such model, or its weights cannot be had.
+        TeacherError: when there is no such model, or its weights cannot be loaded.
     """
 
     def __init__(self, model: str, pretrained: str | None = None, precision: Precision = "auto"):
@@ -75,8 +75,8 @@ class OpenClipTeacher(NetworkTeacher):
         if not weights and ":" not in name:
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
             raise TeacherError(f"{self.model}: pretrained says which weights: a file, or one of open_clip's tags: {tags}")
-        known = open_clip.get_pretrained_cfg(name, weights or "") or {}
-        fetch = f"hf download {known.get('hf_hub', name.removeprefix('hf-hub:')).strip('/')}"
+        facts = open_clip.get_pretrained_cfg(name, weights or "") or {}
+        fetch = f"hf download {facts.get('hf_hub', name.removeprefix('hf-hub:')).strip('/')}"
         with loading(self.model, "a checkpoint file as pretrained, or local-dir:FOLDER as model", fetch, file=weights):
             clip, self.transform = open_clip.create_model_from_pretrained(name, weights)  # never gives random weights
         size = clip.visual.image_size
@@ -90,7 +90,7 @@ class OpenClipTeacher(NetworkTeacher):
 
 
 class TimmTeacher(NetworkTeacher):
-    """Any timm model with its own data configuration; the embedding is what goes into its classifier.
+    """Any timm model with its own data configuration; the embedding is the input of its classifier.
 
     Args:
         model: a timm name, for instance ``vit_base_patch16_224.augreg_in21k``, or ``local-dir:FOLDER``.
@@ -99,7 +99,7 @@ class TimmTeacher(NetworkTeacher):
         precision: see :class:`cache_tools.teachers.network.Network`.
 
     Raises:
-        TeacherError: when there is no such model, or its weights cannot be had.
+        TeacherError: when there is no such model, or its weights cannot be loaded.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class HfImageTeacher(NetworkTeacher):
         precision: see :class:`cache_tools.teachers.network.Network`.
 
     Raises:
-        TeacherError: when the model cannot be had, or gives no such output.
+        TeacherError: when the model cannot be loaded, or has no such output.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class HfImageTeacher(NetworkTeacher):
             pooled: Tensor = out.pooler_output.flatten(1)
             return pooled
         hidden: Tensor = out.last_hidden_state
-        if hidden.ndim == 4:  # a map (batch, width, height, width): places as tokens
+        if hidden.ndim == 4:  # (batch, dim, height, width): every place is a token
             hidden = hidden.flatten(2).transpose(1, 2)
         return hidden[:, 0] if self.pooling == "cls" else hidden.mean(1)
 
@@ -179,11 +179,11 @@ class TorchvisionTeacher(NetworkTeacher):
     Args:
         model: a name of ``torchvision.models``, for instance ``resnet50``.
         weights: a name of torchvision's weights (``DEFAULT``, ``IMAGENET1K_V2``), or a file with the network's state.
-        output: ``features`` (what goes into the last linear layer) or ``logits``.
+        output: ``features`` (the input of the last linear layer) or ``logits``.
         precision: see :class:`cache_tools.teachers.network.Network`.
 
     Raises:
-        TeacherError: when there is no such model, or its weights cannot be had.
+        TeacherError: when there is no such model, or its weights cannot be loaded.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class TorchvisionTeacher(NetworkTeacher):
 
 
 class _Descriptor(Teacher):
-    """Classical descriptors by scikit-image, of the image as a square."""
+    """Classical descriptors by scikit-image, computed of the image as a square."""
 
     modality = "image"
     python_bound = True
@@ -245,19 +245,19 @@ class HogTeacher(_Descriptor):
         from skimage.feature import hog
 
         cell = (self.cell, self.cell)
-        found: np.ndarray[Any, Any] = hog(
+        histograms: np.ndarray[Any, Any] = hog(
             pixels, self.orientations, cell, (2, 2), "L2-Hys", transform_sqrt=True, channel_axis=-1
         )
-        return found
+        return histograms
 
 
 class ColourTeacher(_Descriptor):
-    """Colours in the CIELAB space: mean, deviation and skewness of each channel in each part of a grid, and histograms.
+    """Colours in the CIELAB space: mean, deviation and skewness of each channel in each cell of a grid, and histograms.
 
     Args:
         size: pixels along each side of the square.
-        grid: parts along each side.
-        bins: of each channel's histogram over the whole image.
+        grid: cells along each side.
+        bins: of each channel's histogram, which covers the whole image.
     """
 
     low, high = np.array([0, -60, -60]), np.array([100, 60, 60])  # of L, a and b in photographs
@@ -280,7 +280,8 @@ class ColourTeacher(_Descriptor):
             for left, right in itertools.pairwise(edges)
         ]
         moments = [_moments(part) for part in parts]  # (3, 3) each
-        counts = [np.histogram(lab[..., each].clip(0, 1), self.bins, (0, 1))[0] / lab[..., each].size for each in range(3)]
+        channels = [lab[..., channel].clip(0, 1) for channel in range(3)]
+        counts = [np.histogram(channel, self.bins, (0, 1))[0] / channel.size for channel in channels]
         return np.concatenate([np.ravel(moments), *counts])
 
 

@@ -21,8 +21,8 @@ SCALES = Path(__file__).with_name("rdkit_descriptors.json")
 class RdkitDescriptors(Teacher):
     """RDKit's two-dimensional descriptors, robustly scaled: ``(value - median) / scale``, clipped to +-10, NaN as 0.
 
-    Medians and scales (interquartile range, or the standard deviation where that is zero) were measured once on RDKit's
-    own 15,000 sample molecules and are kept beside this file, so that the same molecule has the same row in every corpus.
+    The medians and scales (interquartile range, or the standard deviation where that is zero) were measured once, on the
+    15,000 sample molecules of RDKit. They are in a file of this package, so a molecule has the same row in every corpus.
     """
 
     modality = "molecule"
@@ -48,7 +48,7 @@ class RdkitDescriptors(Teacher):
 
 
 def raw_descriptors(molecules: Sequence[Any], names: Sequence[str]) -> np.ndarray[Any, Any]:
-    """RDKit's descriptors of each molecule; one that RDKit cannot compute is NaN. Shape (batch, len(names))."""
+    """RDKit's descriptors of each molecule, (batch, len(names)); NaN where RDKit cannot compute one."""
     from rdkit import rdBase
     from rdkit.Chem import Descriptors
 
@@ -60,7 +60,7 @@ def raw_descriptors(molecules: Sequence[Any], names: Sequence[str]) -> np.ndarra
 def _number(function: Any, molecule: Any) -> float:
     try:
         return float(function(molecule))
-    except (ValueError, ZeroDivisionError, RuntimeError, OverflowError):  # RDKit's own refusals
+    except (ValueError, ZeroDivisionError, RuntimeError, OverflowError):  # what RDKit's functions raise
         return float("nan")
 
 
@@ -162,9 +162,9 @@ def _bits(vector: Any) -> np.ndarray[Any, Any]:
 
 
 class HfMolecule(HfEncoder):
-    """Any transformers encoder of SMILES (ChemBERTa and its kin); see :class:`cache_tools.teachers.text.HfEncoder`.
+    """Any transformers encoder of SMILES, such as ChemBERTa; see :class:`cache_tools.teachers.text.HfEncoder`.
 
-    A SMILES longer than ``max_length`` is masked, never cut.
+    A SMILES of more than ``max_length`` tokens is masked, never cut.
     """
 
     modality = "molecule"

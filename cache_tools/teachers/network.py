@@ -1,4 +1,4 @@
-"""A frozen torch network: half precision where it agrees with float32, batches cut until they fit into the GPU."""
+"""Run a frozen torch network: in half precision where that agrees with float32, in batches that fit into the GPU."""
 
 import hashlib
 import logging
@@ -20,7 +20,7 @@ TextPooling = Literal["cls", "mean", "last"]
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
-LEAST = 0.999  # cosine to float32 that half precision must keep on the first batch
+LEAST = 0.999  # the smallest cosine to float32 that half precision may have on the first batch
 
 
 class Network:
@@ -30,10 +30,10 @@ class Network:
         name: for messages.
         module: the network.
         device: where it runs.
-        precision: ``auto`` takes bfloat16 (or float16, where the GPU has no bfloat16) on a GPU and float32 on a CPU. Half
-            precision is autocast, and the first batch is also run in float32: where a row's cosine falls below 0.999, a
-            warning says so and float32 stays.
-        rows: at a time on a CPU, whose caches are small.
+        precision: ``auto`` is bfloat16 on a GPU (float16 where the GPU has no bfloat16) and float32 on a CPU. Half
+            precision is autocast. The first batch is also run in float32: when a row's cosine is below 0.999, a warning
+            says so and float32 is used.
+        rows: at most so many at a time on a CPU, whose caches are small.
     """
 
     def __init__(self, name: str, module: nn.Module, device: str, precision: Precision, rows: int | None = None):
@@ -41,7 +41,7 @@ class Network:
         self.module = module.eval().requires_grad_(False).to(self.device)
         self.half = self._half(precision)
         self._checked = self.half is None
-        self._most = rows if self.device.type == "cpu" else None  # rows that fit
+        self._most = rows if self.device.type == "cpu" else None  # the most rows at a time
 
     def modules(self) -> Iterator[nn.Module]:
         """The network and all modules inside it."""
@@ -58,9 +58,9 @@ class Network:
         """Embeddings (batch, dim), float32, of prepared rows.
 
         Args:
-            encode: runs the network on one collated batch on the device.
+            encode: runs the network on one batch, on the device.
             rows: prepared items.
-            collate: from some of them to a tensor, or a mapping of tensors.
+            collate: makes a batch, a tensor or a mapping of tensors, of some of them.
 
         Raises:
             torch.OutOfMemoryError: when not even one row fits.
@@ -77,14 +77,14 @@ class Network:
                 self._most = len(chunk) // 2
                 torch.cuda.empty_cache()
                 log.info(
-                    "%s: %d rows do not fit into the GPU's memory, going on with %d", self.name, len(chunk), self._most
+                    "%s: %d rows do not fit into the GPU's memory, now %d at a time", self.name, len(chunk), self._most
                 )
                 continue
             done += len(chunk)
         return torch.cat(parts)
 
     def forward(self, encode: Callable[[Any], Tensor], rows: Sequence[Any], collate: Callable[[Any], Any]) -> Tensor:
-        """The same with gradients, in float32 and in one piece."""
+        """The same embeddings with gradients, in float32 and in one batch."""
         return encode(_move(collate(rows), self.device))
 
     @torch.inference_mode()
@@ -101,7 +101,7 @@ class Network:
         with torch.autocast(self.device.type, self.half):
             cosine = F.cosine_similarity(encode(batch).float(), exact).min().item()
         if not cosine >= LEAST:  # a NaN is not
-            log.warning("%s: %s has cosine %.5f to float32, below %s: float32 it is", self.name, self.half, cosine, LEAST)
+            log.warning("%s: %s has cosine %.5f to float32, below %s: float32 is used", self.name, self.half, cosine, LEAST)
             self.half = None
 
 
@@ -138,11 +138,11 @@ def _move(batch: Any, device: torch.device) -> Any:
         return batch.to(device, non_blocking=True)
     if isinstance(batch, Mapping):
         return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-    return batch  # a library that moves what it reads
+    return batch  # the library moves it itself
 
 
 def weights_sha256(module: nn.Module) -> str:
-    """SHA-256 over names and values of a network's weights."""
+    """SHA-256 of the names and values of a network's weights."""
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -153,8 +153,8 @@ def pool_tokens(hidden: Tensor, mask: Tensor, pooling: TextPooling) -> Tensor:
     """One embedding a text, (batch, width).
 
     Args:
-        hidden: of each token, (batch, tokens, width).
-        mask: 1 where a token is no padding, (batch, tokens); padding may stand on either side.
+        hidden: the network's output for each token, (batch, tokens, width).
+        mask: 0 for padding, else 1, (batch, tokens); padding may stand on either side.
         pooling: which tokens count.
     """
     if pooling == "mean":

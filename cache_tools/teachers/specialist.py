@@ -1,4 +1,4 @@
-"""Specialists: a teacher's network tuned on the labels of a task; the logits are the embedding."""
+"""Specialists: teachers whose network was tuned on the labels of a task; their logits are the embedding."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,18 +14,18 @@ from cache_tools.producer import class_path
 from cache_tools.teachers.base import Teacher, Tunable
 from cache_tools.teachers.network import weights_sha256
 
-NETWORK, CLASSIFIER = "network.", "classifier."  # what the names of their tensors begin with
+NETWORK, CLASSIFIER = "network.", "classifier."  # how the names of their tensors begin
 
 
 class Specialist(Teacher):
     """The logits of a network that ``distill specialise`` tuned, (batch, classes), float32.
 
     Args:
-        teacher: the one that it was tuned from, with the same weights; its preprocessing is the specialist's.
-        weights: the safetensors file that was written; environment variables are expanded.
+        teacher: the teacher that was tuned, with its weights before; the specialist uses its preprocessing.
+        weights: the safetensors file that ``distill specialise`` wrote; environment variables are expanded.
 
     Raises:
-        TeacherError: when the file is missing, or was tuned from another teacher.
+        TeacherError: when the file is missing, or when another teacher was tuned.
     """
 
     def __init__(self, teacher: Teacher, weights: str):
@@ -37,11 +37,11 @@ class Specialist(Teacher):
     def load(self, device: str) -> None:
         state, facts = read_safetensors(Path(self.weights))
         self.teacher.load(device)
-        found = teacher_facts(self.teacher)
-        if wrong := [key for key in found if facts.get(key) != found[key]]:
+        expected = teacher_facts(self.teacher)
+        if wrong := [key for key in expected if facts.get(key) != expected[key]]:
             raise TeacherError(
                 f"{self.weights} was tuned from a teacher with {wrong[0]} {facts.get(wrong[0])}, this one has "
-                f"{found[wrong[0]]}: name the teacher that `distill specialise` was given, or tune this one"
+                f"{expected[wrong[0]]}: name the teacher that `distill specialise` was given, or tune this one"
             )
         self.teacher.module.load_state_dict(_part(state, NETWORK))
         classifier = _part(state, CLASSIFIER)
@@ -58,20 +58,23 @@ class Specialist(Teacher):
             return self.classifier(embedding.float()).cpu()
 
     def fingerprint(self) -> dict[str, Any]:
-        tuned = nn.ModuleList([self.teacher.module, self.classifier])  # not the file: its metadata come in any order
-        made = {"teacher": self.teacher.fingerprint(), "weights_sha256": weights_sha256(tuned)}
-        return {"class_path": class_path(self), **made}
+        tuned = nn.ModuleList([self.teacher.module, self.classifier])  # not the file: its metadata have no fixed order
+        return {
+            "class_path": class_path(self),
+            "teacher": self.teacher.fingerprint(),
+            "weights_sha256": weights_sha256(tuned),
+        }
 
 
 def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): each for name, each in state.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def as_tunable(teacher: Teacher) -> Tunable:
-    """The same teacher.
+    """The teacher, when it has a network that can be tuned.
 
     Raises:
-        TeacherError: when it has no network that can be tuned.
+        TeacherError: when it has none.
     """
     if isinstance(teacher, Tunable):
         return teacher
@@ -82,25 +85,25 @@ def as_tunable(teacher: Teacher) -> Tunable:
 
 
 def teacher_facts(teacher: Tunable) -> dict[str, str]:
-    """What a specialist's file says of the teacher that it was tuned from; it must be loaded, and untouched."""
+    """What a specialist's file says about the teacher that was tuned; load that teacher first, and tune it later."""
     return {"teacher": class_path(teacher), "teacher_sha256": weights_sha256(teacher.module)}
 
 
 def write_specialist(
     path: Path, network: Mapping[str, Tensor], classifier: Mapping[str, Tensor], facts: Mapping[str, str]
 ) -> None:
-    """Write a specialist's file whole or not at all.
+    """Write a specialist's file; a writer that is killed leaves no part of it.
 
     Args:
         path: of the file.
-        network: state of the teacher's module.
+        network: the state of the teacher's module.
         classifier: ``weight`` (classes, dim) and ``bias`` (classes,).
         facts: those of :func:`teacher_facts` and others, for people.
     """
     from safetensors.torch import save
 
-    named = {NETWORK + name: each for name, each in network.items()}
-    named |= {CLASSIFIER + name: each for name, each in classifier.items()}
-    plain = {name: each.detach().cpu().clone(memory_format=torch.contiguous_format) for name, each in named.items()}
+    named = {NETWORK + name: tensor for name, tensor in network.items()}
+    named |= {CLASSIFIER + name: tensor for name, tensor in classifier.items()}
+    plain = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in named.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, save(plain, dict(facts)))

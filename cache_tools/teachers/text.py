@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from cache_tools.corpora.text import TextFile
@@ -21,17 +22,17 @@ from cache_tools.teachers.network import (
     weights_sha256,
 )
 
-LIKE = 64  # texts of like length that go through a network together
+LIKE = 64  # texts of similar length that go through a network together
 
 
 class HfEncoder(TorchTeacher):
-    """Any transformers encoder of strings; what :class:`HfTextTeacher` and ``HfMolecule`` share.
+    """Any transformers encoder of strings: the base of :class:`HfTextTeacher` and ``HfMolecule``.
 
     Args:
         model: a hub name, a folder that ``save_pretrained`` made, or ``package:NAME/FOLDER``.
-        pooling: ``cls`` (first token), ``mean`` (over the tokens that are no padding) or ``last`` (of these, the last).
-        max_length: tokens at most.
-        prompt: stands before every text.
+        pooling: ``mean`` of the tokens without padding, ``cls`` (the first token) or ``last`` (the last token).
+        max_length: the most tokens that are read.
+        prompt: put before every text.
         revision: the hub revision to pin.
         precision: see :class:`cache_tools.teachers.network.Network`.
         trust_remote_code: run Python code that comes with the model; only for models whose code you have read.
@@ -62,14 +63,10 @@ class HfEncoder(TorchTeacher):
             self.tokenizer.pad_token = self.tokenizer.eos_token
 
     def embed(self, items: Sequence[Any]) -> Any:
-        """Embed tokenised items, those of like length together; (batch, dim)."""
-        import torch
-
-        order = sorted(range(len(items)), key=lambda row: -len(items[row]["input_ids"]))  # the longest first: it must fit
-        parts = []
-        for start in range(0, len(order), LIKE):
-            chunk = [items[row] for row in order[start : start + LIKE]]
-            parts.append(super().embed(chunk))
+        """Embed tokenised items, those of similar length together; (batch, dim)."""
+        order = sorted(range(len(items)), key=lambda row: -len(items[row]["input_ids"]))  # first what needs most memory
+        chunks = [order[start : start + LIKE] for start in range(0, len(order), LIKE)]
+        parts = [super(HfEncoder, self).embed([items[row] for row in chunk]) for chunk in chunks]
         out = torch.empty(len(items), self.dim, device=self.network.device)
         out[torch.tensor(order, device=out.device)] = torch.cat(parts)
         return out
@@ -101,7 +98,7 @@ class SentenceTransformerTeacher(Teacher):
 
     Args:
         model: a hub name, a folder, or ``package:NAME/FOLDER``.
-        prompt: stands before every text.
+        prompt: put before every text.
         revision: the hub revision to pin.
         precision: see :class:`cache_tools.teachers.network.Network`.
         trust_remote_code: run Python code that comes with the model; only for models whose code you have read.
@@ -153,18 +150,18 @@ class SentenceTransformerTeacher(Teacher):
 class TfidfSvd(Teacher):
     """TF-IDF of words or character n-grams, reduced by a truncated SVD (latent semantic analysis); rows of unit length.
 
-    Fitted when it is loaded, on a file that stays the same: equal files give equal embeddings. A text without a known
-    n-gram is a row of zeros.
+    It is fitted on a file when it is loaded: equal files give equal embeddings. A text without a known n-gram is a row of
+    zeros.
 
     Args:
-        fit_on: the texts to fit on, see :class:`cache_tools.corpora.text.TextFile`.
-        text: its column of texts.
-        every: one row of so many.
+        fit_on: the file of texts to fit on, see :class:`cache_tools.corpora.text.TextFile`.
+        text: the column of texts in it.
+        every: fit on one row of so many.
         analyzer: ``word``, ``char`` or ``char_wb`` (n-grams inside words).
-        shortest: n-gram.
-        longest: n-gram.
+        shortest: words or characters of the shortest n-gram.
+        longest: words or characters of the longest n-gram.
         dim: singular vectors that are kept.
-        features: n-grams at most, the commonest.
+        features: n-grams that are kept at most, the most frequent ones.
     """
 
     modality = "text"
@@ -202,7 +199,7 @@ class TfidfSvd(Teacher):
 def _fit(
     content: str, path: Path, text: str, every: int, analyzer: str, grams: tuple[int, int], dim: int, features: int
 ) -> Any:
-    """The fitted pipeline, and the fingerprint of the texts that it was fitted on."""
+    """The pipeline, fitted once per process for each ``content``, the fingerprint of the texts."""
     from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.pipeline import make_pipeline

@@ -1,1 +1,1 @@
-"""Students, a file per modality."""
+"""Students, one file per modality."""

@@ -1,4 +1,4 @@
-"""The Student contract: the one encoder that is kept."""
+"""The Student contract: the encoder that is trained and kept."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -44,26 +44,26 @@ class Student(nn.Module, ABC):
 
     @property
     def widths(self) -> list[int]:
-        """Of what :meth:`embeddings` gives after each block.
+        """The width of each embedding that :meth:`embeddings` gives.
 
         Raises:
-            ConfigError: when this student does not say; a ladder of projectors then cannot stand on it.
+            ConfigError: when this student does not say; then it cannot have heads with a ladder of projectors.
         """
         raise ConfigError(f"{type(self).__name__} does not say how wide its blocks are: give it `widths`")
 
     @abstractmethod
     def embeddings(self, rows: Any) -> list[Tensor]:
-        """An embedding (batch, width) after each block; the last one, (batch, dim), is the student's.
+        """An embedding (batch, width) after each block; the last one, (batch, dim), is the student's embedding.
 
         Args:
-            rows: what the column's featuriser unpacks.
+            rows: a batch of its column, as the column's featuriser unpacks it.
         """
 
     def checkpoint_activations(self) -> None:
-        """From now on compute inner activations again in the backward pass: less memory, more time.
+        """Compute inner activations again in the backward pass from now on: less memory, more time.
 
         Raises:
-            ConfigError: when this student cannot.
+            ConfigError: when this student cannot do this.
         """
         raise ConfigError(f"{type(self).__name__} cannot compute its activations again: leave activation_checkpointing out")
 
@@ -72,7 +72,7 @@ class Student(nn.Module, ABC):
         return self.embeddings(rows)[-1]
 
     def all_embeddings(self, inputs: Mapping[str, Any]) -> list[Tensor]:
-        """As :meth:`embeddings`, of what :meth:`forward` takes."""
+        """The same as :meth:`embeddings`, but for the argument of :meth:`forward`."""
         return self.embeddings(self._mine(inputs))
 
     def forward(self, inputs: Mapping[str, Any]) -> Tensor:
@@ -82,7 +82,7 @@ class Student(nn.Module, ABC):
             inputs: input column -> rows, as :class:`distill.data.batch.Batch` has them.
 
         Raises:
-            ConfigError: when the student's column is not among them.
+            ConfigError: when the student's column is missing.
         """
         return self.encode(self._mine(inputs))
 
@@ -116,7 +116,7 @@ class Student(nn.Module, ABC):
         if self.input not in inputs:
             raise ConfigError(
                 f"{type(self).__name__} reads the input column {self.input}, the data gives {', '.join(inputs)}: "
-                f"set data.input to {self.input}, or take another student"
+                f"set data.input to {self.input}, or choose another student"
             )
         return inputs[self.input]
 
@@ -135,20 +135,20 @@ class _Encoder(nn.Module):
 def recomputed(module: nn.Module, block: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """``block(*inputs)``, a part of ``module``, whose activations the backward pass computes again.
 
-    Batch norms take in a batch once, not again with it.
+    The batch norms count a batch once only: they ignore it when it is computed again.
     """
 
     @contextmanager
-    def still() -> Iterator[None]:
-        norms = [each for each in module.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
+    def frozen_norms() -> Iterator[None]:
+        norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.momentum = 0.0
         try:
             yield
-        finally:  # torch leaves by an exception as soon as it has what it needs
+        finally:  # torch raises an exception to leave as soon as it has the activations that it needs
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
 
-    out: Tensor = checkpoint(block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), still()))
+    out: Tensor = checkpoint(block, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), frozen_norms()))
     return out

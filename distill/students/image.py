@@ -1,5 +1,6 @@
 """Students of images."""
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ MEAN, STD = Backbone.mean, Backbone.std
 
 
 class _PixelStudent(Student):
-    """Reads (batch, height, width, 3), uint8; channels are standardised by ImageNet's mean and deviation."""
+    """Reads (batch, height, width, 3), uint8, and standardises the channels, by default with ImageNet's statistics."""
 
     input = "pixels"
     mean: Tensor
@@ -27,17 +28,17 @@ class _PixelStudent(Student):
 
     def _scaled(self, pixels: Tensor) -> Tensor:
         scaled = ((pixels - self.mean) / self.std).permute(0, 3, 1, 2)  # (batch, 3, height, width), channels last in memory
-        # on a CPU the gradient of a channels-last convolution of fewer than 8 channels writes beyond its end (torch 2.15)
+        # on a CPU, the gradient of a channels-last convolution of fewer than 8 channels writes out of bounds (torch 2.15)
         return scaled if scaled.is_cuda else scaled.contiguous()
 
 
 class SmallResNet(_PixelStudent):
-    """A residual network for images of about 32 pixels: three stages, each half as large and twice as wide as the last.
+    """A residual network for images of about 32 pixels: three stages; each halves the image and doubles the channels.
 
     Args:
-        blocks: of two convolutions in each stage.
+        blocks: the number of blocks in each stage; a block has two convolutions.
         width: channels of the first stage.
-        dim: of the embedding; four times the width when not given.
+        dim: width of the embedding; four times ``width`` when not given.
     """
 
     def __init__(self, blocks: int = 2, width: int = 32, dim: int | None = None):
@@ -45,15 +46,9 @@ class SmallResNet(_PixelStudent):
         widths = [width, 2 * width, 4 * width]
         self.dim, self.inner = dim or widths[-1], widths[:-1]
         self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-        before = [width, *widths]
         self.stages = nn.ModuleList(
-            nn.Sequential(
-                *[
-                    _Residual(before[stage] if not each else wide, wide, 2 if stage and not each else 1)
-                    for each in range(blocks)
-                ]
-            )
-            for stage, wide in enumerate(widths)
+            _stage(narrow, wide, blocks, 1 if number == 0 else 2)
+            for number, (narrow, wide) in enumerate(itertools.pairwise([width, *widths]))
         )
         self.project = nn.Identity() if self.dim == widths[-1] else nn.Linear(widths[-1], self.dim)
 
@@ -69,18 +64,23 @@ class SmallResNet(_PixelStudent):
         return [*out[:-1], self.project(out[-1])]
 
 
+def _stage(channels: int, width: int, blocks: int, stride: int) -> nn.Sequential:
+    first = _Residual(channels, width, stride)
+    return nn.Sequential(first, *[_Residual(width, width, 1) for _ in range(blocks - 1)])
+
+
 class _Residual(nn.Module):
-    def __init__(self, before: int, width: int, stride: int):
+    def __init__(self, channels: int, width: int, stride: int):
         super().__init__()
         self.main = nn.Sequential(
-            nn.Conv2d(before, width, 3, stride, 1, bias=False),
+            nn.Conv2d(channels, width, 3, stride, 1, bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(),
             nn.Conv2d(width, width, 3, 1, 1, bias=False),
             nn.BatchNorm2d(width),
         )
-        same = before == width and stride == 1
-        shortcut = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+        same = channels == width and stride == 1
+        shortcut = nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width))
         self.shortcut = nn.Identity() if same else shortcut
 
     def forward(self, x: Tensor) -> Tensor:
@@ -88,19 +88,20 @@ class _Residual(nn.Module):
 
 
 class ImageStudent(_PixelStudent):
-    """Any backbone of timm, torchvision or transformers.
+    """Any network of timm, torchvision or transformers.
 
     Args:
-        model: its name in that library; or a folder: ``local-dir:FOLDER`` of timm, that of ``save_pretrained``.
-        library: which one.
+        model: its name in the library, or a folder: ``local-dir:FOLDER`` for timm, for transformers one of
+            ``save_pretrained``.
+        library: which of the three.
         pretrained: begin with pretrained weights rather than random ones.
-        weights: a file with the network's state to begin with, for timm and torchvision.
-        dim: of the embedding, by a linear map; the backbone's width when not given.
-        size: pixels along each side, where a backbone of random weights shall have another size than its own (timm).
+        weights: begin with the weights in this file; for timm and torchvision.
+        dim: width of the embedding, by a linear map; the network's own width when not given.
+        size: pixels along each side of an image, for a network of timm with random weights; its own size when not given.
 
     Raises:
-        ConfigError: when there is no such model.
-        TeacherError: when its weights cannot be had.
+        ConfigError: when ``weights`` or ``size`` do not go with the library or the model.
+        TeacherError: when there is no such model, or its weights cannot be loaded.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class ImageStudent(_PixelStudent):
 
     def checkpoint_activations(self) -> None:
         if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.modules()):
-            raise ConfigError("batch norms would take in each batch twice here: leave activation_checkpointing out")
+            raise ConfigError("batch norms would count every batch twice here: leave activation_checkpointing out")
         if not self.backbone.checkpoint_activations():
             super().checkpoint_activations()
 
@@ -130,10 +131,10 @@ class ImageStudent(_PixelStudent):
     @property
     def widths(self) -> list[int]:
         training, side = self.training, self.backbone.size
-        with torch.no_grad():  # in evaluation mode: batch norms take in nothing
-            found = self.eval().embeddings(torch.zeros(1, side, side, 3, dtype=torch.uint8))
+        with torch.no_grad():  # in evaluation mode, so that batch norms do not change
+            embeddings = self.eval().embeddings(torch.zeros(1, side, side, 3, dtype=torch.uint8))
         self.train(training)
-        return [each.shape[1] for each in found]
+        return [embedding.shape[1] for embedding in embeddings]
 
     def embeddings(self, rows: Tensor) -> list[Tensor]:
         *inner, last = self.backbone(self._scaled(rows))

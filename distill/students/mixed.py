@@ -12,13 +12,13 @@ from distill.students.base import Student
 
 
 class MixedStudent(Student):
-    """An encoder per modality and a trunk that all share, as in the paper's last experiment.
+    """One encoder per modality and a trunk that all of them share, as in the paper's last experiment.
 
-    The trunk is a residual MLP on the encoders' embeddings, each mapped to its width.
+    A linear map brings each encoder's embedding to the width of the trunk, a residual MLP.
 
     Args:
-        encoders: name -> a student of one modality; each reads its own input column.
-        dim: of the embedding.
+        encoders: name -> a student of one modality; every encoder reads its own input column.
+        dim: width of the embedding and of the trunk.
         layers: residual blocks of the trunk.
 
     Raises:
@@ -27,21 +27,23 @@ class MixedStudent(Student):
 
     def __init__(self, encoders: dict[str, Student], dim: int = 512, layers: int = 2):
         super().__init__()
-        names = [each.input for each in encoders.values()]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ConfigError(f"two encoders read the input column {twice.pop()}: an encoder per modality, a column each")
+        columns = [encoder.input for encoder in encoders.values()]
+        if repeated := {column for column in columns if columns.count(column) > 1}:
+            raise ConfigError(
+                f"two encoders read the input column {repeated.pop()}: give every modality one encoder and its own column"
+            )
         self.dim = dim
         self.encoders = nn.ModuleDict(encoders)
-        self.columns = {each.input: name for name, each in encoders.items()}
-        self.maps = nn.ModuleDict({name: nn.Linear(each.dim, dim) for name, each in encoders.items()})
+        self.columns = dict(zip(columns, encoders, strict=True))
+        self.maps = nn.ModuleDict({name: nn.Linear(encoder.dim, dim) for name, encoder in encoders.items()})
         self.trunk = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
             for _ in range(layers)
         )
 
     def checkpoint_activations(self) -> None:
-        for each in self.encoders.values():
-            each.checkpoint_activations()  # type: ignore[operator]
+        for encoder in self.encoders.values():
+            encoder.checkpoint_activations()  # type: ignore[operator]
 
     @property
     def widths(self) -> list[int]:
@@ -49,13 +51,13 @@ class MixedStudent(Student):
 
     def embeddings(self, rows: Mapping[str, Any]) -> list[Tensor]:
         parts = []
-        for column, each in rows.items():
+        for column in rows:
             if column not in self.columns:
-                known = ", ".join(self.columns)
-                raise ConfigError(f"no encoder of the student reads the input column {column}; they read: {known}")
+                columns = ", ".join(self.columns)
+                raise ConfigError(f"no encoder of the student reads the input column {column}; they read: {columns}")
             name = self.columns[column]
-            parts.append(self.maps[name](self.encoders[name]({column: each})))
-        out = [torch.cat(parts)]  # (batch, dim), rows in the order of the columns
+            parts.append(self.maps[name](self.encoders[name](rows)))
+        out = [torch.cat(parts)]  # (batch, dim): the rows of one column after those of another, in the order of ``rows``
         for block in self.trunk:
             out.append(out[-1] + block(out[-1]))
         return out

@@ -21,7 +21,7 @@ Norm = Literal["batch", "layer", "none"]
 
 
 class CategorySum(nn.Module):
-    """The sum of one embedding per category: (rows, columns) of small integers to (rows, width)."""
+    """The sum of one embedding per column: (rows, columns) of categories, small integers, to (rows, width)."""
 
     first: Tensor
 
@@ -37,27 +37,27 @@ class CategorySum(nn.Module):
 
 
 class Graphs(NamedTuple):
-    """A flat batch of graphs: edges (2, bonds) over all atoms, each atom's graph (atoms,), each graph's atoms (batch,)."""
+    """A batch of graphs whose atoms are numbered from the first graph to the last."""
 
-    edges: Tensor
-    graph: Tensor
-    atoms: Tensor
+    edges: Tensor  # (2, bonds): the two atoms of a bond
+    graph: Tensor  # (atoms,): the graph of an atom
+    atoms: Tensor  # (batch,): the number of atoms in a graph
 
 
 class GraphStudent(Student):
     """A GINE network (Hu et al., ICLR 2020) on flat graph batches; the paper's student is ``layers=10, width=512``.
 
     Args:
-        layers: message-passing blocks.
-        width: of atoms.
-        dim: of the embedding; the width when not given.
-        norm: after each block.
-        pooling: of atoms into the molecule's embedding; ``mean+sum`` puts both side by side before the projection, ``set``
-            attends to them three times (Set2Set; Vinyals et al., ICLR 2016), with the same weights after every block.
-        virtual_node: a node that every atom of a molecule writes to and reads from between blocks.
-        dropout: after each block.
-        jumping: project the pooled atoms before and after all blocks, side by side and normalised, instead of those after
-            the last one (jumping knowledge; Xu et al., ICML 2018).
+        layers: the number of message-passing blocks.
+        width: of an atom's embedding.
+        dim: width of the molecule's embedding; ``width`` when not given.
+        norm: the normalisation after each block.
+        pooling: how atoms become the molecule's embedding; ``mean+sum`` concatenates both before the projection, ``set``
+            attends to the atoms three times (Set2Set; Vinyals et al., ICLR 2016), with the same weights after every block.
+        virtual_node: add a node that every atom of a molecule writes to and reads from between blocks.
+        dropout: the share of values that are set to zero after each block, in training.
+        jumping: concatenate the pooled atoms before the first and after every block, normalise and project them, instead of
+            those after the last block alone (jumping knowledge; Xu et al., ICML 2018).
     """
 
     input = "graph"
@@ -95,19 +95,19 @@ class GraphStudent(Student):
 
     def embeddings(self, rows: dict[str, Ragged]) -> list[Tensor]:
         graphs, x = self._start(rows)
-        pooled = [self._pool(each, graphs) for each in [x, *self._blocks(x, rows["bonds"].values, graphs)]]
+        pooled = [self._pool(atoms, graphs) for atoms in [x, *self._blocks(x, rows["bonds"].values, graphs)]]
         return [*pooled[1:-1], self.project(torch.cat(pooled, 1) if self.jumping else pooled[-1])]
 
     def encode(self, rows: dict[str, Ragged]) -> Tensor:
         graphs, x = self._start(rows)
         blocks = [x, *self._blocks(x, rows["bonds"].values, graphs)]
-        pooled = [self._pool(each, graphs) for each in (blocks if self.jumping else blocks[-1:])]
+        pooled = [self._pool(atoms, graphs) for atoms in (blocks if self.jumping else blocks[-1:])]
         out: Tensor = self.project(torch.cat(pooled, 1))
         return out
 
     def _start(self, rows: dict[str, Ragged]) -> tuple[Graphs, Tensor]:
         atoms, edges = rows["atoms"], rows["edges"]
-        first = atoms.counts.cumsum(0) - atoms.counts  # (batch,): a molecule's first atom
+        first = atoms.counts.cumsum(0) - atoms.counts  # (batch,): the number of a molecule's first atom
         shift = torch.repeat_interleave(first, edges.counts, output_size=len(edges.values))
         number = torch.arange(len(first), device=first.device)
         graph = torch.repeat_interleave(number, atoms.counts, output_size=len(atoms.values))

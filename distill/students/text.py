@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cache_tools import UNREADABLE, ConfigError, Featuriser, Ragged, TextPooling, create_network, pool, stay_local
+from cache_tools import UNREADABLE, ConfigError, Featuriser, Ragged, TextPooling, create_network, pool_tokens, stay_local
 from distill.students.base import LARGEST, Student, Traceable
 
 
@@ -18,14 +18,14 @@ class TextStudent(Student):
         model: a hub name, a folder that ``save_pretrained`` made, or ``package:NAME/FOLDER``; with ``config``, a model
             type such as ``bert``.
         pretrained: begin with that model's weights rather than random ones.
-        config: of a new network of random weights: keys of that type's configuration, for instance ``num_hidden_layers``,
-            ``hidden_size`` and the tokenizer's ``vocab_size``.
-        pooling: ``mean`` over tokens, ``cls`` (the first) or ``last``.
-        dim: of the embedding, by a linear map; the network's width when not given.
+        config: make a new network with random weights and these keys of the type's configuration, for instance
+            ``num_hidden_layers``, ``hidden_size`` and the tokenizer's ``vocab_size``.
+        pooling: ``mean`` of the tokens, ``cls`` (the first token) or ``last``.
+        dim: width of the embedding, by a linear map; the network's own width when not given.
 
     Raises:
         ConfigError: when ``config`` does not fit the model type.
-        TeacherError: when the model cannot be had.
+        TeacherError: when the model cannot be loaded.
     """
 
     input = "tokens"
@@ -40,32 +40,32 @@ class TextStudent(Student):
     ):
         super().__init__()
         self.network = _network(model, pretrained, config)
-        known = self.network.config
+        facts = self.network.config
         if isinstance(pooler := getattr(self.network, "pooler", None), nn.Module):
-            pooler.requires_grad_(False)  # not asked: DDP would wait for its gradient
-        self.pooling, self.padding = pooling, known.pad_token_id or 0
-        self.vocabulary, self.longest = known.vocab_size, _longest(self.network)
-        self.dim = dim or known.hidden_size
-        self.project = nn.Identity() if self.dim == known.hidden_size else nn.Linear(known.hidden_size, self.dim)
+            pooler.requires_grad_(False)  # its output is not used: DDP would wait for its gradient
+        self.pooling, self.padding = pooling, facts.pad_token_id or 0
+        self.vocabulary, self.longest = facts.vocab_size, _longest(self.network)
+        self.dim = dim or facts.hidden_size
+        self.project = nn.Identity() if self.dim == facts.hidden_size else nn.Linear(facts.hidden_size, self.dim)
 
     def checkpoint_activations(self) -> None:
         self.network.gradient_checkpointing_enable()
 
     @property
     def widths(self) -> list[int]:
-        known = self.network.config
-        return [known.hidden_size] * (known.num_hidden_layers - 1) + [self.dim]
+        facts = self.network.config
+        return [facts.hidden_size] * (facts.num_hidden_layers - 1) + [self.dim]
 
     def embeddings(self, rows: dict[str, Ragged]) -> list[Tensor]:
         ids, mask = self._padded(rows["tokens"])
         out = self.network(input_ids=ids, attention_mask=mask, output_hidden_states=True)
-        inner = [pool(each, mask, self.pooling) for each in out.hidden_states[1:-1]]
-        return [*inner, self.project(pool(out.last_hidden_state, mask, self.pooling))]
+        inner = [pool_tokens(hidden, mask, self.pooling) for hidden in out.hidden_states[1:-1]]
+        return [*inner, self.project(pool_tokens(out.last_hidden_state, mask, self.pooling))]
 
     def encode(self, rows: dict[str, Ragged]) -> Tensor:
         ids, mask = self._padded(rows["tokens"])
         hidden = self.network(input_ids=ids, attention_mask=mask).last_hidden_state  # (batch, tokens, width)
-        out: Tensor = self.project(pool(hidden, mask, self.pooling))
+        out: Tensor = self.project(pool_tokens(hidden, mask, self.pooling))
         return out
 
     def portable(self, init_args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -81,8 +81,8 @@ class TextStudent(Student):
         return Traceable(_PaddedEncoder(self), (ids, torch.ones_like(ids)), (sizes, sizes))
 
     def _padded(self, tokens: Ragged) -> tuple[Tensor, Tensor]:
-        """Ids (batch, tokens) and a mask that is 1 where they are no padding."""
-        if tokens.values.device.type == "cpu":  # a GPU's host shall not wait; there an unknown token ends in CUDA's error
+        """Ids (batch, tokens), and a mask that is 0 for padding, else 1."""
+        if tokens.values.device.type == "cpu":  # on a GPU the check would make the host wait; there CUDA reports the error
             self._check(int(tokens.values.max()), tokens.longest)
         counts = tokens.counts.unsqueeze(1)  # (batch, 1)
         places = torch.arange(tokens.longest, device=counts.device)
@@ -110,16 +110,16 @@ class _PaddedEncoder(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         hidden = self.network(input_ids=ids, attention_mask=mask).last_hidden_state  # (batch, tokens, width)
-        embedded: Tensor = self.project(pool(hidden, mask, self.pooling))
+        embedded: Tensor = self.project(pool_tokens(hidden, mask, self.pooling))
         return embedded
 
 
 def _longest(network: Any) -> int | None:
-    """Tokens that a network has positions for; RoBERTa's begin after that of padding."""
+    """The most tokens that a network has positions for; RoBERTa's positions begin after that of padding."""
     positions = getattr(getattr(network, "embeddings", None), "position_embeddings", None)
     most: int | None = getattr(network.config, "max_position_embeddings", None)
-    before = getattr(positions, "padding_idx", None)
-    return most if most is None or before is None else most - before - 1
+    padding = getattr(positions, "padding_idx", None)
+    return most if most is None or padding is None else most - padding - 1
 
 
 def _network(model: str, pretrained: bool, config: dict[str, Any] | None) -> Any:

@@ -474,7 +474,7 @@ def test_a_network_that_breaks_in_half_precision_runs_in_float32(caplog):
         found = run(network)
     torch.testing.assert_close(found, run(Network("shifty", mlp(Shift()), "cpu", "float32")))
     assert [record.message.startswith("shifty: ") for record in caplog.records] == [True]
-    assert "float32 it is" in caplog.text
+    assert "float32 is used" in caplog.text
 
 
 class Small(nn.Module):
@@ -510,4 +510,4 @@ def test_half_precision_is_compared_also_after_a_batch_that_did_not_fit(caplog):
     with caplog.at_level(logging.WARNING, "cache_tools"):
         run(Network("shifty", Small(20, mlp(Shift())), "cpu", "bfloat16"))
     assert "shifty" in caplog.text
-    assert "float32 it is" in caplog.text
+    assert "float32 is used" in caplog.text
