@@ -1,7 +1,8 @@
-"""Every configuration names classes and arguments that are there."""
+"""Every configuration names classes and arguments that are there; so does every page of the docs."""
 
 import re
 import subprocess
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ FITS = naming("model", CONFIGS)
 CACHES = naming("teachers", CONFIGS / "cache") + sorted(OURS.glob("*-cache.yaml"))
 STUDIES = naming("methods", CONFIGS, OURS)
 SPECIALISTS = naming("task", CONFIGS, OURS / "specialists")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_every_kind_of_configuration_is_found():
@@ -127,3 +129,23 @@ def test_a_group_has_a_student_that_reads_its_cache(group):
     student, cache = (yaml.safe_load((ROOT / "configs" / part / f"{group}.yaml").read_text()) for part in ("", "cache"))
     assert student["data"]["corpus"] == f"cache/{cache['name']}"
     assert set(student["model"].get("heads", {})) <= set(cache["teachers"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_classes_and_files_that_a_page_names_are_there(page):
+    text = page.read_text()
+    classes = {
+        tuple(path.rsplit(".", 1)) for path in re.findall(r"\b(?:cache_tools|distill)(?:\.[a-z]\w*)+\.[A-Z]\w+", text)
+    }
+    assert [pair for pair in classes if pair[1] != "NAME" and not hasattr(import_module(pair[0]), pair[1])] == []
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    assert [link for link in links if not (page.parent / link).exists()] == []
+    files = re.findall(r"(?<![\w/])(?:configs|benchmarks|tests)/[\w/-]+\.(?:yaml|py)\b", text)
+    assert [file for file in files if not (ROOT / file).exists()] == []
+
+
+def test_every_study_that_a_page_names_is_a_target():
+    named = {study for page in PAGES for study in re.findall(r"Makefile (study-[a-z-]*[a-z])", page.read_text())}
+    assert named
+    command = ["make", "-n", "-f", "benchmarks/Makefile", *sorted(named), "DATA=data", "WEIGHTS=weights"]
+    subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
