@@ -61,11 +61,9 @@ def compare_studies(studies: Sequence[Path], out: Path) -> None:
         raise ConfigError(f"two studies have a task {task}: rename one in its configuration")
     left_out = {name: rest for name, of in systems.items() if (rest := [system for system in of if system not in shared])}
     records = [record for records in by_study.values() for record in records]
-    by_split = sections.comparable_scores(records)
     title = f"{len(studies)} studies together" if len(studies) > 1 else f"Study {studies[0].name}"
     values = {"studies": studies, "by_study": by_study, "left_out": left_out, "study_means": study_means}
-    sections.write_scores(out, "report/studies.md.jinja", title, records, by_split, **values)
-    print_scores(by_split, out)
+    print_scores(sections.write_scores(out, "report/studies.md.jinja", title, records, **values), out)
 
 
 def _repeated(names: Iterable[str]) -> str | None:

@@ -43,28 +43,23 @@ def write(
     """
     records, warnings = merged(runs)
     first = {name: group[0] for name, group in runs.items()}
+    everything = [results for group in runs.values() for results in group]
     costs: dict[str, Cost] = {}
-    for results in (results for group in runs.values() for results in group):
+    for results in everything:
         costs = {**results.costs, **costs}  # what several runs measured, by the first of them
     costs |= {name: results.costs["student"] for name, results in first.items() if "student" in results.costs}
-    left_out = {name for group in runs.values() for results in group for name in results.about.get("left_out", ())}
+    left_out = sorted({name for results in everything for name in results.about.get("left_out", ())})
+    values |= {"origin": origin, "left_out": left_out, "warnings": warnings, "first": first, "costs": costs}
+    return write_scores(folder, template, title, records, **values)
+
+
+def write_scores(folder: Path, template: str, title: str, records: Sequence[Record], **values: Any) -> dict[str, Scores]:
+    """Write a report by a template that extends report.md.jinja, and its scores.csv; gives the scores of each split."""
     by_split = comparable_scores(records)
-    split, scores = next(iter(by_split.items()))
-    training, training_plots = training_section(first)
-    values |= {"origin": origin, "left_out": sorted(left_out), "warnings": warnings, "first": first}
-    values |= {"costs": cost_table(scores, costs), "cost_plots": cost_plots(split, scores, costs)}
-    values |= {"training": training, "training_plots": training_plots, "conflict_plots": conflict_plots(first)}
-    write_scores(folder, template, title, records, by_split, maps=map_plots(first), teacher_table=teacher_table, **values)
-    return by_split
-
-
-def write_scores(
-    folder: Path, template: str, title: str, records: Sequence[Record], by_split: Mapping[str, Scores], **values: Any
-) -> None:
-    """Write a report by a template that extends report.md.jinja, and its scores.csv."""
-    functions = {"answer": answer, "score_table": score_table, "duel_table": duel_table, "split_plots": split_plots}
+    functions = {function.__name__: function for function in FUNCTIONS}
     page.write(folder, template, title, by_split=by_split, **functions, **values)
     save_scores(folder, records)
+    return by_split
 
 
 def comparable_scores(records: Sequence[Record]) -> dict[str, Scores]:
@@ -148,28 +143,36 @@ def cost_plots(split: str, scores: Scores, costs: Mapping[str, Cost]) -> list[Pl
     return [Plot(f"cost-{name}", f"{caption} {name}", figure) for name, figure in drawn.items() if figure]
 
 
-def training_section(runs: Mapping[str, Results]) -> tuple[Table, list[Plot]]:
-    """How well each student's heads predict each teacher at the end, and curves of their runs."""
-    logged = {name: results.run.metrics() for name, results in runs.items()}
-    validated = {name: [row for row in rows if row.get("val/loss")] for name, rows in logged.items()}
-    last = {name: rows[-1] for name, rows in validated.items() if rows}
+def training_table(runs: Mapping[str, Results]) -> Table:
+    """How well each student's heads predict each teacher at the end of its run."""
+    last = {name: validations[-1] for name, results in runs.items() if (validations := _validations(results))}
     columns = {(name, measure): _by_teacher(row, measure) for name, row in last.items() for measure in MEASURES}
     columns = {column: by_teacher for column, by_teacher in columns.items() if by_teacher}
+    head = ["teacher", *(measure if len(last) == 1 else f"{name}\n{measure}" for name, measure in columns)]
+    teachers = dict.fromkeys(teacher for by_teacher in columns.values() for teacher in by_teacher)
+    rows = [[teacher, *(by_teacher.get(teacher, "-") for by_teacher in columns.values())] for teacher in teachers]
+    return Table(head, rows)
+
+
+def training_plots(runs: Mapping[str, Results]) -> list[Plot]:
+    """Curves of each student's run."""
     plots: list[Plot] = []
-    for name in list(last)[:SHOWN]:
-        drawn = {"loss": ("loss", figures.losses(logged[name]))}
+    for name in [name for name, results in runs.items() if _validations(results)][:SHOWN]:
+        rows, last = runs[name].run.metrics(), _validations(runs[name])[-1]
+        drawn = {"loss": ("loss", figures.losses(rows))}
         for measure, label in MEASURES.items():
-            keys = {f"{measure}/{teacher}": teacher for teacher in columns.get((name, measure), {})}
-            drawn[measure] = f"{label}, on held-out rows", figures.curves(logged[name], keys, label)
+            keys = {f"{measure}/{teacher}": teacher for teacher in _by_teacher(last, measure)}
+            drawn[measure] = f"{label}, on held-out rows", figures.curves(rows, keys, label)
         for measure, (caption, figure) in drawn.items():
             if figure and len(runs) == 1:
                 plots.append(Plot(f"training-student-{measure}", f"{caption.capitalize()}, by step", figure))
             elif figure:
                 plots.append(Plot(f"training-{name}-{measure}", f"{name}: {caption}, by step", figure))
-    head = ["teacher", *(measure if len(last) == 1 else f"{name}\n{measure}" for name, measure in columns)]
-    teachers = dict.fromkeys(teacher for by_teacher in columns.values() for teacher in by_teacher)
-    rows = [[teacher, *(by_teacher.get(teacher, "-") for by_teacher in columns.values())] for teacher in teachers]
-    return Table(head, rows), plots
+    return plots
+
+
+def _validations(results: Results) -> list[dict[str, str]]:
+    return [row for row in results.run.metrics() if row.get("val/loss")]
 
 
 def _by_teacher(row: Mapping[str, str], measure: str) -> dict[str, str]:
@@ -211,3 +214,18 @@ def teacher_table(corpus: Mapping[str, Any]) -> Table:
     teachers = corpus["teachers"].items()
     rows = [[name, str(teacher["class_path"]), str(teacher.get("weights_sha256", ""))[:16]] for name, teacher in teachers]
     return Table(["teacher", "class", "SHA-256 of weights"], rows)
+
+
+FUNCTIONS = (
+    answer,
+    score_table,
+    duel_table,
+    split_plots,
+    cost_table,
+    cost_plots,
+    training_table,
+    training_plots,
+    conflict_plots,
+    map_plots,
+    teacher_table,
+)  # that templates call

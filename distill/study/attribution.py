@@ -213,20 +213,3 @@ def table(attribution: Attribution) -> Table:
     lines = [[name, *(str(column[name] or "-") for column in columns.values())] for name in order]
     total = ["" if heading == "left out" else str(attribution.gain) for heading in columns]
     return Table(["teacher", *columns], [*lines, ["all teachers", *total]])
-
-
-def caption(attribution: Attribution) -> str:
-    """How to read :func:`table`."""
-    seeds = f"over {attribution.seeds} seeds, ± half of the 95 % t-interval" if attribution.seeds > 1 else "of one seed"
-    sentences = [
-        f"Differences of the mean score over {attribution.tasks} tasks, {seeds}; "
-        f"{attribution.subsets} subsets of teachers.",
-        f"Alone: its student less the untrained one, which has {attribution.untrained:.3f}.",
-        "Left out: the student of all teachers less that of all others.",
-    ]
-    if any(share.shapley for share in attribution.teachers.values()):
-        sentences.append("Shapley values divide the gain of all teachers among them.")
-    if attribution.orders:
-        orders = f"They are estimated from {attribution.orders} random orders"
-        sentences.append(f"{orders}; in brackets, half of the 95 % t-interval over these.")
-    return " ".join(sentences)

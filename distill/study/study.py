@@ -16,7 +16,7 @@ from distill.records import SYSTEMS, Record, Results, merged
 from distill.report import sections
 from distill.report.page import Table
 from distill.report.tables import print_scores
-from distill.study.attribution import Attribution, Subsets, attribute, caption, choose, draw, table
+from distill.study.attribution import Attribution, Subsets, attribute, choose, draw, table
 from distill.study.run import Run, Sweep, Trial, best_trial, discard_failed
 
 log = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ class Study:
             content = json.dumps([asdict(attribution) for attribution in attributions], indent=1)
             write_file(self.folder / "attribution.json", content + "\n")
         values = {"rates": learning_rates(self.grid), "trials": self.grid[0].trials, "attributions": attributions}
-        values |= {"attribution_table": table, "caption": caption}
+        values |= {"attribution_table": table}
         title, template = f"Study {self.folder.name}", "study/study.md.jinja"
         print_scores(sections.write(out, title, by_system, f"{origin}.", template, **values), out)
 
@@ -188,19 +188,18 @@ def make(grid: Sequence[Run], jobs: int) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     failed: dict[Run, str] = {}
 
-    def attempt(stage: Callable[[Run], None], run: Run, threads: int) -> None:
-        run.threads = threads
-        try:
-            stage(run)
-        except QuorumError as error:
-            failed[run] = str(error)
-            log.error("%s failed", run.name)
-
     def all_of(stage: Callable[[Run], None], runs: Iterable[Run], jobs: int) -> None:
-        left, threads = [run for run in runs if not {run, *run.trials} & failed.keys()], max(1, cores // jobs)
+        def attempt(run: Run) -> None:
+            run.threads = max(1, cores // jobs)
+            try:
+                stage(run)
+            except QuorumError as error:
+                failed[run] = str(error)
+                log.error("%s failed", run.name)
+
         with ThreadPoolExecutor(jobs) as pool:
             try:
-                list(pool.map(lambda run: attempt(stage, run, threads), left))
+                list(pool.map(attempt, [run for run in runs if not {run, *run.trials} & failed.keys()]))
             except KeyboardInterrupt:
                 Run.stopped = True  # a process that ends with an error from now on did not fail
                 raise

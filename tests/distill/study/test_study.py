@@ -19,8 +19,9 @@ from scipy import stats
 from cache_tools.errors import ConfigError, QuorumError
 from distill.cli.study import main, study
 from distill.records import Record
+from distill.report.page import TEMPLATES
 from distill.run_folder import RunFolder
-from distill.study.attribution import attribute, caption, choose, draw, joining, shapley, table
+from distill.study.attribution import attribute, choose, draw, joining, shapley, table
 from distill.study.run import Run, Sweep
 from distill.study.study import Study
 
@@ -132,7 +133,9 @@ def test_sampled_orders_give_estimates_with_an_interval_of_their_own():
         by_order = joining(values, orders, name).mean(1)
         interval = stats.ttest_1samp(by_order, 0).confidence_interval(0.95)
         assert share.shapley.orders == pytest.approx((interval.high - interval.low) / 2)
-    assert "estimated from 3 random orders" in caption(found)
+    caption = TEMPLATES.get_template("study/attribution.md.jinja").render(attribution=found)
+    assert caption.startswith("Differences of the mean score over 2 tasks, over 2 seeds, ± half of the 95 % t-interval; 11")
+    assert "all teachers among them. They are estimated from 3 random orders; in brackets, half of" in caption
     everything = attribute(*measured(values), "nll", "own", orders)
     assert everything.orders == 0, "with every subset at hand nothing is estimated"
 
