@@ -134,13 +134,12 @@ def test_a_group_has_a_student_that_reads_its_cache(group):
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 def test_classes_and_files_that_a_page_names_are_there(page):
     text = page.read_text()
-    classes = {
-        tuple(path.rsplit(".", 1)) for path in re.findall(r"\b(?:cache_tools|distill)(?:\.[a-z]\w*)+\.[A-Z]\w+", text)
-    }
-    assert [pair for pair in classes if pair[1] != "NAME" and not hasattr(import_module(pair[0]), pair[1])] == []
+    paths = re.findall(r"\b(?:cache_tools|distill)(?:\.[a-z]\w*)+\.[A-Z]\w+", text)
+    classes = {tuple(path.rsplit(".", 1)) for path in paths if not path.endswith(".NAME")}
+    assert [pair for pair in classes if not hasattr(import_module(pair[0]), pair[1])] == []
     links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
     assert [link for link in links if not (page.parent / link).exists()] == []
-    files = re.findall(r"(?<![\w/])(?:configs|benchmarks|tests)/[\w/-]+\.(?:yaml|py)\b", text)
+    files = re.findall(r"(?<![\w/])(?:configs|benchmarks|tests)/[a-z\d_/-]+\.(?:yaml|py)\b", text)
     assert [file for file in files if not (ROOT / file).exists()] == []
 
 
