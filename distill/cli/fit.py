@@ -115,8 +115,8 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         message = re.sub(r"^  - Expected a path but .*\n", "", message, flags=re.MULTILINE)
         message = re.sub(r"Namespace\(class_path='([^']+)', init_args=Namespace\((.*)\)\)", r"\1(\2)", message)
-        if found := re.match(r'(?s)Parser key "([\w.]+)":.*Option .* is not accepted. Got value: ([\w.]+)\(', message):
-            message += f"\n  Its options: distill fit --{found[1]}.help {found[2]}"
+        if option := re.match(r'(?s)Parser key "([\w.]+)":.*Option .* is not accepted. Got value: ([\w.]+)\(', message):
+            message += f"\n  Its options: distill fit --{option[1]}.help {option[2]}"
         super().error(message, ex)
 
 
@@ -177,8 +177,8 @@ class DistillCLI(LightningCLI):
         monitor = self._get(self.config, "monitor")
         kind, _, name = monitor.partition("/")
         if kind not in BETTER or (kind == "probe" and not probing.every):
-            known = ", ".join(f"{kind}/..." for kind in BETTER)
-            raise ConfigError(f"monitor is {monitor}, expected one of {known}; probe/... needs probe.every")
+            kinds = ", ".join(f"{kind}/..." for kind in BETTER)
+            raise ConfigError(f"monitor is {monitor}, expected one of {kinds}; probe/... needs probe.every")
         if kind == "probe" and name.split()[0] not in (probed := ["mean", *probing.during]):
             raise ConfigError(f"monitor is {monitor}; probed during the fit are: probe/{', probe/'.join(probed)}")
         mode, epochs = BETTER[kind], probing.every if kind == "probe" else None

@@ -1,4 +1,4 @@
-"""A student outside its run: loaded from the folder that ``distill export`` made, fed with raw items."""
+"""Load the folder of an exported student and embed raw items with it."""
 
 import io
 import json
@@ -89,7 +89,7 @@ class ExportedStudent:
         self.folder, self.config = folder, read_config(folder)
         self.dim: int = self.config["dim"]
         self.inputs = {name: _featuriser(spec, folder) for name, spec in self.config["inputs"].items()}
-        self.modalities = list(dict.fromkeys(each.modality for each in self.inputs.values()))
+        self.modalities = list(dict.fromkeys(featuriser.modality for featuriser in self.inputs.values()))
         student, spaces = _modules(folder, self.config)
         self.teachers = list(spaces)
         self.network = Network(str(folder), student, choose_device(device or "auto"), "float32")
@@ -124,16 +124,16 @@ class ExportedStudent:
         size = (batch_size or self.rows) * (AHEAD if self.inputs[reader.input].padded else 1)
         starts = range(0, len(items), size)
         with Pipeline(reader, 0) as pipeline:
-            for start, made in zip(starts, pipeline([items[start : start + size] for start in starts]), strict=True):
-                if made.bad and bad == "error":
-                    first = min(made.bad)
+            for start, result in zip(starts, pipeline([items[start : start + size] for start in starts]), strict=True):
+                if result.bad and bad == "error":
+                    first = min(result.bad)
                     shown = repr(items[start + first])[:60]
                     raise CorpusError(
-                        f"item {start + first} of {len(items)}, {shown}, cannot be embedded: {made.bad[first]}; "
+                        f"item {start + first} of {len(items)}, {shown}, cannot be embedded: {result.bad[first]}; "
                         'leave it out, or ask for a row of NaN: embed(..., bad="nan")'
                     )
-                if made.good:
-                    out[start + torch.tensor(made.good)] = torch.from_numpy(made.values)
+                if result.good:
+                    out[start + torch.tensor(result.good)] = torch.from_numpy(result.values)
         return out
 
     def teacher_space(self, items: Sequence[Any], teacher: str, **options: Any) -> Tensor:
@@ -148,8 +148,8 @@ class ExportedStudent:
             ConfigError: when the export holds no head of this teacher.
         """
         if teacher not in self.teachers:
-            known = ", ".join(self.teachers) or "none: export with `--heads true`"
-            raise ConfigError(f"{self.folder} has no head of a teacher {teacher!r}; it has: {known}")
+            heads = ", ".join(self.teachers) or "none: export with `--heads true`"
+            raise ConfigError(f"{self.folder} has no head of a teacher {teacher!r}; it has: {heads}")
         space, embedded = self.spaces[teacher], self.embed(items, **options)
         with torch.inference_mode():
             parts = [space(chunk.to(self.network.device)).float().cpu() for chunk in embedded.split(ON_GPU)]
@@ -228,13 +228,16 @@ class StudentTeacher(Teacher):
         return self.student.network.modules()
 
     def fingerprint(self) -> dict[str, Any]:
-        known = {key: value for key, value in super().fingerprint().items() if key != "export"}
-        made = {"student": self.student.config["student"], "weights_sha256": weights_sha256(self.student.network.module)}
-        return known | made | {"input": self.student.inputs[self.input].fingerprint()}
+        fields = {key: value for key, value in super().fingerprint().items() if key != "export"}
+        return fields | {
+            "student": self.student.config["student"],
+            "weights_sha256": weights_sha256(self.student.network.module),
+            "input": self.student.inputs[self.input].fingerprint(),
+        }
 
 
 class _Reader(StudentTeacher):
-    """Reads items as people have them."""
+    """The same student for items as people have them: text, paths, images, arrays."""
 
     def __init__(self, student: ExportedStudent, of: str | None, batch_size: int | None):
         super().__init__(student.folder, of)
@@ -315,10 +318,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON ({error}): {again}") from None
-    found = config.get("format_version") if isinstance(config, dict) else None
-    if found != FORMAT_VERSION:
+    version = config.get("format_version") if isinstance(config, dict) else None
+    if version != FORMAT_VERSION:
         raise ConfigError(
-            f"{path} has format version {found}, this version reads {FORMAT_VERSION}: upgrade quorum-distill, or {again}"
+            f"{path} has format version {version}, this version reads {FORMAT_VERSION}: upgrade quorum-distill, or {again}"
         )
     if lacking := [key for key in NEEDED if key not in config]:
         raise ConfigError(f"{path} lacks {', '.join(lacking)}: {again}")
@@ -361,12 +364,12 @@ def replaced(content: Any, old: str, new: str) -> Any:
 
 def _choose(config: Mapping[str, Any], modality: str | None, folder: Path) -> str:
     """The input of an export that reads ``modality``, which may also be its own name; without one, the only input."""
-    known: dict[str, str] = {name: spec["modality"] for name, spec in config["inputs"].items()}
-    found = [name for name, reads in known.items() if modality in (None, reads, name)]
-    if len(found) != 1:
+    inputs: dict[str, str] = {name: spec["modality"] for name, spec in config["inputs"].items()}
+    fitting = [name for name, reads in inputs.items() if modality in (None, reads, name)]
+    if len(fitting) != 1:
         asked = f"there is no modality {modality!r}" if modality else "a modality must be named"
-        raise ConfigError(f"{folder}: {asked}, the student reads: {', '.join(known.values())}")
-    return found[0]
+        raise ConfigError(f"{folder}: {asked}, the student reads: {', '.join(inputs.values())}")
+    return fitting[0]
 
 
 def _featuriser(spec: Mapping[str, Any], folder: Path) -> Featuriser:
@@ -379,10 +382,10 @@ def _modules(folder: Path, config: Mapping[str, Any]) -> tuple[Student, nn.Modul
     """The student and its teachers' spaces with their weights."""
     path = folder / WEIGHTS
     try:
-        found = sha256(path)
+        digest = sha256(path)
     except OSError as error:
         raise ConfigError(f"cannot read {path} ({error.strerror}): copy the whole folder, or export again") from None
-    if found != config["weights_sha256"]:
+    if digest != config["weights_sha256"]:
         raise ConfigError(f"{path} is damaged: its SHA-256 is not that of {CONFIG}: copy it again, or export again")
     student: Student = instance(Student, Student, replaced(config["student"], HERE, str(folder)), folder / CONFIG)
     spaces = nn.ModuleDict()

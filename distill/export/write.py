@@ -201,10 +201,10 @@ def rebuild_run(config: Mapping[str, Any], path: Path) -> tuple[DistillData, Dis
     parser.add_class_arguments(Distiller, "model")
     parser.link_arguments("data.statistics", "model.statistics", apply_on="instantiate")
     try:
-        made = parser.instantiate(parser.parse_object({key: deepcopy(config[key]) for key in ("data", "model")}))
+        run = parser.instantiate(parser.parse_object({key: deepcopy(config[key]) for key in ("data", "model")}))
     except (ArgumentError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is no configuration of this version: {' '.join(str(error).split())}") from None
-    return made.data, made.model
+    return run.data, run.model
 
 
 def _inputs(corpora: list[CorpusColumns]) -> dict[str, Featuriser]:
