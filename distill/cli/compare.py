@@ -17,7 +17,9 @@ def main(arguments: list[str]) -> None:
     parser = ArgumentParser(
         "distill compare", description="Put the probes of several runs, or of studies, into one report."
     )
-    parser.add_argument("runs", nargs="*", type=Path, help="folders of runs that `distill test` probed by the same tasks")
+    parser.add_argument(
+        "runs", nargs="*", type=Path, default=[], help="folders of runs that `distill test` probed by the same tasks"
+    )
     studies = "instead of runs: folders of reports of `distill study`, whose scores.csv is read; one alone is drawn in full"
     parser.add_argument("--studies", nargs="+", type=Path, default=[], help=studies)
     parser.add_argument("--out", type=Path, default=Path("compare"), help="a folder for report.html, report.md and figures")

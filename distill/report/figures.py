@@ -141,15 +141,9 @@ def cost(scores: Scores, costs: Mapping[str, Cost], field: str, label: str) -> F
         y = np.inf
         for system in sorted(points, key=lambda system: -mean[system]):  # a label that would lie on another moves down
             y = min(mean[system], y - 0.05 * (high - low))
-            axis.annotate(
-                system,
-                (points[system], mean[system]),
-                (1.02, y),
-                textcoords=("axes fraction", "data"),
-                va="center",
-                arrowprops={"arrowstyle": "-", "color": "#cccccc", "lw": 0.6},
-                annotation_clip=False,
-            )
+            place: dict[str, Any] = {"xytext": (1.02, y), "textcoords": ("axes fraction", "data"), "va": "center"}
+            line = {"arrowstyle": "-", "color": "#cccccc", "lw": 0.6}
+            axis.annotate(system, (points[system], mean[system]), arrowprops=line, annotation_clip=False, **place)
         axis.set_xscale("log")
         powers = np.log10(list(points.values()))
         axis.set_xlim(10 ** np.floor(powers.min() - 0.05), 10 ** np.ceil(powers.max() + 0.05))
