@@ -3,6 +3,7 @@
 import re
 import subprocess
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -148,3 +149,12 @@ def test_every_study_that_a_page_names_is_a_target():
     assert named
     command = ["make", "-n", "-f", "benchmarks/Makefile", *sorted(named), "DATA=data", "WEIGHTS=weights"]
     subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+
+
+def test_the_functions_that_the_architecture_names_are_there():
+    steps = re.findall(r"^\| \d+ \| (`\w+/\w[^|]*)\|", (ROOT / "docs" / "architecture.md").read_text(), re.M)
+    places = [place for step in steps for place in re.findall(r"`([\w/]+)\.py`((?:,? `[\w.]+`)+)", step)]
+    assert len(places) >= len(steps) > 20
+    for module, names in places:
+        for name in re.findall(r"`([\w.]+)`", names):
+            attrgetter(name)(import_module(module.replace("/", ".")))  # raises where it is not there
