@@ -163,15 +163,6 @@ def from_pretrained(kind: str, name: str, **arguments: Any) -> Any:
         return getattr(transformers, kind).from_pretrained(place, **arguments)
 
 
-def load_tokenizer(name: str, revision: str | None = None) -> Any:
-    """A transformers tokenizer, from a folder or the hub.
-
-    Raises:
-        TeacherError: when there is no such tokenizer.
-    """
-    return from_pretrained("AutoTokenizer", name, revision=revision)
-
-
 def load_network(name: str, **arguments: Any) -> Any:
     """A transformers network to run as it is, in float32; without its pooler when the checkpoint has no weights for it.
 

@@ -18,15 +18,14 @@ class Corpus(ABC):
     Class attributes:
         modality: ``molecule``, ``text`` or ``image``.
         views: so many consecutive rows show the same item.
+
+    Attributes:
+        source: where the items come from, for people.
     """
 
     modality: ClassVar[str]
     views: int = 1
-
-    @property
-    @abstractmethod
-    def source(self) -> str:
-        """Where the items come from, for people."""
+    source: str
 
     @abstractmethod
     def pairs(self) -> Iterator[tuple[str, bytes]]:
@@ -89,13 +88,8 @@ class Items(Corpus):
     """
 
     def __init__(self, items: list[str], modality: str, source: str = "memory"):
-        self.items = items
+        self.items, self.source = items, source
         self.modality = modality  # type: ignore[misc]  # a fact of the instance here
-        self._source = source
-
-    @property
-    def source(self) -> str:
-        return self._source
 
     def pairs(self) -> Iterator[tuple[str, bytes]]:
         return (("", item.encode()) for item in self.items)

@@ -37,10 +37,7 @@ class HubDataset(Corpus):
     ):
         self.dataset, self.column, self.ids = dataset, column or self.modality, ids
         self.split, self.config, self.count = split, config, rows
-
-    @property
-    def source(self) -> str:
-        return f"{self.dataset} {self.split}"
+        self.source = f"{dataset} {split}"
 
     def pairs(self) -> Iterator[tuple[str, bytes]]:
         columns = [self.column, *([self.ids] if self.ids else [])]

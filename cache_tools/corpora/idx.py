@@ -29,10 +29,7 @@ class IdxImages(Corpus):
 
     def __init__(self, paths: Sequence[Path]):
         self.paths = [Path(path) for path in paths]
-
-    @property
-    def source(self) -> str:
-        return ", ".join(map(str, self.paths))
+        self.source = ", ".join(map(str, self.paths))
 
     def names(self) -> list[str]:
         """The ids of all images, in order."""

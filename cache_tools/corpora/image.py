@@ -55,10 +55,7 @@ class ImageFolder(Corpus):
         limit: int | None = None,
     ):
         self.path, self.include, self.per_folder, self.limit = Path(path), include, per_folder, limit
-
-    @property
-    def source(self) -> str:
-        return str(self.path)
+        self.source = str(self.path)
 
     def pairs(self) -> Iterator[tuple[str, bytes]]:
         return ((name, read()) for name, read in self.files())
@@ -215,10 +212,7 @@ class Views(Corpus):
         if views < 1 or size < 1 or not 0 < least <= 1:
             raise CorpusError(f"views {views}, size {size}, least {least}: expected 1 or more, 1 or more, above 0 to 1")
         self.corpus, self.views, self.size, self.seed, self.least = corpus, views, size, seed, least
-
-    @property
-    def source(self) -> str:
-        return f"{self.views} views of {self.corpus.source}"
+        self.source = f"{views} views of {corpus.source}"
 
     def pairs(self) -> Iterator[tuple[str, bytes]]:
         for identity, item in self.corpus.rows():

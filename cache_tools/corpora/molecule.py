@@ -29,11 +29,8 @@ class SmilesFile(Corpus):
         self, path: str | os.PathLike[str], smiles: str = "smiles", id: str | None = None, limit: int | None = None
     ):
         self.path = Path(path)
+        self.source = str(self.path)
         self.smiles, self.id, self.limit = smiles, id, limit
-
-    @property
-    def source(self) -> str:
-        return str(self.path)
 
     def pairs(self) -> Iterator[tuple[str, bytes]]:
         return ((identity, smiles.encode()) for identity, smiles in itertools.islice(self._rows(), self.limit))
@@ -54,13 +51,10 @@ class RdkitSamples(Corpus):
     """
 
     modality = "molecule"
+    source = "RDKit sample molecules (NCI first 5K, WEHI 10K)"
 
     def __init__(self, limit: int | None = None):
         self.limit = limit
-
-    @property
-    def source(self) -> str:
-        return "RDKit sample molecules (NCI first 5K, WEHI 10K)"
 
     def pairs(self) -> Iterator[tuple[str, bytes]]:
         from rdkit import RDConfig

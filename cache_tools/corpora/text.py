@@ -36,11 +36,8 @@ class TextFile(Corpus):
         limit: int | None = None,
     ):
         self.path = Path(path)
+        self.source = str(self.path)
         self.text, self.id, self.every, self.limit = text, id, every, limit
-
-    @property
-    def source(self) -> str:
-        return str(self.path)
 
     def pairs(self) -> Iterator[tuple[str, bytes]]:
         kept = itertools.islice(itertools.islice(self._rows(), None, None, self.every), self.limit)

@@ -31,9 +31,9 @@ class TokenIds(Featuriser):
         self.tokenizer, self.max_length, self.revision = tokenizer, max_length, revision
 
     def load(self, device: str) -> None:
-        from cache_tools.hub import load_tokenizer
+        from cache_tools.hub import from_pretrained
 
-        self.split = load_tokenizer(self.tokenizer, self.revision)
+        self.split = from_pretrained("AutoTokenizer", self.tokenizer, revision=self.revision)
         self.split("", truncation=True, max_length=self.max_length)  # set once: a thread cannot set it while others read
 
     def featurise(self, item: Any) -> dict[str, np.ndarray[Any, Any]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cache_tools.corpora.text import TextFile
 from cache_tools.errors import TeacherError
-from cache_tools.hub import content_only, load_network, load_tokenizer, loading, locate, tokenizer_sha256
+from cache_tools.hub import content_only, from_pretrained, load_network, loading, locate, tokenizer_sha256
 from cache_tools.teachers.base import Teacher
 from cache_tools.teachers.network import (
     Network,
@@ -55,7 +55,7 @@ class HfEncoder(TorchTeacher):
         self.revision, self.precision, self.trust_remote_code = revision, precision, trust_remote_code
 
     def load(self, device: str) -> None:
-        self.tokenizer = load_tokenizer(self.name, self.revision)
+        self.tokenizer = from_pretrained("AutoTokenizer", self.name, revision=self.revision)
         model = load_network(self.name, revision=self.revision, trust_remote_code=self.trust_remote_code)
         self.dim = int(model.config.hidden_size)
         self.network = Network(self.name, model, device, self.precision)

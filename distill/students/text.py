@@ -63,7 +63,10 @@ class TextStudent(Student):
         return [*inner, self.project(pool_tokens(out.last_hidden_state, mask, self.pooling))]
 
     def encode(self, rows: dict[str, Ragged]) -> Tensor:
-        ids, mask = self._padded(rows["tokens"])
+        return self.encode_padded(*self._padded(rows["tokens"]))
+
+    def encode_padded(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The embedding (batch, dim) of token ids and a mask that is 0 for padding, else 1, both (batch, tokens)."""
         hidden = self.network(input_ids=ids, attention_mask=mask).last_hidden_state  # (batch, tokens, width)
         out: Tensor = self.project(pool_tokens(hidden, mask, self.pooling))
         return out
@@ -106,12 +109,10 @@ class _PaddedEncoder(nn.Module):
 
     def __init__(self, student: TextStudent):
         super().__init__()
-        self.network, self.project, self.pooling = student.network, student.project, student.pooling
+        self.student = student
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        hidden = self.network(input_ids=ids, attention_mask=mask).last_hidden_state  # (batch, tokens, width)
-        embedded: Tensor = self.project(pool_tokens(hidden, mask, self.pooling))
-        return embedded
+        return self.student.encode_padded(ids, mask)
 
 
 def _longest(network: Any) -> int | None:

@@ -83,11 +83,7 @@ class _Named(Corpus):
     modality = "image"
 
     def __init__(self, images: ImageFolder, names: frozenset[str], task: str):
-        self.images, self.names, self.task = images, names, task
-
-    @property
-    def source(self) -> str:
-        return f"task {self.task}"
+        self.images, self.names, self.source = images, names, f"task {task}"
 
     def pairs(self) -> Iterator[Any]:
         return ((name, read()) for name, read in self.images.files() if name in self.names)

@@ -273,7 +273,7 @@ class MeanPixel(Student):
 
 
 def test_batch_norms_that_would_take_in_a_batch_twice_are_refused():
-    with pytest.raises(ConfigError, match="take in each batch twice"):
+    with pytest.raises(ConfigError, match="count every batch twice"):
         ImageStudent("resnet10t", pretrained=False).checkpoint_activations()
 
 
