@@ -1,4 +1,4 @@
-"""Augmentation of the student's images on their device, a whole batch at once."""
+"""Random crops and mirror images of the student's input, on its device, a whole batch at once."""
 
 from typing import Any
 
@@ -22,8 +22,8 @@ def crop_and_mirror(pixels: Tensor, padding: float = 0.125) -> Tensor:
     along = [_shifted(size, batch, round(padding * size), pixels.device) for size in (height, width)]
     mirrored = torch.rand(batch, 1, device=pixels.device) < 0.5
     columns = torch.where(mirrored, along[1].flip(1), along[1])  # (batch, width)
-    everyone = torch.arange(batch, device=pixels.device)[:, None, None]
-    return pixels[everyone, along[0][:, :, None], columns[:, None, :]]
+    images = torch.arange(batch, device=pixels.device)[:, None, None]
+    return pixels[images, along[0][:, :, None], columns[:, None, :]]
 
 
 def _shifted(size: int, batch: int, most: int, device: torch.device) -> Tensor:

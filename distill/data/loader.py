@@ -56,11 +56,6 @@ class AheadLoader(DataLoader[Batch]):
 
     progress: Callable[[], tuple[int, int]] | None = None  # the epoch to read, and how many of its batches are done
 
-    @property
-    def order(self) -> BatchOrder:
-        """What decides the batches."""
-        return cast(BatchOrder, self.batch_sampler)
-
     def state_dict(self) -> dict[str, Any]:
         """Nothing; Lightning takes a loader with this method for one that can resume."""
         return {}
@@ -69,16 +64,13 @@ class AheadLoader(DataLoader[Batch]):
         """Nothing; see :meth:`state_dict`."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        order, dataset = cast(BatchOrder, self.batch_sampler), cast(AlignedRows, self.dataset)
         if self.progress:  # Lightning's own set_epoch is one too high after some restarts
-            self.order.epoch, self.order.start = self.progress()
-        yield from self._batches()
-
-    def _batches(self) -> Iterator[Batch]:
+            order.epoch, order.start = self.progress()
         if self.num_workers:
             yield from super().__iter__()
             return
-        dataset = cast(AlignedRows, self.dataset)
-        batches = (dataset.__getitems__(step) for step in self.order)
+        batches = (dataset.__getitems__(step) for step in order)
         if not self.pin_memory:
             yield from batches
             return

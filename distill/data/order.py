@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -179,25 +179,17 @@ class Stream:
     """A source's rows for one epoch, pass after pass when its weight asks for more rows than it has."""
 
     def __init__(self, source: Source, seed: int, epoch: int, number: int):
-        self.source, self.key, self.epoch = source, (seed, epoch, number), epoch
-        self._passes: dict[int, Shuffled] = {}
-
-    def pass_at(self, position: int) -> tuple[Shuffled, int]:
-        """The pass that holds ``position`` of the stream, and the position inside it."""
-        number, inside = divmod(position, len(self.source))
-        if number not in self._passes:
-            kind = BlockShuffled if self.source.block else Shuffled
-            near = {key: shuffled for key, shuffled in self._passes.items() if abs(key - number) == 1}
-            self._passes = {**near, number: kind(self.source, *self.key, number)}
-        return self._passes[number], inside
+        self.source, self.epoch = source, epoch
+        kind = BlockShuffled if source.block else Shuffled
+        self.shuffled = lru_cache(3)(lambda turn: kind(source, seed, epoch, number, turn))  # number of a pass -> the pass
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, Shuffled, int, int]]:
         """Positions ``start`` to ``stop`` by passes: number of the pass, the pass, first and end position in it."""
         while start < stop:
-            shuffled, inside = self.pass_at(start)
-            count = min(stop - start, len(self.source) - inside)
-            yield start // len(self.source), shuffled, inside, inside + count
-            start += count
+            number, first = divmod(start, len(self.source))
+            end = min(first + stop - start, len(self.source))
+            yield number, self.shuffled(number), first, end
+            start += end - first
 
     def windows(self, start: int, stop: int) -> list[tuple[int, Shuffled, int]]:
         """Windows that hold positions ``start`` to ``stop``, in order: a growing number, the pass, the window in it."""
@@ -353,12 +345,12 @@ class BatchOrder(Sampler[Step]):
         first, ahead = [], []
         for k, (stream, start, stop) in enumerate(zip(streams, starts, stops, strict=True)):
             covered = stream.windows(start, max(stop, start + 1))
-            number, one, window = covered[-1]
+            number, shuffled, window = covered[-1]
             blocks = [
                 block
-                for label, each, inside in [*covered, (number + 1, one, window + 1)]
+                for label, one_pass, inside in [*covered, (number + 1, shuffled, window + 1)]
                 if label > seen[k]
-                for block in each.blocks(inside)
+                for block in one_pass.blocks(inside)
             ]
             seen[k] = max(seen[k], number + 1)
             first.append(covered[0][0])

@@ -50,27 +50,11 @@ class MseDensityHead(VidHead):
 
 
 class DiagonalHead(GaussianHead):
-    """The paper's head of one mode with a scale per dimension, the base of other densities.
+    """The paper's head of one mode with a scale per dimension, the base of other densities; its preset is ``bounded``."""
 
-    Args:
-        layers: hidden layers, 2 when not given.
-        width: of the hidden layers, 512 when not given.
-        bounded: bound the scale between 1/e and e, done when not given.
-        floor: the least scale.
-        ladder: read the embeddings after every block of the student, by :class:`Ladder`, instead of ``layers``.
-    """
-
-    def __init__(
-        self,
-        student_dim: int,
-        teacher_dim: int,
-        layers: int | None = None,
-        width: int | None = None,
-        bounded: bool | None = None,
-        floor: float = 1e-3,
-        ladder: bool = False,
-    ):
-        super().__init__(student_dim, teacher_dim, "bounded", layers, width, bounded, floor, ladder=ladder)
+    def __init__(self, student_dim: int, teacher_dim: int, **kwargs: Any):
+        # options named here are settled, so `--help` does not offer them
+        super().__init__(student_dim, teacher_dim, preset="bounded", modes=1, triangular=False, beta=0.0, **kwargs)
 
 
 class StudentTHead(DiagonalHead):

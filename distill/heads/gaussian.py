@@ -5,7 +5,7 @@ bound on h(T | S), so lowering it raises the mutual information I(T; S) (arXiv 2
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -38,9 +38,9 @@ class GaussianHead(DensityHead):
         teacher_dim: width of t.
         preset: bounded (2 layers x 512, bounded) for standardised targets, docs/results.md says why; or the paper's, by its
             own names: default (2 x 512), small (1 x 512), large (4 x 512), mini (1 x 128, bounded).
-        layers: hidden layers; overrides the preset.
-        width: of the hidden layers; overrides the preset.
-        bounded: bound the scale; overrides the preset.
+        layers: hidden layers; the preset's when not given.
+        width: of the hidden layers; the preset's when not given.
+        bounded: bound the scale; the preset's choice when not given.
         floor: the least sigma, in units of the target, whose deviation is 1 when it is standardised.
         modes: Gaussians in the mixture.
         triangular: a full triangular precision factor instead of a diagonal one; teacher_dim ** 2 outputs per mode.
@@ -155,6 +155,9 @@ class BernoulliHead(RegressionHead, DensityHead):
 
     raw_targets = True
     signed = False
+
+    def __init__(self, student_dim: int, teacher_dim: int, **kwargs: Any):
+        super().__init__(student_dim, teacher_dim, ladder=False, **kwargs)
 
     def attach(self, context: HeadContext) -> None:
         super().attach(context)
