@@ -1,4 +1,8 @@
-"""Small pretrained convolutional networks from safetensors files: MobileNets, Tiny Darknet, ResNets for CIFAR."""
+"""Teachers that read the workplace's safetensors files of small convolutional networks.
+
+These are MobileNets, Tiny Darknet and ResNets for CIFAR. They are no part of the package: a configuration names them, for
+instance ``class_path: convnet.MobileNet``, when this folder is in PYTHONPATH.
+"""
 
 import json
 from pathlib import Path
@@ -63,7 +67,7 @@ class SquareTeacher(NetworkTeacher):
 class MobileNet(SquareTeacher):
     """MobileNet v1 or v2 converted from TensorFlow Lite, BatchNorm folded; the last average pool is the embedding.
 
-    The file's metadata lists the operations. Padding is TensorFlow's ``SAME``: what is odd goes right and below.
+    The file's metadata lists the operations. Padding is TensorFlow's ``SAME``: an odd pixel goes right or below.
     """
 
     mean, std = (0.5,) * 3, (0.5,) * 3
@@ -79,19 +83,20 @@ class _Graph(nn.Module):
 
     def __init__(self, operations: list[dict[str, Any]], state: State):
         super().__init__()
-        end = [each["op"] for each in operations].index("AVERAGE_POOL_2D")
+        end = [operation["op"] for operation in operations].index("AVERAGE_POOL_2D")
         self.operations = operations[:end]
-        used = {each["param"] for each in self.operations if "param" in each}
+        used = {operation["param"] for operation in self.operations if "param" in operation}
         kept = {name: value.float() for name, value in state.items() if name.split(".")[0] in used}
         self.values = nn.ParameterDict({name.replace(".", "_"): nn.Parameter(value) for name, value in kept.items()})
 
     def forward(self, pixels: Tensor) -> Tensor:
-        found = {"input": pixels}
-        for each in self.operations:
-            first, *other = (found[name] for name in each["in"])
-            out = first + other[0] if each["op"] == "ADD" else self._convolve(first, each)
-            found[each["out"]] = out.clamp(0, 6) if each["act"] == RELU6 else out
-        return found[each["out"]].mean((2, 3))  # (batch, dim)
+        outputs = {"input": pixels}
+        for operation in self.operations:
+            first, *other = (outputs[name] for name in operation["in"])
+            out = first + other[0] if operation["op"] == "ADD" else self._convolve(first, operation)
+            out = out.clamp(0, 6) if operation["act"] == RELU6 else out
+            outputs[operation["out"]] = out
+        return out.mean((2, 3))  # (batch, dim)
 
     def _convolve(self, x: Tensor, operation: dict[str, Any]) -> Tensor:
         weight, bias = (self.values[f"{operation['param']}_{part}"] for part in ("weight", "bias"))
@@ -106,12 +111,12 @@ RELU6 = 3  # TensorFlow Lite's number of the activation
 def _same(x: Tensor, kernel: int, stride: int) -> Tensor:
     """TensorFlow's SAME padding of (batch, channels, height, width)."""
     total = [max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in x.shape[-2:]]
-    before = [each // 2 for each in total]
-    return F.pad(x, (before[1], total[1] - before[1], before[0], total[0] - before[0]))
+    top, left = (pixels // 2 for pixels in total)
+    return F.pad(x, (left, total[1] - left, top, total[0] - top))
 
 
 class TinyDarknet(SquareTeacher):
-    """Tiny Darknet; the mean over places of what goes into its last convolution is the embedding."""
+    """Tiny Darknet; the embedding is the input of its last convolution, averaged over the image."""
 
     size, mean, std = 224, (0.0,) * 3, (1.0,) * 3
 
@@ -122,8 +127,8 @@ class TinyDarknet(SquareTeacher):
                 break
             if kind == "Conv2D":
                 weight = state[f"{name}.kernel"].float()
-                after, before = weight.shape[:2]
-                layers.append(_filled(nn.Conv2d(before, after, kernel, padding="same", bias=False), weight=weight))
+                outputs, inputs = weight.shape[:2]
+                layers.append(_filled(nn.Conv2d(inputs, outputs, kernel, padding="same", bias=False), weight=weight))
             elif kind == "BatchNormalization":
                 names = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
                 values = {ours: state[f"{name}.{theirs}"].float() for ours, theirs in names.items()}
@@ -156,8 +161,8 @@ class _CifarResNet(nn.Module):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
         self.layer1, self.layer2, self.layer3 = (
-            nn.Sequential(*[_Block(before if not each else width, width) for each in range(blocks)])
-            for before, width in ((16, 16), (16, 32), (32, 64))
+            nn.Sequential(_Block(channels, width), *[_Block(width, width) for _ in range(blocks - 1)])
+            for channels, width in ((16, 16), (16, 32), (32, 64))
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -168,11 +173,11 @@ class _CifarResNet(nn.Module):
 
 
 class _Block(nn.Module):
-    def __init__(self, before: int, width: int):
+    def __init__(self, channels: int, width: int):
         super().__init__()
-        self.stride = 1 if before == width else 2
-        self.added = width - before
-        self.conv1, self.bn1 = nn.Conv2d(before, width, 3, self.stride, 1, bias=False), nn.BatchNorm2d(width)
+        self.stride = 1 if channels == width else 2
+        self.added = width - channels
+        self.conv1, self.bn1 = nn.Conv2d(channels, width, 3, self.stride, 1, bias=False), nn.BatchNorm2d(width)
         self.conv2, self.bn2 = nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
 
     def forward(self, x: Tensor) -> Tensor:
