@@ -26,22 +26,20 @@ class KnnProbe(Probe):
         self.bank, self.labels = _unit(np.concatenate([x, x_valid])), both
         return self
 
-    def _votes(self, x: Array, counts: list[int]) -> list[Array]:
-        """For each number of neighbours the weight of each class, (rows, classes)."""
-        cosine, near = (_unit(x) @ self.bank.T).topk(max(counts), 1)  # (rows, k)
-        weight = (cosine / self.temperature).exp().unsqueeze(-1)
-        votes = (weight * self.labels[near]).cumsum(1)  # (rows, k, classes)
-        return [votes[:, k - 1].cpu().numpy() for k in counts]
-
     def score(self, x: Array, y: Array) -> dict[str, Array]:
         self.predicted = self._classes(x, [self.k])[0]
         return _class_scores(y, self.predicted)
 
-    def _classes(self, x: Array, counts: list[int]) -> list[Array]:
-        """For each number of neighbours the class with most votes, (rows, 1)."""
-        chunks = range(0, len(x), 256)  # votes are (rows, k, classes)
-        votes = [self._votes(x[start : start + 256], counts) for start in chunks]
-        return [np.concatenate(parts).argmax(1, keepdims=True) for parts in zip(*votes, strict=True)]
+    def _classes(self, x: Array, counts: list[int]) -> Array:
+        """For each number of neighbours the class with most votes, (counts, rows, 1)."""
+        chunks = []
+        for unit in _unit(x).split(256):  # votes are (rows, k, classes)
+            cosine, near = (unit @ self.bank.T).topk(max(counts), 1)  # (rows, k)
+            weight = (cosine / self.temperature).exp().unsqueeze(-1)
+            votes = (weight * self.labels[near]).cumsum(1)
+            chunks.append(votes[:, [k - 1 for k in counts]].transpose(0, 1).cpu().numpy())  # (counts, rows, classes)
+        classes: Array = np.concatenate(chunks, 1).argmax(-1, keepdims=True)  # the first of equal classes wins
+        return classes
 
 
 class _Untrained(Probe):

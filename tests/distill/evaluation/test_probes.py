@@ -314,7 +314,7 @@ def test_of_equal_votes_the_first_class_wins():
     x, y = np.ones((8, 3), np.float32), np.array([[1.0], [0.0]] * 4)
     probe = KnnProbe().fit(x, y, x, y)
     assert probe.score(x, y)["accuracy"] == 0.5
-    assert (probe._votes(x, [probe.k])[0].argmax(1) == 0).all()
+    assert (probe._classes(x, [probe.k]) == 0).all()
 
 
 def test_neighbours_care_for_directions_not_lengths():
