@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from cache_tools import open_column
-from cache_tools import Ragged
+from cache_tools import Ragged, open_column
 from distill.students.molecule import GraphStudent
 
 

@@ -262,7 +262,7 @@ def test_a_damaged_weights_file_is_no_traceback(tmp_path, library, model, name):
         ImageStudent(model, library, weights=str(tmp_path / name))
 
 
-@pytest.mark.parametrize("content", [[1, 2], {"conv1.weight": torch.zeros(1)}, "text"], ids=["list", "other", "text"])
+@pytest.mark.parametrize("content", [[1, 2], "text"], ids=["list", "text"])
 @pytest.mark.parametrize(("library", "model"), [("timm", "test_resnet"), ("torchvision", "resnet18")])
 def test_a_weights_file_of_something_else_does_not_fit(tmp_path, library, model, content):
     torch.save(content, tmp_path / "w.pth")
