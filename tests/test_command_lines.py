@@ -109,6 +109,24 @@ def place(tmp_path_factory) -> Place:
     return place
 
 
+def test_a_fit_imports_neither_the_writing_of_exports_nor_the_report():
+    code = "import sys, distill.cli.fit; print(*[name for name in sys.modules if name.startswith('distill.')])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    names = done.stdout.split()
+    assert "distill.cli.fit" in names
+    assert [
+        name for name in names if name.startswith(("distill.report", "distill.export.write", "distill.export.card"))
+    ] == []
+
+
+@pytest.mark.parametrize("words", [["fitt"], ["--config", "fit.yaml"]])
+def test_a_wrong_command_is_refused_at_once(tmp_path, words):
+    done = Place(tmp_path).inside(distill, *words)
+    assert done.stderr == f"error: no command {words[0]!r}; see `distill --help`\n"
+    assert done.returncode == 1
+    assert "usage: distill COMMAND" in Place(tmp_path).inside(distill, "--help").stdout
+
+
 def test_cache_list_and_verify_tell_the_state(place):
     shown = ok(place.cache("list"))
     for word in (

@@ -16,9 +16,9 @@ HELP = """usage: distill COMMAND [--KEY VALUE ...]
   compare     put the probes of several runs into one report: RUN RUN ...; of several studies: --studies FOLDER FOLDER ...
   export      write a student to a folder that needs nothing else: --out FOLDER; of the newest run, or --ckpt_path FILE
   predict     write a student's embeddings as a column of a cache: --corpus cache/mol
-  study       train and compare several methods, seeds and sets of teachers: --config STUDY.yaml
+  study       train and compare several methods, seeds and sets of teachers: --config configs/study.yaml
   mteb        score an exported student of texts on tasks of MTEB: --student FOLDER
-  specialise  tune a teacher on a labelled task, for its logits: --config SPECIALIST.yaml --out FILE
+  specialise  tune a teacher on a labelled task, for its logits: --config configs/specialist.yaml --out FILE
 
 Every key of a command: distill COMMAND --help"""
 
