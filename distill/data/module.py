@@ -91,7 +91,7 @@ class DistillData(LightningDataModule):
         self.corpora = [open_corpus(Path(source.path), source.teachers, source.input) for source in chosen]
         self._check_augmentation()
         self.sources = [
-            self._rows(columns, source, held_out, block_rows, window_blocks)
+            self._source(columns, source, held_out, block_rows, window_blocks)
             for columns, source in zip(self.corpora, chosen, strict=True)
         ]
         self.statistics = teacher_statistics(self.corpora, self.sources)
@@ -113,7 +113,7 @@ class DistillData(LightningDataModule):
                     "with the corpus cache_tools.corpora.image.Views"
                 )
 
-    def _rows(self, columns: CorpusColumns, source: CorpusSource, held: int | None, block: int, window: int) -> Source:
+    def _source(self, columns: CorpusColumns, source: CorpusSource, held: int | None, block: int, window: int) -> Source:
         views = columns.corpus.views
         rows, block = len(columns.inputs) // views, -(-block // views)  # items from here on
         count = max(1, min(1000, rows // 10)) if held is None else held
