@@ -15,7 +15,7 @@ CORNERS = 64  # rows between which angles are measured; all rows would cost the 
 
 
 class QueueHead(CosineHead):
-    """KL divergence of similarities to rows of the cache: the prediction's from the target's (SEED; ICLR 2021).
+    """SEED (Fang et al., ICLR 2021): KL divergence of the prediction's similarities to rows of the cache from the target's.
 
     The queue holds targets of rows that are spread over the cache; they never grow stale, since the teacher is frozen.
     Similarities are a softmax over the queue of cosine / temperature.
