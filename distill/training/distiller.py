@@ -115,8 +115,16 @@ class Distiller(LightningModule):
         """The losses of all teachers for the rows of a batch."""
         student = torch.cat(self.student.all_embeddings(batch.inputs), 1) if self.bank.ladder else self(batch.inputs)
         targets = self.bank.targets(batch.targets)
+        if not self.training:
+            targets = {name: self._within(name, target, batch.valid[name]) for name, target in targets.items()}
         losses = self.bank(student, targets, batch.valid)
         return StepLosses(losses, torch.stack([batch.valid[name] for name in self.teachers]), student, targets)
+
+    def _within(self, name: str, target: Tensor, valid: Tensor) -> Tensor:
+        """Held-out targets of a teacher, as its figures count them."""
+        return cast(TeacherMetrics, self.metrics[name]).within(
+            self.bank.head(name), self.bank.normaliser(name), target, valid
+        )
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         step = self.losses(batch)

@@ -1,16 +1,22 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.plugins.precision.amp import _optimizer_handles_unscaling
 
 from cache_tools.errors import CacheError, ConfigError
+from cache_tools.format.statistics import Statistics
+from cache_tools.teachers.base import Teacher
 from distill.data.module import DistillData
+from distill.data.order import Source
 from distill.heads import BernoulliHead, CosineHead, GaussianHead, MseDensityHead, MseHead
 from distill.objectives import UncertaintyWeights
 from distill.students.molecule import GraphStudent
+from distill.targets import GlobalScalar, Raw, Standardise
 from distill.training.distiller import Distiller
+from distill.training.metrics import TeacherMetrics
 
 
 def student() -> GraphStudent:
@@ -159,3 +165,51 @@ def test_the_student_of_a_density_beside_squared_error_is_that_of_squared_error(
     assert logged.callback_metrics["nats/counts"] > 0
     learnt = torch.nn.functional.softplus(distiller.heads["counts"].pace * distiller.heads["counts"].raw_variance)
     assert (learnt - 1).abs().max() > 0.1, "the variance has left where it began"
+
+
+class Rare(Teacher):
+    """Weighs three kinds of atoms."""
+
+    modality = "molecule"
+    dim = 3
+
+    def embed(self, items):
+        return np.array([[item.count("C") / 8, item.count("N") / 5, item.count("S")] for item in items], np.float32)
+
+
+@pytest.fixture(scope="module")
+def rare(tmp_path_factory) -> DistillData:
+    """300 rows; only rows that are held out have sulfur."""
+    from cache_tools.building.column import Settings
+    from cache_tools.building.corpus import build
+    from cache_tools.corpora.base import Items
+    from cache_tools.inputs import MoleculeGraph
+
+    molecules = ["C" * carbons + "N" * nitrogens for carbons in range(1, 21) for nitrogens in range(1, 16)]
+    for sulfurs in (1, 2):
+        molecules[Source(300, 30).held_out[3 * sulfurs]] = "CN" + "S" * sulfurs
+    corpus, cache = Items(molecules, "molecule"), tmp_path_factory.mktemp("rare")
+    made = build(cache, "c", corpus, {"rare": Rare()}, {"graph": MoleculeGraph()}, Settings(workers=1))
+    data = DistillData(made, batch_size=90)
+    data.statistics["rare"].var[2] = 1e-18  # what rounding may leave of a variance of zero
+    return data
+
+
+@pytest.mark.parametrize("head", [GaussianHead, MseHead, MseDensityHead, CosineHead])
+@pytest.mark.parametrize("normaliser", [lambda known: Standardise(known, limit=4.0), Standardise, GlobalScalar, Raw])
+def test_a_dimension_that_only_held_out_rows_vary_in_outweighs_no_other_and_is_named(rare, trainer, head, normaliser):
+    torch.manual_seed(0)
+    distiller = Distiller(rare.statistics, student(), head=head, normaliser=normaliser)
+    figures = trainer().validate(distiller, rare, verbose=False)[0]
+    assert figures.get("floored/rare") == 1, figures
+    assert all(abs(value) < 50 for value in figures.values()), figures
+
+
+def test_figures_of_held_out_rows_that_do_not_vary_are_left_out_or_finite():
+    normaliser, rows = Raw(Statistics.of(np.eye(3))), torch.zeros(4, 3)
+    for head in (GaussianHead(2, 3), MseHead(2, 3), CosineHead(2, 3)):
+        metrics, same = TeacherMetrics(3), normaliser.mean.expand(4, 3) if not head.scale_free else rows
+        metrics.update(head, normaliser, head(torch.randn(4, 2), same), torch.randn(4, 2), same)
+        figures = metrics.named(head)
+        assert "r2" not in figures
+        assert all(torch.isfinite(value) for value in figures.values()), figures
