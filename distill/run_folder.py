@@ -1,6 +1,7 @@
 """The folder of a run: the one place that spells where its checkpoints, configuration, metrics and probes are."""
 
 import csv
+import json
 import math
 import re
 from contextlib import suppress
@@ -11,7 +12,9 @@ from zlib import crc32
 
 import numpy as np
 
-from cache_tools import ConfigError
+from cache_tools import ConfigError, write_file
+
+INTERRUPTED, TERMINATED = 130, 143  # how a command ends that Ctrl-C or a SIGTERM stopped
 
 MAP = "map.npz"  # among the probes: two dimensions of the embeddings of one task
 
@@ -26,6 +29,7 @@ class RunFolder:
         path: the folder.
         config: ``config.yaml``, the whole configuration of the fit.
         checkpoints: ``checkpoints/`` with ``best.ckpt`` and ``last.ckpt``.
+        finished: the last file that a fit writes; it is there when the last step was done, and not while the fit goes on.
         conflict: ``conflict.csv``, cosines of the teachers' gradients.
         probes: ``probes/``, the results and the report of ``distill test``.
         results: ``probes/results.json``, every score and cost.
@@ -42,6 +46,7 @@ class RunFolder:
         self.path = path
         self.config, self.checkpoints = path / "config.yaml", path / "checkpoints"
         self.best, self.last = self.checkpoints / "best.ckpt", self.checkpoints / "last.ckpt"
+        self.finished = path / "finished"
         self.conflict, self.probes, self.export = path / "conflict.csv", path / "probes", path / "export"
         self.results = self.probes / "results.json"
 
@@ -54,6 +59,10 @@ class RunFolder:
     def name(self) -> str:
         """The folder's own name."""
         return self.path.absolute().name
+
+    def finish(self, epoch: int, step: int) -> None:
+        """State that the fit is finished, and where it ended."""
+        write_file(self.finished, json.dumps({"epoch": epoch, "step": step}) + "\n")
 
     def keep_metrics(self) -> None:
         """Move the ``metrics.csv`` of a run that goes on out of the way: to ``metrics-1.csv``, ``metrics-2.csv`` ..."""

@@ -5,11 +5,14 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,17 +57,23 @@ class Place:
         self.folder = folder
 
     def run(self, module: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        # a folder on PYTHONPATH stands for any importable module of the user's
-        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-        variables = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "COLUMNS": "200"} | environment
-        command = [sys.executable, "-m", module, *arguments]
-        return subprocess.run(command, cwd=self.folder, capture_output=True, text=True, env=variables, check=False)
+        process = self.start(module, *arguments, **environment)
+        out, err = process.communicate()
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def cache(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return self.run("cache_tools.cli", *arguments, **environment)
 
     def distill(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return self.run("distill.cli", *arguments)
+
+    def start(self, module: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """The same in the background."""
+        # a folder on PYTHONPATH stands for any importable module of the user's
+        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        variables = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "COLUMNS": "200"} | environment
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": variables}
+        return subprocess.Popen([sys.executable, "-m", module, *arguments], cwd=self.folder, **options)
 
     def inside(self, main: Callable[[list[str]], None], *arguments: str) -> subprocess.CompletedProcess[str]:
         """The same command in this process: most of a short command's time goes into imports."""
@@ -89,6 +98,12 @@ def as_command(monkeypatch):
 def ok(done: subprocess.CompletedProcess[str]) -> str:
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def load(checkpoint: Path) -> dict[str, Any]:
+    import torch
+
+    return torch.load(checkpoint, weights_only=True)
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +222,25 @@ def test_a_fit_leaves_checkpoints_logs_and_its_configuration(place):
         assert name in header.split(",")
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_fit_is_not_finished_and_says_how_to_continue(place, as_command, number, status):
+    run = place.folder / "runs" / f"stopped-{status}"
+    long = ["--trainer.max_epochs", "100000", "--run", str(run)]
+    process = place.start("distill.cli", "fit", "--config", "fit.yaml", *long)
+    while not (run / "checkpoints" / "last.ckpt").exists() and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, shown = process.communicate(timeout=60)
+    assert process.returncode == status, shown
+    assert "Traceback" not in shown
+    again = f"fit --config {run}/config.yaml --ckpt_path {run}/checkpoints/last.ckpt"
+    assert f"is not finished; to continue: distill {again}" in " ".join(shown.split())
+    assert not (run / "finished").exists()
+    epochs = 1 + load(run / "checkpoints" / "last.ckpt")["epoch"]
+    ok(place.inside(distill, *again.split(), "--trainer.max_epochs", str(epochs + 1)))
+    assert json.loads((run / "finished").read_text())["epoch"] == epochs + 1
+
+
 def test_a_tested_run_can_be_trained_on_from_its_last_checkpoint(place, as_command):
     """`distill test` once wrote its own configuration over the run's."""
     run = place.folder / "runs" / "mini"
@@ -291,10 +325,7 @@ def test_the_same_seed_gives_the_same_student(place):
     import torch
 
     ok(place.distill("fit", "--config", "fit.yaml", "--run", "runs/again"))
-    states = [
-        torch.load(place.folder / "runs" / run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for run in ("mini", "again")
-    ]
+    states = [load(place.folder / "runs" / run / "checkpoints" / "last.ckpt")["state_dict"] for run in ("mini", "again")]
     assert states[0]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])

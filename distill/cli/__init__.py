@@ -6,6 +6,7 @@ from importlib import import_module
 from rich.console import Console
 
 from cache_tools import QuorumError, start_console
+from distill.run_folder import INTERRUPTED
 
 HELP = """usage: distill COMMAND [--KEY VALUE ...]
 
@@ -51,3 +52,6 @@ def main(arguments: list[str] | None = None) -> None:
         import_module(f"{__name__}.{module}").main(arguments if len(MODULES[module]) > 1 else arguments[1:])
     except QuorumError as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted")
+        sys.exit(INTERRUPTED)

@@ -17,9 +17,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
-from cache_tools import ConfigError
+from cache_tools import ConfigError, QuorumError
 from distill.data.module import DistillData
 from distill.evaluation.baselines import undistilled
 from distill.evaluation.during import ProbeDuring
@@ -27,7 +28,7 @@ from distill.evaluation.origin import about
 from distill.evaluation.prepared import Students
 from distill.evaluation.protocol import Evaluation
 from distill.records import Results
-from distill.run_folder import RunFolder, newest_run
+from distill.run_folder import INTERRUPTED, TERMINATED, RunFolder, newest_run
 from distill.training.conflict import Conflict
 from distill.training.distiller import Distiller
 
@@ -64,6 +65,10 @@ def main(arguments: list[str]) -> None:
             save_config_callback=SaveConfig if arguments[0] == "fit" else None,
             save_config_kwargs={"overwrite": True},
         )
+    except SIGTERMException:
+        sys.exit(TERMINATED)  # not 0: what was asked for is not finished
+    except SystemExit as stop:
+        sys.exit(INTERRUPTED if isinstance(stop.__context__, KeyboardInterrupt) else stop.code)
     except RuntimeError as error:
         if "loading state_dict" not in str(error):
             raise
@@ -92,7 +97,9 @@ def complete(arguments: list[str]) -> list[str]:
         raise ConfigError(f"no checkpoint at {where}: expected RUN/checkpoints/best.ckpt of a `distill fit`")
     run = RunFolder(checkpoint.parents[1])
     log.info("%s: %s", arguments[0], checkpoint)
-    added = ["--config", str(run.config)] if run.config.is_file() else []  # first, so that other keys win over it
+    added = []  # first, so that other keys win over it; no file of a run, perhaps somebody else's, allows a model's code
+    if run.config.is_file():
+        added = ["--config", str(run.config), "--probe.trust_remote_code", "false"]
     return [
         arguments[0],
         *added,
@@ -202,13 +209,15 @@ class DistillCLI(LightningCLI):
             log.info("fit: %s; teachers: %s", self.trainer.default_root_dir, teachers)
 
     def after_fit(self) -> None:
-        best = RunFolder(Path(self.trainer.default_root_dir)).best
-        if self.trainer.checkpoint_callbacks and not best.exists():
-            self.trainer.save_checkpoint(best)  # it ended before its first validation
-        if self.trainer.is_global_zero and best.exists():
-            log.info("written: %s; next: distill test --run %s", best, self.trainer.default_root_dir)
-        if self.trainer.received_sigterm:
-            sys.exit(143)  # not 0: the fit that was asked for is not finished
+        run = RunFolder(Path(self.trainer.default_root_dir))
+        if self.trainer.checkpoint_callbacks and not run.best.exists():
+            self.trainer.save_checkpoint(run.best)  # it ended before its first validation
+        if self.trainer.is_global_zero:
+            run.finish(self.trainer.current_epoch, self.trainer.global_step)
+            if run.best.exists():
+                log.info("written: %s; next: distill test --run %s", run.best, run.path)
+        if self.trainer.received_sigterm:  # behind the last step
+            sys.exit(TERMINATED)
 
     def before_test(self) -> None:
         self.evaluation: Evaluation = self._get(self.config_init, "probe")
@@ -245,18 +254,31 @@ class DistillCLI(LightningCLI):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes config.yaml when training begins, so that a checkpoint that is refused leaves the run's own file."""
+    """Writes config.yaml when training begins, so that a checkpoint that is refused leaves the run's own file.
+
+    From then on the run is not finished; when its fit stops before its end, the command that continues it is shown.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         pass
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.config["ckpt_path"] = None  # else a new run of this configuration would continue an old one
+        self.config["probe"]["trust_remote_code"] = False  # each command says it again
         data, parts = self.config["data"], trainer.datamodule.corpora  # type: ignore[attr-defined]
         # by name, so that a column that the cache gets later is no teacher of this run
         for place, part in zip(data["corpora"] or [data], parts, strict=True):
             place["teachers"], place["input"] = list(part.teachers), part.inputs.name
+        if trainer.is_global_zero:
+            RunFolder(Path(trainer.default_root_dir)).finished.unlink(missing_ok=True)
         super().setup(trainer, pl_module, "fit")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        run = RunFolder(Path(trainer.default_root_dir))
+        if isinstance(exception, QuorumError) or not trainer.is_global_zero or not self.already_saved:
+            return  # an error of our own says what to do
+        again = f"distill fit --config {run.config} --ckpt_path {run.last}" if run.last.is_file() else "begin again"
+        log.warning("the fit stopped after step %d and is not finished; to continue: %s", trainer.global_step, again)
 
 
 class WholeCheckpoints(TorchCheckpointIO):

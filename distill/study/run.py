@@ -17,12 +17,9 @@ from typing import IO, Any
 import yaml
 
 from cache_tools import ConfigError, QuorumError
-from distill.run_folder import RunFolder
+from distill.run_folder import INTERRUPTED, TERMINATED, RunFolder
 
 log = logging.getLogger(__name__)
-
-
-TERMINATED = 143  # the status of a fit that a SIGTERM ended
 
 
 class ProcessError(QuorumError):
@@ -129,10 +126,11 @@ class Run:
 
     def _fit(self, output: IO[str]) -> None:
         self._require_same_configuration()
-        folder, fitted = self.folder, self.folder.checkpoints / "fitted"  # a process with nothing to do costs seconds
+        folder = self.folder
         if self.teachers and folder.config.exists():
             self._require_same_teachers(yaml.safe_load(folder.config.read_text())["data"]["teachers"] or [])
-        if self.outcome.exists() or fitted.exists():
+        # a process with nothing to do costs seconds; outcomes without checkpoints were copied, or are those of trials
+        if folder.finished.exists() or (self.outcome.exists() and not folder.last.exists()):
             return
         if folder.last.exists():
             self._distill(output, "fit", "--config", str(folder.config), "--ckpt_path", str(folder.last))
@@ -141,8 +139,8 @@ class Run:
             configs = [word for path in (*self.configs, *self._only_teachers()) for word in ("--config", str(path))]
             options = ["--run", str(folder.path), "--seed_everything", str(self.seed), *self.options()]
             self._distill(output, "fit", *configs, *options)
-        folder.checkpoints.mkdir(parents=True, exist_ok=True)
-        fitted.touch()
+        if not folder.finished.exists():
+            raise QuorumError(f"{self.name}: its fit ended before its last step, see the end of {output.name}")
 
     def test(self) -> None:
         """Probe on this seed's splits.
@@ -151,9 +149,15 @@ class Run:
             QuorumError: when it failed.
         """
         with self._locked_log() as output:
-            if not self.outcome.exists():
+            if not self._is_probed():
                 options = ["--probe.seeds", f"[{self.seed}]", "--probe.systems", f"[{','.join(self.probed)}]"]
                 self._distill(output, "test", "--ckpt_path", str(self.folder.best), *options)
+
+    def _is_probed(self) -> bool:
+        """Whether there are results, and none of a checkpoint from before the fit went on."""
+        if not (self.outcome.exists() and self.folder.best.exists()):
+            return self.outcome.exists()
+        return self.outcome.stat().st_mtime >= self.folder.best.stat().st_mtime
 
     def _require_same_configuration(self) -> None:
         """Refuse to continue a run that another configuration began."""
@@ -212,8 +216,10 @@ class Run:
         variables = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
         variables |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads))
         command = [sys.executable, "-m", "distill.cli", *arguments]
+        if self._configured("probe", "trust_remote_code") is True:  # the user named these files; a run's own says false
+            command += ["--probe.trust_remote_code", "true"]
         if code := subprocess.run(command, stdout=output, stderr=output, env=variables, check=False).returncode:
-            kind = QuorumError if self.stopped or code < 0 or code == TERMINATED else ProcessError
+            kind = QuorumError if self.stopped or code < 0 or code in (INTERRUPTED, TERMINATED) else ProcessError
             raise kind(f"{self.name}: `distill {' '.join(arguments)}` failed, see the end of {output.name}")
 
 
@@ -258,6 +264,7 @@ class Trial(Run):
                 losses = [float(row["val/loss"]) for row in self.folder.metrics() if row.get("val/loss")]
                 self._keep(losses[-1] if losses else math.inf)
             shutil.rmtree(self.folder.checkpoints, ignore_errors=True)
+            self.folder.finished.unlink(missing_ok=True)
 
     def _keep(self, loss: float) -> None:
         self.folder.path.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ from distill.study.attribution import attribute, choose, draw, joining, shapley,
 from distill.study.run import Run, Sweep
 from distill.study.study import Study
 
+PYTHON = sys.executable  # a study's processes are stubs, in its place
 TEACHERS = ["a", "b", "c", "d"]
 WORTH = {"a": 0.1, "b": 0.2, "c": 0.2}  # of the stub's teachers; c knows what b knows
 
@@ -175,15 +176,22 @@ if arguments[0] == "fit" and not checkpoint:
     (run / "checkpoints").mkdir(parents=True)
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     (run / "checkpoints" / "last.ckpt").touch()
+    (run / "checkpoints" / "best.ckpt").touch()
     rate = float(arguments[arguments.index("--model.student_lr") + 1]) if "--model.student_lr" in arguments else 0
     (run / "metrics.csv").write_text(f"step,val/loss\\n1,9\\n2,{{os.environ.get('LOSS') or 1 + abs(rate - 0.001)}}\\n3,\\n")
+if arguments[0] == "fit":
+    if run.name in os.environ.get("STOPPED", "").split():
+        sys.exit(int(os.environ["STATUS"]))
+    if checkpoint:
+        (run / "checkpoints" / "best.ckpt").touch()
+    (run / "finished").touch()
 if arguments[0] == "test":
     names, seed = yaml.safe_load((run / "config.yaml").read_text())["data"]["teachers"], int(arguments[4].strip("[]"))
     student = 0.3 + 0.1 * ("a" in names) + 0.2 * bool({{"b", "c"}} & set(names)) + 0.01 * seed * len(names)
     scores = {{"student": student}} | ({{"untrained": 0.3}} if "untrained" in arguments[-1] else {{}})
     facts = {{"task": "t", "provenance": "measured", "split": "own", "seed": seed, "metric": "r2", "test_rows": 9}}
     records = [{{"system": each, "kind": each, "score": score, **facts}} for each, score in scores.items()]
-    (run / "probes").mkdir()
+    (run / "probes").mkdir(exist_ok=True)
     (run / "probes" / "results.json").write_text(json.dumps({{"records": records}}))
 """
 SBATCH = f"""#!{sys.executable}
@@ -286,11 +294,45 @@ def test_what_is_done_is_not_done_again(stub):
     shutil.rmtree(stub.folder / "runs" / "s" / "nll-only-a-1" / "probes")
     killed = stub.folder / "runs" / "s" / "nll-only-b-0"  # in its fit
     shutil.rmtree(killed / "probes")
-    (killed / "checkpoints" / "fitted").unlink()
+    (killed / "finished").unlink()
     stub.study()
     again = [each["arguments"] for each in stub.calls()]
     assert sorted(each[0] for each in again) == ["fit", "test", "test"]
     assert again[0][3:] == ["--ckpt_path", "runs/s/nll-only-b-0/checkpoints/last.ckpt"]
+
+
+@pytest.mark.parametrize("status", [0, 130, 143, 1])
+def test_a_run_whose_fit_was_stopped_is_continued_and_never_probed_before(stub, status):
+    stub.monkeypatch.setenv("STOPPED", "nll-without-b-0")
+    stub.monkeypatch.setenv("STATUS", str(status))
+    with pytest.raises(QuorumError, match="1 of 4 runs failed:\nnll, without b, seed 0: .* see the end of"):
+        stub.study(seeds=[0], subsets="leave-one-out")
+    stopped = stub.folder / "runs" / "s" / "nll-without-b-0"
+    assert not (stopped / "probes").exists()
+    (stopped / "checkpoints" / "fitted").touch()  # as version 0.1 believed
+    shutil.copytree(stub.folder / "runs" / "s" / "nll-all-0" / "probes", stopped / "probes")
+    stub.monkeypatch.delenv("STOPPED")
+    stub.calls()
+    stub.study(seeds=[0], subsets="leave-one-out")
+    again = [call["arguments"] for call in stub.calls()]
+    assert [words[0] for words in again] == ["fit", "test"], "results of the unfinished student are made again"
+    assert again[0][3:] == ["--ckpt_path", "runs/s/nll-without-b-0/checkpoints/last.ckpt"]
+
+
+def test_two_studies_at_once_make_every_run_once(stub):
+    code = (
+        "import sys; sys.executable = sys.argv[1]\nfrom distill.cli import main\nmain(['study', '--config', 'study.yaml'])"
+    )
+    settings = {"base": "base.yaml", "methods": {"nll": "nll.yaml"}, "runs": "runs/s", "out": "docs/s", "seeds": [0]}
+    settings |= {"jobs": 2, "teachers": ["a", "b"], "subsets": "leave-one-out"}
+    (stub.folder / "study.yaml").write_text(yaml.safe_dump(settings))
+    command = [PYTHON, "-c", code, sys.executable]
+    variables = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    processes = [subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
+    assert sorted(call["arguments"][0] for call in stub.calls()) == ["fit"] * 3 + ["test"] * 3
+    assert stub.attribution()["subsets"] == 3
 
 
 def test_a_run_that_fails_stops_no_other_and_names_its_log(stub):
@@ -355,7 +397,13 @@ def test_a_study_waits_for_the_process_that_a_killed_one_left_behind(stub, caplo
         fcntl.flock(file, fcntl.LOCK_EX)
         left = subprocess.Popen(["sh", "-c", "sleep 0.5; touch ended"], stdout=file)
     ended: list[bool] = []
-    stub.monkeypatch.setattr(Run, "_distill", lambda *_: ended.append(Path("ended").exists()))
+
+    def fit(*_) -> None:
+        ended.append(Path("ended").exists())
+        run.folder.path.mkdir()
+        run.folder.finish(epoch=1, step=1)
+
+    stub.monkeypatch.setattr(Run, "_distill", fit)
     run.fit()
     left.wait()
     assert ended == [True]
