@@ -4,12 +4,19 @@ import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from functools import cache
 from typing import ClassVar
 
 from cache_tools.errors import CorpusError
 from cache_tools.format.store import feed
 
 log = logging.getLogger(__name__)
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Log a warning the first time only: a corpus is read twice, once for its fingerprint and once for its items."""
+    log.warning("%s", message)
 
 
 class Corpus(ABC):

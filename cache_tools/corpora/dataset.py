@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_tools.corpora.base import Corpus
+from cache_tools.corpora.tables import cell_text
 from cache_tools.errors import CorpusError
 from cache_tools.hub import first_line, stay_local
 
@@ -41,13 +42,15 @@ class HubDataset(Corpus):
 
     def pairs(self) -> Iterator[tuple[str, bytes]]:
         columns = [self.column, *([self.ids] if self.ids else [])]
-        for row in itertools.islice(read_dataset(self.dataset, self.config, self.split, columns), self.count):
-            identity = row[self.ids] if self.ids else None
-            yield "" if identity is None else str(identity), self.encoded(row[self.column])
+        rows = itertools.islice(read_dataset(self.dataset, self.config, self.split, columns), self.count)
+        for number, row in enumerate(rows, 1):
+            where = f"{self.source} row {number}, column"
+            identity = cell_text(row[self.ids], f"{where} {self.ids}") if self.ids else ""
+            yield identity, self.encoded(row[self.column], f"{where} {self.column}")
 
     @abstractmethod
-    def encoded(self, cell: Any) -> bytes:
-        """The item that a cell of the column holds."""
+    def encoded(self, cell: Any, where: str) -> bytes:
+        """The item that a cell of the column holds; ``where`` is its place, for messages."""
 
 
 def read_dataset(name: str, config: str | None, split: str, columns: list[str]) -> Iterator[dict[str, Any]]:

@@ -181,13 +181,13 @@ class ImageDataset(HubDataset):
 
     modality = "image"
 
-    def encoded(self, cell: Any) -> bytes:
+    def encoded(self, cell: Any, where: str) -> bytes:
         if cell is None:
             return b""  # no decoder accepts this, so every column lists it
         if isinstance(cell, bytes):
             return cell
         if not isinstance(cell, dict) or not {"bytes", "path"} <= cell.keys():
-            raise CorpusError(f"{self.source}: column {self.column} holds {type(cell).__name__}, expected images")
+            raise CorpusError(f"{where}: expected an image, found {type(cell).__name__}")
         content = cell["bytes"]  # some data sets hold the encoded file, others its path
         return content if isinstance(content, bytes) else _read_file(Path(str(cell["path"])))
 

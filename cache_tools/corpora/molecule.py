@@ -6,8 +6,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from cache_tools.corpora.base import Corpus
+from cache_tools.corpora.base import Corpus, warn_once
 from cache_tools.corpora.tables import file_ending, read_lines, read_table
+from cache_tools.errors import CorpusError
+
+MAX_SMILES = 100_000  # characters: ten times the longest in PubChem; RDKit needs 30 bytes for each and more
 
 
 class SmilesFile(Corpus):
@@ -33,14 +36,30 @@ class SmilesFile(Corpus):
         self.smiles, self.id, self.limit = smiles, id, limit
 
     def pairs(self) -> Iterator[tuple[str, bytes]]:
-        return ((identity, smiles.encode()) for identity, smiles in itertools.islice(self._rows(), self.limit))
+        for number, (identity, smiles) in enumerate(itertools.islice(self._rows(), self.limit), 1):
+            if len(smiles) > MAX_SMILES:
+                wrong = f"a SMILES of {len(smiles):,} characters, at most {MAX_SMILES:,} are read"
+            elif "\n" in smiles or "\r" in smiles:
+                wrong = f"the SMILES {smiles!r:.60} has a line break, so rows are lost in it: a quote before it is stray"
+            else:
+                yield identity, smiles.encode()
+                continue
+            raise CorpusError(f"{self.path} row {number}: {wrong}. Mend or remove this row")
 
     def _rows(self) -> Iterator[tuple[str, str]]:
         if file_ending(self.path) in (".smi", ".txt"):
-            lines = (line for line in read_lines(self.path) if line.strip() and not line.startswith("#"))
-            return (("", line.split()[0]) for line in lines)
+            return (("", line.split()[0]) for line in self._lines())
         table = read_table(self.path, [self.smiles, *([self.id] if self.id else [])], ", .smi, .txt")
         return ((row[self.id] if self.id else "", row[self.smiles].strip()) for row in table)
+
+    def _lines(self) -> Iterator[str]:
+        """The lines of a file of SMILES without blank lines, comments and a header such as ZINC's ``smiles zinc_id``."""
+        lines = (line for line in read_lines(self.path) if line.strip() and not line.startswith("#"))
+        first = next(lines, "")
+        if "smiles" in first.lower().partition(" ")[0]:  # no SMILES has an m outside of brackets
+            warn_once(f"{self.path}: the header line {first!r} was left out")
+            return lines
+        return itertools.chain([first] if first else [], lines)
 
 
 class RdkitSamples(Corpus):

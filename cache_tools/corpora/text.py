@@ -8,7 +8,7 @@ from typing import Any
 
 from cache_tools.corpora.base import Corpus
 from cache_tools.corpora.dataset import HubDataset
-from cache_tools.corpora.tables import file_ending, read_lines, read_table
+from cache_tools.corpora.tables import cell_text, file_ending, read_lines, read_table
 
 
 class TextFile(Corpus):
@@ -55,5 +55,5 @@ class TextDataset(HubDataset):
 
     modality = "text"
 
-    def encoded(self, cell: Any) -> bytes:
-        return str(cell or "").encode()
+    def encoded(self, cell: Any, where: str) -> bytes:
+        return cell_text(cell, where).encode()

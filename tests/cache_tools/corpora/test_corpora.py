@@ -453,7 +453,7 @@ def test_a_damaged_gzip_says_to_fetch_it_again(tmp_path, name, spoil):
         ("t.csv", b"text\ncaf\xe9\n", "is not UTF-8 .*: save it as UTF-8"),
         ("t.csv", b"txt,n\na,1\n", "no column text; its columns are: txt, n"),
         ("t.csv", b"text,n\na,b,1\n", "line 2: more cells than the header has columns"),
-        ("t.csv", b"", "no column text; its columns are: none"),
+        ("t.csv", b"", "t.csv is empty: expected a header with column text"),
         ("t.txt", b"\n \n", "holds no rows: expected at least one text"),
         ("t.parquet", b"no parquet", "t.parquet is no parquet file that can be read"),
         ("t.docx", b"PK", "expected a name ending in"),
@@ -498,7 +498,7 @@ def test_a_saved_data_set_of_texts_is_a_corpus(tmp_path):
     place = save(tmp_path / "d", {"text": TEXTS, "key": list(range(6))})
     assert TextDataset(place).read() == Items(TEXTS, "text").read()
     assert TextDataset(place, ids="key", rows=2).read()[0] == ["0", "1"]
-    assert TextDataset(place, column="key").read()[1] == [b"%d" % n if n else b"" for n in range(6)]
+    assert TextDataset(place, column="key").read()[1] == [b"%d" % n for n in range(6)]
 
 
 def test_images_of_a_data_set_come_as_they_were_encoded(tmp_path):
@@ -517,7 +517,7 @@ def test_a_data_set_s_missing_image_is_masked_and_its_missing_id_is_a_hash(tmp_p
 
 
 def test_a_column_that_holds_no_images_is_named(tmp_path):
-    with pytest.raises(CorpusError, match="column n holds int, expected images"):
+    with pytest.raises(CorpusError, match="row 1, column n: expected an image, found int"):
         ImageDataset(save(tmp_path / "d", {"n": [1, 2]}), column="n").read()
 
 

@@ -49,7 +49,7 @@ def test_one_id_for_two_items_is_an_error(tmp_path):
         ("no.csv", None, "no file .*no.csv: check the path"),
         ("m.csv", "smi,y\nC,1\n", "no column smiles; its columns are: smi, y"),
         ("m.csv", "smiles\n", "holds no rows"),
-        ("m.csv", "", "no column smiles; its columns are: none"),
+        ("m.csv", "", "m.csv is empty: expected a header with column smiles"),
         ("m.smi", "", "holds no rows"),
         ("m.xlsx", "x", "expected a name ending in .csv, .jsonl, .parquet, .smi, .txt"),
     ],
