@@ -79,11 +79,18 @@ def loading(model: str, folder: str, fetch: str = "", kept: str = "huggingface",
         file: the weights that were asked for: a file, or the library's name for them.
 
     Raises:
-        TeacherError: when the model is not there, or ``file`` does not fit it.
+        TeacherError: when the model is not there, ``file`` does not fit it, or it needs Python code of its own that nobody
+            allowed.
     """
     try:
         yield
     except UNREADABLE as error:
+        if "trust_remote_code" in str(error):  # every library that refuses names this option
+            raise TeacherError(
+                f"{model} needs Python code that comes with it; that code was not run. Read it first. Only a teacher of "
+                "texts or SMILES can run it, when you set its trust_remote_code to true; inputs and students never do: "
+                "choose a model without its own code for them"
+            ) from None
         if file and Path(file).is_file():
             raise TeacherError(f"{file} does not fit {model}, or cannot be read: {first_line(error)}") from None
         name = f"{model} {file or ''}".strip()
@@ -98,6 +105,8 @@ def loading(model: str, folder: str, fetch: str = "", kept: str = "huggingface",
 def first_line(error: Exception) -> str:
     """The first line of an error's message, with its class."""
     text = str(error).strip().splitlines()
+    if "weights_only" in str(error):  # torch and timm advise to switch this option off, which runs the code in the file
+        text = ["it is damaged, or holds more than tensors: Python objects, which could run code, are not read"]
     return f"{type(error).__name__}: {text[0][:200] if text else ''}"
 
 
@@ -115,7 +124,8 @@ def weights_file(path: str, way: str = "point WEIGHTS at the folder that has the
     if "$" in expanded or ("${WEIGHTS}" in path and not os.environ.get("WEIGHTS")):
         raise TeacherError(f"{path}: a variable is not set: name the folder, as in `make cache ... WEIGHTS=folder`")
     if not os.path.isfile(expanded):
-        raise TeacherError(f"no weights at {os.path.abspath(expanded)}: {way}")
+        lacking = "a folder, device or pipe is no weights file:" if os.path.exists(expanded) else "no weights at"
+        raise TeacherError(f"{lacking} {os.path.abspath(expanded)}: {way}")
     return Path(expanded).absolute()
 
 
@@ -145,8 +155,15 @@ def read_state(file: str | Path) -> Any:
     return torch.load(file, map_location="cpu", weights_only=True)
 
 
+def never_ask() -> None:
+    """Make transformers refuse a model's own code where a library does not say what to do; its default is to ask."""
+    from transformers import dynamic_module_utils
+
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # seconds to wait for the answer; 0 does not ask
+
+
 def from_pretrained(kind: str, name: str, **arguments: Any) -> Any:
-    """Part of a transformers model, from a folder or the hub.
+    """Part of a transformers model, from a folder or the hub; Python code that comes with it is refused unless asked for.
 
     Args:
         kind: the class that loads it, for instance ``AutoTokenizer``.
@@ -154,13 +171,13 @@ def from_pretrained(kind: str, name: str, **arguments: Any) -> Any:
         arguments: of that class's ``from_pretrained``.
 
     Raises:
-        TeacherError: when there is no such model.
+        TeacherError: when there is no such model, or it needs code that may not run.
     """
     place = locate(name)
     import transformers
 
     with loading(name, "a folder that save_pretrained made"):
-        return getattr(transformers, kind).from_pretrained(place, **arguments)
+        return getattr(transformers, kind).from_pretrained(place, **{"trust_remote_code": False, **arguments})
 
 
 def load_network(name: str, **arguments: Any) -> Any:
@@ -189,7 +206,8 @@ def create_network(name: str, pretrained: bool) -> Any:
     config = from_pretrained("AutoConfig", name)
     from transformers import AutoModel
 
-    return AutoModel.from_config(config)
+    with loading(name, "a folder that save_pretrained made"):
+        return AutoModel.from_config(config, trust_remote_code=False)
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:

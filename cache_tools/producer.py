@@ -30,12 +30,15 @@ class Producer(ABC):
         modality: ``molecule``, ``text`` or ``image``; must equal the corpus's.
         python_bound: the time goes into Python or RDKit rather than into torch, so worker processes help.
         by_id: :meth:`prepare` gets a row's id instead of its item.
+        added: arguments that came after version 0.1, and the value that stands for what that version did: with it, a
+            column of version 0.1 is the same column.
     """
 
     kind: ClassVar[str]
     modality: ClassVar[str]
     python_bound: ClassVar[bool] = False
     by_id: ClassVar[bool] = False
+    added: ClassVar[Mapping[str, Any]] = {}
     init_args: dict[str, Any]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
@@ -66,7 +69,8 @@ class Producer(ABC):
 
     def fingerprint(self) -> dict[str, Any]:
         """What the output depends on, field by field; a difference in any field makes it another column."""
-        return {"class_path": class_path(self), **self.init_args}
+        arguments = {name: value for name, value in self.init_args.items() if (name, value) not in self.added.items()}
+        return {"class_path": class_path(self), **arguments}
 
     def process_item(self, item: bytes) -> Any:
         """Do all the work that one item needs by itself; runs in worker processes or threads, ahead of the batches.
@@ -134,7 +138,7 @@ def import_class(path: str, base: type[Named]) -> type[Named]:
     try:
         module, _, name = path.rpartition(".")
         found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError, SyntaxError) as error:
         raise CacheError(f"cannot import {path}: {error}") from None
     if not (isinstance(found, type) and issubclass(found, base)):
         raise CacheError(f"{path} is no {base.__name__}")
@@ -144,18 +148,62 @@ def import_class(path: str, base: type[Named]) -> type[Named]:
 Wanted = TypeVar("Wanted", bound=Producer)
 
 
-def rebuild(spec: Mapping[str, Any], base: type[Wanted]) -> Wanted:
+def rebuild(
+    spec: Mapping[str, Any], base: type[Wanted], where: object = "a manifest", trust_remote_code: bool = False
+) -> Wanted:
     """The producer that a manifest's ``class_path`` and ``init_args`` name, with the producers among its arguments.
 
-    Only subclasses of ``base`` are ever called.
+    Only subclasses of ``base`` are ever called; the module of any class is imported, so it must be one that Python finds.
+
+    Args:
+        spec: a file's ``class_path`` and ``init_args``.
+        base: what the class must be.
+        where: the file or column, for messages.
+        trust_remote_code: the present command allows the file to have a model run Python code that comes with it.
 
     Raises:
-        CacheError: when the class cannot be imported, or is not a ``base``.
+        CacheError: when the class cannot be imported, is not a ``base``, or does not take these arguments; when the file
+            would run a model's own code, and the command does not allow it.
     """
-    arguments = spec["init_args"].items()
-    return import_class(spec["class_path"], base)(
-        **{key: rebuild(value, Producer) if _is_spec(value) else value for key, value in arguments}
-    )
+    if not trust_remote_code:
+        refuse_remote_code(spec, where)
+    try:
+        arguments = {
+            key: rebuild(value, Producer, where, trust_remote_code=trust_remote_code) if _is_spec(value) else value
+            for key, value in spec["init_args"].items()
+        }
+        return import_class(spec["class_path"], base)(**arguments)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise CacheError(
+            f"{where}: no {base.__name__} can be made of {str(spec)[:200]}: {error!r}; build it again"
+        ) from None
+
+
+def refuse_remote_code(content: Any, where: object) -> None:
+    """Check that arguments that a file gives, as JSON has them, let no model run Python code that comes with it.
+
+    Args:
+        content: of the file.
+        where: the file or column, for the message.
+
+    Raises:
+        CacheError: when one of them is a ``trust_remote_code`` other than false.
+    """
+    waiting = [content]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, Mapping):
+            if part.get("trust_remote_code") not in (False, None):
+                model = part.get("model", "a model")
+                raise CacheError(
+                    f"{where} says trust_remote_code: {part['trust_remote_code']}, expected false: it would run the Python "
+                    f"code that comes with {model}, and no file may allow this. Read that code; if you trust it, allow it "
+                    "for this command: `distill-cache sample` takes --trust_remote_code true, `distill test` and `fit` "
+                    "take --probe.trust_remote_code true"
+                )
+            waiting += part.values()
+        elif isinstance(part, list | tuple):
+            waiting += part
 
 
 def _is_spec(value: Any) -> bool:

@@ -98,7 +98,13 @@ def check_column_name(name: str) -> None:
         raise CacheError(f"a column cannot be called {name!r}: use letters, digits, _ and -")
 
 
-def build_like(columns: Iterable[Path], parent: Path, corpus: Corpus, settings: Settings | None = None) -> Path:
+def build_like(
+    columns: Iterable[Path],
+    parent: Path,
+    corpus: Corpus,
+    settings: Settings | None = None,
+    trust_remote_code: bool = False,
+) -> Path:
     """Store ``corpus`` with the same columns as another one, made by the producers that their manifests name.
 
     Args:
@@ -106,6 +112,7 @@ def build_like(columns: Iterable[Path], parent: Path, corpus: Corpus, settings: 
         parent: gets a folder named by the corpus's fingerprint, so that equal corpora share one.
         corpus: the items.
         settings: how.
+        trust_remote_code: as for :func:`cache_tools.producer.rebuild`.
 
     Returns:
         The corpus's folder.
@@ -116,7 +123,7 @@ def build_like(columns: Iterable[Path], parent: Path, corpus: Corpus, settings: 
     builds = []
     for path in columns:
         manifest = store.read_manifest(path / store.MANIFEST)
-        producer = rebuild(manifest["producer"], Producer)
+        producer = rebuild(manifest["producer"], Producer, path, trust_remote_code=trust_remote_code)
         if producer.kind != path.parent.name:
             raise CacheError(f"{path}: {class_path(producer)} makes columns of {producer.kind}, not of {path.parent.name}")
         like = replace(settings, dtype=manifest["requested_dtype"])

@@ -25,7 +25,14 @@ LEAST = 0.999  # cosine of a stored row to the live teacher's: float16 and int8 
 WIDTH = 40  # characters of an item
 
 
-def sample(column: Path, rows: int = 16, seed: int = 0, check: bool = False, device: str = "auto") -> None:
+def sample(
+    column: Path,
+    rows: int = 16,
+    seed: int = 0,
+    check: bool = False,
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> None:
     """Show random rows of a teacher's column; with ``check``, embed them again and compare.
 
     Args:
@@ -34,6 +41,8 @@ def sample(column: Path, rows: int = 16, seed: int = 0, check: bool = False, dev
         seed: decides which.
         check: embed the rows again with the teacher that the column's manifest names, and report the cosine.
         device: where that teacher runs: auto, cpu, cuda, ...
+        trust_remote_code: let that teacher run Python code that comes with its model, where the manifest says that the
+            build did so; only for models whose code you have read.
 
     Raises:
         CacheError: when the teacher is not the one that made the column, or a cosine is below 0.999.
@@ -49,20 +58,20 @@ def sample(column: Path, rows: int = 16, seed: int = 0, check: bool = False, dev
     valid, stored = opened.valid(chosen).numpy(), opened.rows(chosen).numpy().astype(np.float64)  # (rows, dim)
     Console().print(_table(opened, chosen, ids, items, valid, stored))
     if check:
-        teacher = live_teacher(opened.path, opened.manifest["producer"], device)
+        teacher = live_teacher(opened.path, opened.manifest["producer"], device, trust_remote_code)
         kept = np.flatnonzero(valid).tolist()
         names = [ids[row] for row in kept]
         given = [ids[row].encode() if teacher.by_id else items[row] for row in kept]
         _compare(opened, names, stored[valid], _embed(teacher, names, given))
 
 
-def live_teacher(path: Path, producer: Mapping[str, Any], device: str) -> Teacher:
+def live_teacher(path: Path, producer: Mapping[str, Any], device: str, trust_remote_code: bool = False) -> Teacher:
     """The teacher that made the column at ``path``, loaded.
 
     Raises:
-        CacheError: when that teacher has changed; the field that differs is named.
+        CacheError: when that teacher has changed; the field that differs is named. As :func:`rebuild`.
     """
-    teacher = rebuild(producer, Teacher)
+    teacher = rebuild(producer, Teacher, path, trust_remote_code=trust_remote_code)
     teacher.load(choose_device(device))
     require_same(path, producer["fingerprint"], as_json(teacher.fingerprint()))
     return teacher

@@ -1,6 +1,7 @@
 """Image teachers: any open_clip, timm, transformers or torchvision network, and descriptors of scikit-image."""
 
 import itertools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cache_tools.errors import TeacherError
-from cache_tools.hub import from_pretrained, load_network, loading, locate
+from cache_tools.hub import from_pretrained, load_network, loading, locate, never_ask, weights_file
 from cache_tools.items.image import decode_image, square
 from cache_tools.teachers.backbones import create_timm, create_torchvision, drop_last_linear, image_tower
 from cache_tools.teachers.base import Teacher
@@ -75,6 +76,9 @@ class OpenClipTeacher(NetworkTeacher):
         if not weights and ":" not in name:
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
             raise TeacherError(f"{self.model}: pretrained says which weights: a file, or one of open_clip's tags: {tags}")
+        if weights and os.path.exists(weights):
+            weights = str(weights_file(weights, "name a checkpoint file, or one of open_clip's tags, as pretrained"))
+        never_ask()  # open_clip gives transformers no answer for a tower of texts
         facts = open_clip.get_pretrained_cfg(name, weights or "") or {}
         fetch = f"hf download {facts.get('hf_hub', name.removeprefix('hf-hub:')).strip('/')}"
         with loading(self.model, "a checkpoint file as pretrained, or local-dir:FOLDER as model", fetch, file=weights):

@@ -55,7 +55,9 @@ class HfEncoder(TorchTeacher):
         self.revision, self.precision, self.trust_remote_code = revision, precision, trust_remote_code
 
     def load(self, device: str) -> None:
-        self.tokenizer = from_pretrained("AutoTokenizer", self.name, revision=self.revision)
+        self.tokenizer = from_pretrained(
+            "AutoTokenizer", self.name, revision=self.revision, trust_remote_code=self.trust_remote_code
+        )
         model = load_network(self.name, revision=self.revision, trust_remote_code=self.trust_remote_code)
         self.dim = int(model.config.hidden_size)
         self.network = Network(self.name, model, device, self.precision)

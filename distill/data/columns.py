@@ -80,7 +80,7 @@ class CorpusColumns:
 
 def featuriser_of(column: Column) -> Featuriser:
     """What made an input column, to unpack its rows."""
-    return rebuild(column.manifest["producer"], Featuriser)
+    return rebuild(column.manifest["producer"], Featuriser, column.path)
 
 
 def open_corpus(folder: Path, teachers: list[str] | None, input: str | None = None) -> CorpusColumns:

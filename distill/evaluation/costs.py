@@ -33,9 +33,9 @@ def cost_of_student(student: Student, folder: Path, inputs: Column, device: str)
     return Cost(student.dim, _parameters(student), _per_second(folder, inputs, featuriser, run))
 
 
-def cost_of_teacher(column: Column, device: str) -> Cost:
+def cost_of_teacher(column: Column, device: str, trust_remote_code: bool = False) -> Cost:
     """The same of a column's teacher; without a speed when it cannot be loaded here."""
-    teacher = rebuild(column.manifest["producer"], Teacher)
+    teacher = rebuild(column.manifest["producer"], Teacher, column.path, trust_remote_code=trust_remote_code)
 
     def run(rows: torch.Tensor, items: Sequence[bytes]) -> None:
         prepared = [teacher.prepare(item) for item in items]

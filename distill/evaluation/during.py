@@ -20,7 +20,12 @@ class ProbeDuring(Callback):
         tasks = {name: evaluation.tasks[name] for name in evaluation.during}
         self.every = evaluation.every
         self.evaluation = Evaluation(
-            tasks, splits=evaluation.splits[:1], seeds=evaluation.seeds[:1], systems=["student"], score_on="validation"
+            tasks,
+            splits=evaluation.splits[:1],
+            seeds=evaluation.seeds[:1],
+            systems=["student"],
+            score_on="validation",
+            trust_remote_code=evaluation.trust_remote_code,
         )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,6 +49,7 @@ class Prepared:
         others: other students, name -> column.
         corpora: those of its modality.
         seen: items that also stand in one of them.
+        trust_remote_code: as for :func:`prepare`.
     """
 
     task: Task
@@ -57,6 +59,7 @@ class Prepared:
     others: dict[str, str]
     corpora: Sequence[CorpusColumns]
     seen: set[str]
+    trust_remote_code: bool
 
     def column(self, name: str, kind: str = "teachers") -> Column:
         """One of its columns."""
@@ -107,7 +110,8 @@ class Prepared:
 
     def costs(self, systems: Sequence[System], students: Students, device: str) -> dict[str, Cost]:
         """What every system needs, its speed measured on this task's items."""
-        teachers = {name: cost_of_teacher(self.column(name), device) for name in self.teachers}
+        measure = partial(cost_of_teacher, device=device, trust_remote_code=self.trust_remote_code)
+        teachers = {name: measure(self.column(name)) for name in self.teachers}
         costs = dict(teachers) if "teachers" in systems else {}
         if teachers:
             width = max((student.dim for student in students.values()), default=0)
@@ -118,7 +122,7 @@ class Prepared:
             inputs = self.column(self.input, "inputs")
             cost = cost_of_student(students[own[0]], self.folder, inputs, device)  # one network, whatever its weights
             costs |= dict.fromkeys(own, cost)
-        return costs | {name: cost_of_teacher(self.column(column), device) for name, column in self.others.items()}
+        return costs | {name: measure(self.column(column)) for name, column in self.others.items()}
 
 
 def prepare(
@@ -127,6 +131,7 @@ def prepare(
     systems: Sequence[System],
     students: Mapping[str, Path],
     settings: Settings | None,
+    trust_remote_code: bool,
 ) -> dict[str, Prepared]:
     """Embed the items of tasks of one modality with the producers of a corpus's columns; finished columns are kept.
 
@@ -136,17 +141,26 @@ def prepare(
         systems: what will be probed.
         students: other students, name -> export.
         settings: how to run the teachers.
+        trust_remote_code: the present command lets teachers run Python code that comes with their models.
 
     Raises:
         CorpusError: when a task's file or column is missing.
+        CacheError: when a teacher's manifest asks for such code, and the command does not allow it.
     """
     inputs, modality = corpora[0].inputs, corpora[0].corpus.modality
     probed = {"teachers", "concatenated", "pca"} & set(systems)
     columns = {name: column for corpus in reversed(corpora) for name, column in corpus.teachers.items() if probed}
-    live = {name for name, column in columns.items() if rebuild(column.manifest["producer"], Teacher).live}
+    live = {
+        name
+        for name, column in columns.items()
+        if rebuild(column.manifest["producer"], Teacher, column.path, trust_remote_code=trust_remote_code).live
+    }
     copied = [column.path for column in (*(columns[name] for name in columns if name in live), inputs)]
     parent = inputs.path.parents[1] / TASKS
-    folders = {name: build_like(copied, parent, task.corpus(name), settings) for name, task in tasks.items()}
+    folders = {
+        name: build_like(copied, parent, task.corpus(name), settings, trust_remote_code=trust_remote_code)
+        for name, task in tasks.items()
+    }
     names = dict.fromkeys(name for corpus in corpora for name in corpus.teachers if name in columns)
     teachers = [name for name in names if name in live or _imported(name, folders)]
     others = {name: other_student(place, modality) for name, place in students.items()}
@@ -162,7 +176,7 @@ def prepare(
         stands = np.isin(corpus_hashes(folders[name]), corpus_items).tolist()
         seen = {item for item, stood in zip(distinct(task.load()[0]), stands, strict=True) if stood}
         read = {other: column for other, (column, _) in producers.items()}
-        prepared[name] = Prepared(task, folders[name], inputs.name, teachers, read, corpora, seen)
+        prepared[name] = Prepared(task, folders[name], inputs.name, teachers, read, corpora, seen, trust_remote_code)
     return prepared
 
 

@@ -55,6 +55,8 @@ class Evaluation:
             in any case.
         score_on: rows that are scored: those of the ``test``, or those of the ``validation``, with a tenth of the training
             rows in the place of the latter; the test rows then stay unseen.
+        trust_remote_code: let the teachers whose manifests say so run Python code that comes with their models on the items
+            of tasks; only for models whose code you have read. A run does not keep this: each command says it again.
 
     Raises:
         ConfigError: when ``during`` names an unknown task, or a suite's folder holds none of its files.
@@ -72,6 +74,7 @@ class Evaluation:
         during: list[str] | None = None,
         exclude_seen: bool = False,
         score_on: Literal["test", "validation"] = "test",
+        trust_remote_code: bool = False,
     ):
         self.tasks, self.splits = dict(tasks or {}), splits or ["random"]
         for name, folder in (suites or {}).items():
@@ -83,7 +86,7 @@ class Evaluation:
         if not self.seeds or min(self.seeds) < 0:
             raise ConfigError(f"probe.seeds is {self.seeds}, expected one seed or more, none below 0")
         self.systems, self.students = systems or list(SYSTEMS), students or {}
-        self.exclude_seen, self.score_on = exclude_seen, score_on
+        self.exclude_seen, self.score_on, self.trust_remote_code = exclude_seen, score_on, trust_remote_code
         if every < 0:
             raise ConfigError(f"probe.every is {every}, expected epochs between two probes, or 0 for none")
         self.every, self.during = every, during or list(self.tasks)
@@ -117,7 +120,9 @@ class Evaluation:
             fitting = [corpus for corpus in corpora if corpus.corpus.modality == modality]
             if not fitting:
                 raise ConfigError(f"task {next(iter(tasks))} has {modality}s, the run has no corpus of them: leave it out")
-            self.prepared |= prepare(tasks, fitting, self.systems, self.students, settings)
+            self.prepared |= prepare(
+                tasks, fitting, self.systems, self.students, settings, trust_remote_code=self.trust_remote_code
+            )
         probed = {name for task in self.prepared.values() for name in task.teachers}
         wanted = {name for task in self.prepared.values() for corpus in task.corpora for name in corpus.teachers}
         self.left_out = sorted(wanted - probed) if {"teachers", "concatenated", "pca"} & set(self.systems) else []

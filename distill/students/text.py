@@ -134,6 +134,6 @@ def _network(model: str, pretrained: bool, config: dict[str, Any] | None) -> Any
         usual = AutoConfig.for_model(model)
         if unknown := sorted(set(config) - set(usual.to_dict()) - set(usual.attribute_map)):
             raise ConfigError(f"a {model} has no {', '.join(unknown)} in its configuration")
-        return AutoModel.from_config(AutoConfig.for_model(model, **config))
+        return AutoModel.from_config(AutoConfig.for_model(model, **config), trust_remote_code=False)
     except (*UNREADABLE, StrictDataclassError, ArithmeticError, AssertionError, LookupError) as error:
         raise ConfigError(f"no {model} network of this config: {error}") from None

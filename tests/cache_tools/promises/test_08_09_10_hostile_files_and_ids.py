@@ -146,7 +146,8 @@ def test_promise_08_a_manifest_that_names_another_file_is_refused(tmp_path, name
 UNSAFE = {"pickle", "cPickle", "_pickle", "joblib", "dill", "cloudpickle", "shelve", "marshal"}
 
 
-ASKED = ("False", "self.trust_remote_code")  # what a user wrote into a teacher's arguments
+# what a user wrote into a teacher's arguments or gave to the present command
+ASKED = ("False", "self.trust_remote_code", "evaluation.trust_remote_code", "trust_remote_code")
 
 
 def forbidden(tree: ast.AST) -> list[str]:
