@@ -4,7 +4,7 @@ A message of these networks is a weighted sum of atoms and of bond embeddings. S
 and ``C @ table`` (C counts the bond types at an atom), instead of one row per bond: five times as fast on a CPU.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -17,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from cache_tools.errors import BadItem, TeacherError
 from cache_tools.format.shard import sha256
 from cache_tools.hub import content_only, read_safetensors, weights_file
-from cache_tools.items.molecule import parse_smiles
+from cache_tools.items.molecule import MAX_ATOMS, parse_smiles
 from cache_tools.teachers.base import Tunable
 
 LAYERS, WIDTH, MOLCLR_WIDTH = 5, 300, 512
@@ -195,17 +195,21 @@ class PretrainedGnn(Tunable):
     Args:
         weights: a safetensors file whose metadata names its ``kind``: gcn, graphsage, gat or gin. ``${WEIGHTS}`` and
             other environment variables are expanded.
+        max_atoms: a molecule of more atoms is masked.
 
     Raises:
         TeacherError: when the file is missing or holds another network.
     """
 
     modality = "molecule"
+    max_atoms = MAX_ATOMS
+    added: ClassVar[Mapping[str, Any]] = {"max_atoms": max_atoms}
     dim = WIDTH
     kinds: ClassVar[dict[str, Callable[[int], nn.Module]]] = {kind: partial(_Gnn, layer) for kind, layer in KINDS.items()}
 
-    def __init__(self, weights: str):
+    def __init__(self, weights: str, max_atoms: int = MAX_ATOMS):
         self.weights = self.init_args["weights"] = str(weights_file(weights))
+        self.max_atoms = max_atoms
 
     def load(self, device: str) -> None:
         state, facts = read_safetensors(Path(self.weights))
@@ -222,7 +226,7 @@ class PretrainedGnn(Tunable):
         self.device, self.network = device, network.to(device).eval()
 
     def prepare(self, item: bytes) -> Any:
-        return atoms_and_bonds(parse_smiles(item))
+        return atoms_and_bonds(parse_smiles(item, self.max_atoms))
 
     def embed(self, items: Sequence[Any]) -> np.ndarray[Any, Any]:
         with torch.inference_mode():
@@ -245,6 +249,7 @@ class MolClrGcn(PretrainedGnn):
 
     Args:
         weights: a safetensors file of kind ``molclr_gcn``; environment variables are expanded.
+        max_atoms: a molecule of more atoms is masked.
 
     Raises:
         TeacherError: when the file is missing or holds another network.

@@ -2,10 +2,10 @@
 
 import json
 from abc import abstractmethod
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -23,20 +23,26 @@ class RdkitDescriptors(Teacher):
 
     The medians and scales (interquartile range, or the standard deviation where that is zero) were measured once, on the
     15,000 sample molecules of RDKit. They are in a file of this package, so a molecule has the same row in every corpus.
+
+    Args:
+        max_atoms: a molecule of more atoms is masked; the time of one grows with the fourth power of its atoms.
     """
 
     modality = "molecule"
     python_bound = True
     clip = 10.0
+    max_atoms = 500
+    added: ClassVar[Mapping[str, Any]] = {"max_atoms": max_atoms}
 
-    def __init__(self) -> None:
+    def __init__(self, max_atoms: int = max_atoms) -> None:
+        self.max_atoms = max_atoms
         scales: dict[str, list[float]] = json.loads(SCALES.read_text())  # name -> (median, scale)
         self.names = list(scales)
         self.median, self.scale = np.array(list(scales.values())).T  # (dim,), (dim,)
         self.dim = len(scales)
 
     def prepare(self, item: bytes) -> Any:
-        return parse_smiles(item)
+        return parse_smiles(item, self.max_atoms)
 
     def embed(self, items: Sequence[Any]) -> np.ndarray[Any, Any]:
         scaled = (raw_descriptors(items, self.names) - self.median) / self.scale
@@ -52,7 +58,7 @@ def raw_descriptors(molecules: Sequence[Any], names: Sequence[str]) -> np.ndarra
     from rdkit import rdBase
     from rdkit.Chem import Descriptors
 
-    functions = dict(Descriptors.descList)
+    functions = dict(Descriptors.descList) | {"Ipc": _ipc, "AvgIpc": _average_ipc}
     with rdBase.BlockLogs():
         return np.array([[_number(functions[name], molecule) for name in names] for molecule in molecules], np.float64)
 
@@ -64,15 +70,38 @@ def _number(function: Any, molecule: Any) -> float:
         return float("nan")
 
 
+@lru_cache(1)  # RDKit computes it for each of the two descriptors: two thirds of the time of a large molecule
+def _polynomial(molecule: Any) -> Any:
+    """The sizes of the coefficients of the characteristic polynomial, (atoms + 1,), as in RDKit's ``Ipc``."""
+    from rdkit.Chem import GetDistanceMatrix, Graphs
+
+    distances = molecule._adjMat = GetDistanceMatrix(molecule, False)  # where RDKit's BalabanJ and BertzCT look for it
+    return abs(Graphs.CharacteristicPolynomial(molecule, np.equal(distances, 1)))
+
+
+def _average_ipc(molecule: Any) -> Any:
+    from rdkit.ML.InfoTheory.entropy import InfoEntropy
+
+    return InfoEntropy(_polynomial(molecule))
+
+
+def _ipc(molecule: Any) -> Any:
+    return sum(_polynomial(molecule)) * _average_ipc(molecule)
+
+
 class _Fingerprint(Teacher):
+    """Masks molecules of more than ``max_atoms`` atoms: the time of one grows with the square of its atoms or faster."""
+
     modality = "molecule"
     binary = True
+    max_atoms = 1_000
+    added: ClassVar[Mapping[str, Any]] = {"max_atoms": max_atoms}
 
-    def __init__(self, dim: int = 2048):
-        self.dim = dim
+    def __init__(self, dim: int = 2048, max_atoms: int = max_atoms):
+        self.dim, self.max_atoms = dim, max_atoms
 
     def prepare(self, item: bytes) -> Any:
-        return parse_smiles(item)
+        return parse_smiles(item, self.max_atoms)
 
     @abstractmethod
     def _one(self, molecule: Any) -> Any:
@@ -91,10 +120,10 @@ def _generator(kind: str, **arguments: int) -> Any:
 
 
 class MorganBits(_Fingerprint):
-    """Morgan (ECFP) bits: radius 2 is ECFP4. Args: dim: bits; radius: bonds around each atom."""
+    """Morgan (ECFP) bits: radius 2 is ECFP4. Args: dim: bits; radius: bonds around each atom; max_atoms: of a molecule."""
 
-    def __init__(self, dim: int = 2048, radius: int = 2):
-        super().__init__(dim)
+    def __init__(self, dim: int = 2048, radius: int = 2, max_atoms: int = _Fingerprint.max_atoms):
+        super().__init__(dim, max_atoms)
         self.radius = radius
 
     def _one(self, molecule: Any) -> Any:
@@ -102,12 +131,12 @@ class MorganBits(_Fingerprint):
 
 
 class MorganCounts(_Fingerprint):
-    """Morgan (ECFP) counts, as log(1 + count). Args: dim: bins; radius: bonds around each atom."""
+    """Morgan (ECFP) counts: log(1 + count). Args: dim: bins; radius: bonds around each atom; max_atoms: of a molecule."""
 
     binary = False
 
-    def __init__(self, dim: int = 1024, radius: int = 2):
-        super().__init__(dim)
+    def __init__(self, dim: int = 1024, radius: int = 2, max_atoms: int = _Fingerprint.max_atoms):
+        super().__init__(dim, max_atoms)
         self.radius = radius
 
     def _one(self, molecule: Any) -> Any:
@@ -116,24 +145,24 @@ class MorganCounts(_Fingerprint):
 
 
 class AtomPairs(_Fingerprint):
-    """Atom-pair bits. Args: dim: bits."""
+    """Atom-pair bits. Args: dim: bits; max_atoms: of a molecule."""
 
     def _one(self, molecule: Any) -> Any:
         return _generator("AtomPair", fpSize=self.dim).GetFingerprintAsNumPy(molecule)
 
 
 class TopologicalTorsions(_Fingerprint):
-    """Topological-torsion bits. Args: dim: bits."""
+    """Topological-torsion bits. Args: dim: bits; max_atoms: of a molecule."""
 
     def _one(self, molecule: Any) -> Any:
         return _generator("TopologicalTorsion", fpSize=self.dim).GetFingerprintAsNumPy(molecule)
 
 
 class Maccs(_Fingerprint):
-    """The 167 MACCS keys."""
+    """The 167 MACCS keys. Args: max_atoms: of a molecule."""
 
-    def __init__(self) -> None:
-        super().__init__(167)
+    def __init__(self, max_atoms: int = _Fingerprint.max_atoms) -> None:
+        super().__init__(167, max_atoms)
 
     def _one(self, molecule: Any) -> Any:
         from rdkit.Chem.rdMolDescriptors import GetMACCSKeysFingerprint
@@ -142,10 +171,10 @@ class Maccs(_Fingerprint):
 
 
 class Avalon(_Fingerprint):
-    """Avalon bits. Args: dim: bits."""
+    """Avalon bits. Args: dim: bits; max_atoms: of a molecule."""
 
-    def __init__(self, dim: int = 1024):
-        super().__init__(dim)
+    def __init__(self, dim: int = 1024, max_atoms: int = _Fingerprint.max_atoms):
+        super().__init__(dim, max_atoms)
 
     def _one(self, molecule: Any) -> Any:
         from rdkit.Avalon.pyAvalonTools import GetAvalonFP

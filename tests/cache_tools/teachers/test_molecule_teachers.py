@@ -1,13 +1,17 @@
+import csv
 import shutil
+import time
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from cache_tools import MoleculeGraph, Settings, build, open_column
+from cache_tools.corpora.base import Items
 from cache_tools.corpora.molecule import RdkitSamples
-from cache_tools.errors import BadItem, TeacherError
-from cache_tools.producer import rebuild
+from cache_tools.errors import BadItem, ConfigError, TeacherError
+from cache_tools.producer import Producer, class_path, rebuild
 from cache_tools.teachers.base import Teacher
 from cache_tools.teachers.gnn import KINDS, LAYERS, WIDTH, GatLayer, MolClrGcn, PretrainedGnn, _Gnn, collate
 from cache_tools.teachers.molecule import (
@@ -19,6 +23,7 @@ from cache_tools.teachers.molecule import (
     MorganCounts,
     RdkitDescriptors,
     TopologicalTorsions,
+    raw_descriptors,
 )
 
 FINGERPRINTS = [AtomPairs(), Avalon(), Maccs(), MorganBits(), MorganCounts(), TopologicalTorsions()]
@@ -179,7 +184,6 @@ def test_a_gnn_refuses_atoms_outside_its_table_or_embeds_them(prepare, smiles):
 
 def test_a_manifest_rebuilds_its_teacher_and_nothing_else():
     from cache_tools.errors import CacheError
-    from cache_tools.producer import class_path
 
     teacher = MorganCounts(dim=64, radius=3)
     manifest = {"class_path": class_path(teacher), "init_args": teacher.init_args}
@@ -238,3 +242,77 @@ def test_hf_molecule_is_the_same_teacher_wherever_it_lies(roberta, tmp_path):
         teacher.load("cpu")
     assert teachers[0].fingerprint() == teachers[1].fingerprint()
     assert HfMolecule(roberta, "cls").init_args != teachers[0].init_args
+
+
+def peptide(residues: int) -> str:
+    from rdkit import Chem
+
+    return Chem.MolToSmiles(Chem.MolFromSequence(("ACDEFGHIKLMNPQRSTVWY" * residues)[:residues]))
+
+
+LARGE = {"a peptide": peptide(300), "waters": ".".join("O" * 2500), "a chain": "C" * 2500, "hydrogens": "[H]C" * 2500}
+READERS = [RdkitDescriptors(), MoleculeGraph(), PretrainedGnn.__new__(PretrainedGnn, "unused"), *FINGERPRINTS]
+
+
+@pytest.mark.parametrize("reader", READERS, ids=lambda each: type(each).__name__)
+@pytest.mark.parametrize("smiles", LARGE.values(), ids=LARGE)
+def test_one_large_molecule_is_a_bad_item_at_once(reader, smiles):
+    started = time.monotonic()
+    with pytest.raises(BadItem, match=rf"2,\d\d\d atoms, at most {reader.max_atoms:,} are read: raise max_atoms"):
+        reader.process_item(smiles.encode())
+    assert time.monotonic() - started < 1
+
+
+def test_a_large_molecule_is_masked_with_its_reason_and_the_others_are_kept(tmp_path):
+    corpus = Items(["CCO", peptide(150), "C" * 2000, "c1ccccc1"], "molecule")
+    readers = {"descriptors": RdkitDescriptors(), "pairs": AtomPairs(64)}
+    started = time.monotonic()
+    folder = build(tmp_path, "c", corpus, readers, {"graph": MoleculeGraph()}, Settings(workers=1))
+    assert time.monotonic() - started < 20  # 60 s and more without the limit
+    with open(folder / "teachers" / "descriptors" / "skipped.csv", newline="") as file:
+        reasons = [row["reason"] for row in csv.DictReader(file)]
+    assert reasons == [f"{count} atoms, at most 500 are read: raise max_atoms" for count in ("1,248", "2,000")]
+    assert open_column(folder / "teachers" / "descriptors").valid(torch.arange(4)).tolist() == [True, False, False, True]
+    assert open_column(folder / "inputs" / "graph").valid(torch.arange(4)).all()
+
+
+def test_a_higher_limit_reads_larger_molecules_and_makes_another_column():
+    with pytest.raises(BadItem, match="600 atoms, at most 500"):
+        RdkitDescriptors().prepare(b"C" * 600)
+    assert RdkitDescriptors(max_atoms=600).prepare(b"C" * 600).GetNumAtoms() == 600
+    assert RdkitDescriptors(max_atoms=600).fingerprint()["max_atoms"] == 600
+    with pytest.raises(ConfigError, match=r"max_atoms is 40,000, expected at most 32,767"):
+        MoleculeGraph(40_000)
+
+
+@pytest.mark.parametrize("reader", READERS[:2] + FINGERPRINTS, ids=lambda each: type(each).__name__)
+def test_the_limit_that_no_one_changed_leaves_a_column_as_version_0_1_made_it(reader):
+    assert "max_atoms" not in reader.fingerprint()
+    assert (
+        rebuild({"class_path": class_path(reader), "init_args": reader.init_args}, Producer).max_atoms == reader.max_atoms
+    )
+
+
+def test_descriptors_are_bit_by_bit_those_of_rdkit_in_the_order_of_its_list():
+    from rdkit import Chem
+    from rdkit.Chem import Descriptors
+
+    teacher, functions = RdkitDescriptors(), dict(Descriptors.descList)
+    smiles = [item.decode() for item in RdkitSamples(limit=60).read()[1]] + [
+        "[Na+].[Cl-]",
+        "[H][H]",
+        "C" * 150,
+        peptide(20),
+    ]
+    expected = [
+        [number(functions[name], molecule) for name in teacher.names] for molecule in map(Chem.MolFromSmiles, smiles)
+    ]
+    found = raw_descriptors([teacher.prepare(each.encode()) for each in smiles], teacher.names)
+    np.testing.assert_array_equal(found, np.array(expected))
+
+
+def number(function, molecule) -> float:
+    try:
+        return float(function(molecule))
+    except (ValueError, ZeroDivisionError, RuntimeError, OverflowError):
+        return float("nan")
