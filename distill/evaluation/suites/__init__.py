@@ -13,8 +13,9 @@ from typing import Any
 import yaml
 
 from cache_tools import ConfigError
-from distill.evaluation.suites.layouts import LAYOUTS, Finding, header
+from distill.evaluation.suites.layouts import LAYOUTS, Finding
 from distill.evaluation.tasks.base import Task
+from distill.evaluation.tasks.tables import header
 
 log = logging.getLogger(__name__)
 

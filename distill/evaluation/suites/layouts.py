@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from cache_tools import TABLES, file_ending, read_table
+from cache_tools import TABLES, file_ending
 from distill.evaluation.probes import KnnProbe, SoftmaxProbe
 from distill.evaluation.tasks import TextPairTask, TextTask
 from distill.evaluation.tasks.base import Task
 from distill.evaluation.tasks.image import IdxTask, ImageTask, in_class_folders
+from distill.evaluation.tasks.tables import header
 
 
 class Finding(NamedTuple):
@@ -70,11 +71,6 @@ def text_folder(folder: Path) -> Iterator[Finding | str]:
             yield Finding(name, path, TextPairTask(path, "label", "pairs"))
         else:
             yield f"such columns in {path.name}"
-
-
-def header(path: Path) -> list[str]:
-    """The columns of a table's first row; none when it has no rows."""
-    return list(next(iter(read_table(path, [])), {}))
 
 
 LAYOUTS: dict[str, tuple[Callable[[Path], Iterator[Finding | str]], str]] = {  # name -> layout, and its files in words

@@ -50,7 +50,7 @@ class ImageTask(Labelled):
         if lone or not names:
             where = lone[0] if lone else "no image at all"
             raise CorpusError(f"{self.path}: expected images in a folder per class, found {where}")
-        labels = class_numbers([label for _, label in folders], self.path)
+        labels = class_numbers([label for _, label in folders])
         return self._keep(names, [part for part, _ in folders], labels)
 
     def _names(self) -> list[str]:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -87,12 +86,6 @@ def _shots(split: str) -> int | None:
     return int(match[1]) if match and int(match[1]) > 1 else None
 
 
-def class_numbers(names: Sequence[str], path: Path) -> Array:
-    """The number of each row's class, (rows, 1); classes are numbered in the order of their names.
-
-    Raises:
-        CorpusError: on an empty name.
-    """
-    if "" in names:
-        raise CorpusError(f"{path} line {list(names).index('') + 2}: no label, expected the name or number of a class")
+def class_numbers(names: Sequence[str]) -> Array:
+    """The number of each row's class, (rows, 1); classes are numbered in the order of their names."""
     return np.unique(np.array(names, object), return_inverse=True)[1].reshape(-1, 1).astype(np.float64)

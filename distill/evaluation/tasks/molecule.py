@@ -12,7 +12,7 @@ import numpy as np
 from cache_tools import ConfigError, CorpusError
 from distill.evaluation.tasks.base import SHARES, Array, Key, Kind, Provenance, Task, grouped_split
 from distill.evaluation.tasks.labelled import Labelled
-from distill.evaluation.tasks.tables import number, table_rows
+from distill.evaluation.tasks.tables import table_rows, values
 
 
 class MoleculeTask(Task):
@@ -46,15 +46,12 @@ class MoleculeTask(Task):
 
     def load(self) -> tuple[list[str], Array]:
         rows = table_rows(self.path, [self.smiles, *(self.targets or [])])
-        targets = self.targets or [column for column in rows[0] if column != self.smiles]
+        columns = dict.fromkeys(column for row in rows for column in row)  # of jsonl, a row may lack some
+        targets = self.targets or [column for column in columns if column != self.smiles]
         if not targets:
             raise CorpusError(f"{self.path} has no column of labels beside {self.smiles}")
-        binary = self.kind == "classification"
-        labels = [
-            [number(row[target], f"{self.path} line {line}: {target}", binary, optional=True) for target in targets]
-            for line, row in enumerate(rows, 2)
-        ]
-        return [row[self.smiles].strip() for row in rows], np.array(labels, np.float64)
+        labels = values(rows, self.path, targets, self.kind == "classification", optional=True)
+        return [row[self.smiles].strip() for row in rows], labels
 
     def offers(self, split: str) -> bool:
         return split in ("random", "scaffold")

@@ -249,7 +249,7 @@ def test_a_split_name_that_nobody_knows_is_shown(tmp_path, bad):
         split_of(TextTask(table(tmp_path, rows)))
 
 
-@pytest.mark.parametrize(("make", "kind"), [(TextTask, "pairs"), (TextTask, "regression"), (TextPairTask, "multiclass")])
+@pytest.mark.parametrize(("make", "kind"), [(TextTask, "pairs"), (TextTask, "similarity"), (TextPairTask, "multiclass")])
 def test_a_kind_that_a_task_cannot_be_is_refused(tmp_path, make, kind):
     with pytest.raises(ConfigError, match=kind):
         make(tmp_path / "t.csv", kind=kind)
