@@ -1,12 +1,14 @@
 """Find names of version 0.1 that moved, for configurations, manifests, exports and users' own modules."""
 
-import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
+
+OUTSIDE = {"convnet": "benchmarks/convnet.py of the repository; set PYTHONPATH=benchmarks, so that Python finds it"}
 
 MOVED = {  # module of version 0.1 -> the module or package that its names are looked up in now
     "cache_tools.columns": "cache_tools.inputs",
@@ -18,6 +20,7 @@ MOVED = {  # module of version 0.1 -> the module or package that its names are l
     "cache_tools.statistics": "cache_tools.format.statistics",
     "cache_tools.store": "cache_tools",
     "cache_tools.teacher": "cache_tools.teachers.base",
+    "cache_tools.teachers.convnet": "convnet",
     "cache_tools.transfer": "cache_tools.teachers.imported",
     "distill.exported": "distill.export.student",
     "distill.labelled": "distill.evaluation.tasks",
@@ -47,9 +50,10 @@ def current_class_path(class_path: str) -> str:
         'my_module.MyTeacher'
     """
     module, _, name = class_path.rpartition(".")
-    if module not in MOVED:
+    home = MOVED.get(module)
+    if home is None or (home in OUTSIDE and importlib.util.find_spec(home) is None):
         return class_path
-    cls = getattr(importlib.import_module(MOVED[module]), name, None)
+    cls = getattr(importlib.import_module(home), name, None)
     return f"{cls.__module__}.{cls.__qualname__}" if isinstance(cls, type) else class_path
 
 
@@ -79,7 +83,12 @@ class MovedModules(MetaPathFinder, Loader):
             try:
                 return getattr(importlib.import_module(home), name)
             except AttributeError:
-                raise AttributeError(f"{module.__name__}.{name} of version 0.1 is no longer there; see {home}") from None
+                pass
+            except ModuleNotFoundError as error:
+                if error.name not in OUTSIDE:
+                    raise
+            where = OUTSIDE.get(home, home)
+            raise AttributeError(f"{module.__name__}.{name} of version 0.1 is no longer there; see {where}")
 
         module.__getattr__ = look_up  # type: ignore[method-assign]
 

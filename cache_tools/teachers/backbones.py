@@ -7,11 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from cache_tools.errors import ConfigError, TeacherError
 from cache_tools.hub import create_network, from_pretrained, loading, locate, read_state
 
 CONFIG = "config.json"  # what timm and transformers call the description of a network
+
+
+class _Copied(TorchFunctionMode):
+    """Notes which tensors are filled with a copy of another one, as loading a checkpoint does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: set[int] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.copy_:
+            self.tensors.add(id(args[0]))
+        return func(*args, **(kwargs or {}))
 
 
 def create_timm(
@@ -28,7 +42,8 @@ def create_timm(
 
     Raises:
         ConfigError: when the network takes images of any size, but ``size`` is given.
-        TeacherError: when there is no such model, or its weights cannot be loaded.
+        TeacherError: when there is no such model, its weights cannot be loaded, or they lack some of the network's: timm
+            would leave random numbers there.
     """
     name, file = locate(model), locate(weights) if weights else None
     import timm
@@ -40,11 +55,20 @@ def create_timm(
         options["pretrained_cfg_overlay"] = {"file": file}
     with loading(model, "a weights file as weights, or local-dir:FOLDER as model", f"hf download timm/{model}", file=file):
         try:
-            return timm.create_model(name, pretrained or bool(file), **options)
+            with _Copied() as copied:
+                network = timm.create_model(name, pretrained or bool(file), **options)
         except TypeError as error:
             if "img_size" not in str(error):
                 raise
             raise ConfigError(f"{model} takes images of any size: leave size out") from None
+    own = dict(network.named_parameters())
+    lacking = [key for key, parameter in own.items() if id(parameter) not in copied.tensors]
+    if lacking and (pretrained or file):
+        raise TeacherError(
+            f"{file or model}: its weights lack {len(lacking)} of the {len(own)} of the network {model}, for instance "
+            f"{lacking[0]}: name a file with the state of this network"
+        )
+    return network
 
 
 def create_torchvision(model: str, weights: str | None) -> tuple[Any, Any]:

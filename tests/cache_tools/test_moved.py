@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,7 @@ CLASSES = {  # the classes of version 0.1 that a class_path or a user's own modu
     "cache_tools.statistics": "Statistics",
     "cache_tools.store": "Ragged",
     "cache_tools.teacher": "Teacher Tunable",
+    "cache_tools.teachers.convnet": "MobileNet TinyDarknet CifarResNet",
     "cache_tools.transfer": "Imported",
     "distill.exported": "TeacherSpace ExportedStudent StudentTeacher",
     "distill.labelled": "Labelled TextTask TextPairTask ImageTask IdxTask",
@@ -99,6 +101,18 @@ def test_an_unknown_name_of_an_old_module_says_where_to_look():
     with pytest.raises(AttributeError, match="cache_tools.columns.Unknown of version 0.1 .* see cache_tools.inputs"):
         importlib.import_module("cache_tools.columns").Unknown  # noqa: B018
     assert current_class_path("cache_tools.columns.Unknown") == "cache_tools.columns.Unknown"
+
+
+def test_a_class_that_left_the_packages_is_named_with_its_place_where_python_does_not_find_it(monkeypatch):
+    from cache_tools import CacheError, Teacher, rebuild
+
+    old = "cache_tools.teachers.convnet.MobileNet"
+    assert current_class_path(old) == "convnet.MobileNet", "pytest finds benchmarks/ as configurations do"
+    monkeypatch.delitem(sys.modules, "convnet", raising=False)
+    monkeypatch.setattr("sys.path", [place for place in sys.path if Path(place).name != "benchmarks"])
+    with pytest.raises(CacheError, match=f"cannot import {old}: .* see benchmarks/convnet.py .* PYTHONPATH=benchmarks"):
+        rebuild({"class_path": old, "init_args": {"weights": "w.safetensors"}}, Teacher)
+    assert current_class_path(old) == old, "columns of other teachers can still be compared"
 
 
 def test_a_module_that_never_was_stays_unknown():

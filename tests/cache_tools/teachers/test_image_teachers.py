@@ -1,11 +1,13 @@
 import io
 import json
 import logging
+import os
 import pickle
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,6 +124,32 @@ def test_open_clip_from_folder_to_cache(tmp_path, clip, folder, photographs, pla
     network, _, transform = open_clip.create_model_and_transforms(*named)
     expected = by_hand(transform, network.eval().encode_image, photographs)
     agree(cached(tmp_path, folder, OpenClipTeacher(*ours)), expected)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_open_clip_refuses_weights_that_are_no_regular_file_at_once(clip, tmp_path, kind):
+    weights = tmp_path / "w.pt"
+    {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": Path.mkdir}[kind](weights)
+    with pytest.raises(TeacherError, match=r"a folder, device or pipe is no weights file: .*w.pt: name a checkpoint file"):
+        OpenClipTeacher("tiny-clip", str(weights)).load("cpu")
+
+
+class Harmful:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_code_in_a_checkpoint_does_not_run_and_nobody_advises_to_run_it(clip, tmp_path):
+    torch.save({"state_dict": Harmful(str(tmp_path / "ran"))}, tmp_path / "w.pt")
+    with pytest.raises(TeacherError, match="Python objects, which could run code, are not read") as caught:
+        OpenClipTeacher("tiny-clip", str(tmp_path / "w.pt")).load("cpu")
+    assert "weights_only" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_open_clip_never_takes_random_weights(clip, tmp_path):

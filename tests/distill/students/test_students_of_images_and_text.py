@@ -1,4 +1,6 @@
 import copy
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -268,6 +270,57 @@ def test_a_weights_file_of_something_else_does_not_fit(tmp_path, library, model,
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(TeacherError, match=rf"w.pth does not fit {model}, or cannot be read"):
         ImageStudent(model, library, weights=str(tmp_path / "w.pth"))
+
+
+class Harmful:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize(("library", "model"), [("timm", "test_resnet"), ("torchvision", "resnet18")])
+def test_code_in_a_weights_file_does_not_run_and_nobody_advises_to_run_it(tmp_path, library, model):
+    torch.save({"state_dict": Harmful(str(tmp_path / "ran"))}, tmp_path / "w.pth")
+    with pytest.raises(TeacherError, match="Python objects, which could run code, are not read") as caught:
+        ImageStudent(model, library, weights=str(tmp_path / "w.pth"))
+    assert "weights_only" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_weights_that_are_no_regular_file_are_refused_at_once(tmp_path, library, kind):
+    weights = tmp_path / "w.pth"
+    {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": Path.mkdir}[kind](weights)
+    with pytest.raises(TeacherError, match=r"w.pth"):
+        ImageStudent({"timm": "test_resnet", "torchvision": "resnet18"}[library], library, weights=str(weights))
+
+
+@pytest.mark.parametrize("kept", [0, 1, 0.5], ids=["none", "one", "half"])
+def test_weights_of_another_network_never_leave_random_numbers(tmp_path, kept):
+    import timm
+
+    state = timm.create_model("test_resnet").state_dict()
+    fitting = list(state)[: int(kept * len(state)) if kept < 1 else kept]
+    torch.save({key if key in fitting else f"other.{key}": value for key, value in state.items()}, tmp_path / "w.pth")
+    with pytest.raises(
+        TeacherError, match=r"w.pth: its weights lack \d+ of the \d+ of the network test_resnet, for instance"
+    ):
+        ImageStudent("test_resnet", weights=str(tmp_path / "w.pth"))
+
+
+def test_a_folder_with_weights_of_another_network_is_refused(tmp_path):
+    import timm
+    from safetensors.torch import save_file
+
+    timm.models.save_for_hf(timm.create_model("test_resnet", num_classes=7), tmp_path, safe_serialization=True)
+    save_file({"other.weight": torch.zeros(3)}, tmp_path / "model.safetensors")
+    with pytest.raises(TeacherError, match=r"local-dir:.*: its weights lack (\d+) of the \1 of the network"):
+        ImageStudent(f"local-dir:{tmp_path}")
 
 
 # --------------------------------------------------------------------------- texts
