@@ -8,10 +8,11 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from cache_tools import Column, ConfigError, Teacher
 from distill.data.batch import to_device
-from distill.data.columns import featuriser_of
+from distill.data.columns import CorpusColumns, featuriser_of
 from distill.export.student import CONFIG, StudentTeacher, instance, read_config
 from distill.records import System
 from distill.students.base import Student
@@ -21,6 +22,8 @@ Array = np.ndarray[Any, Any]
 MAP_ROWS = 1000
 
 CLIP = 10.0  # standard deviations
+
+CALIBRATION_ROWS = 2048  # of the corpora together
 
 
 def embed(student: Student, inputs: Column, rows: torch.Tensor, device: str, batch: int = 512) -> Array:
@@ -35,6 +38,41 @@ def embed(student: Student, inputs: Column, rows: torch.Tensor, device: str, bat
             read = featuriser.unpack(inputs.rows(rows[chunk]))
             out[chunk] = student(to_device({inputs.name: read}, device)).float().cpu()
     return np.asarray(out)
+
+
+def calibrated(student: Student, corpora: Sequence[CorpusColumns], device: str, batch: int = 512) -> Student:
+    """A copy of a student whose batch norms have the statistics of rows of the corpora; the same student without them.
+
+    Batch norms that never saw data pass everything on unscaled: random weights would score less than they can.
+
+    Args:
+        student: of random weights.
+        corpora: those of the run; at most 2,048 rows of them are drawn, always the same ones.
+        device: where it runs.
+        batch: rows at a time; the statistics are the mean over the batches.
+    """
+    if not any(isinstance(module, _BatchNorm) for module in student.modules()):
+        return student
+    student = copy.deepcopy(student).to(device).eval()
+    for module in student.modules():
+        if isinstance(module, _BatchNorm):
+            module.reset_running_stats()
+            module.train().momentum = None  # a plain mean
+    for corpus in corpora:
+        inputs, rows = corpus.inputs, _drawn([corpus.inputs], CALIBRATION_ROWS // len(corpora))
+        if len(rows) < 2:  # one row may have no variance
+            continue
+        for part in rows.tensor_split(-(-len(rows) // batch)):  # equal parts
+            with torch.no_grad():
+                student(to_device({inputs.name: corpus.featuriser.unpack(inputs.rows(part))}, device))
+    return student.eval()
+
+
+def _drawn(columns: Sequence[Column], rows: int) -> torch.Tensor:
+    """Row numbers drawn at random, always the same, at most ``rows``, of those that all of the columns hold."""
+    count = len(columns[0])
+    drawn = torch.from_numpy(np.random.default_rng(0).choice(count, min(count, 4 * rows), replace=False))
+    return drawn[torch.stack([column.valid(drawn) for column in columns]).all(0)][:rows]
 
 
 def check_exports(students: Mapping[str, Path]) -> None:
@@ -111,9 +149,7 @@ def principal(columns: Sequence[Column], dim: int, rows: int = 10_000) -> Callab
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-    count = len(columns[0])
-    drawn = torch.from_numpy(np.random.default_rng(0).choice(count, min(count, 4 * rows), replace=False))
-    valid = drawn[torch.stack([column.valid(drawn) for column in columns]).all(0)][:rows]
+    valid = _drawn(columns, rows)
     x = np.concatenate([np.asarray(column.rows(valid).float()) for column in columns], 1)
     clip = FunctionTransformer(np.clip, kw_args={"a_min": -CLIP, "a_max": CLIP})  # as the probes do
     fitted = make_pipeline(StandardScaler(), clip, PCA(min(dim, *x.shape), random_state=0)).fit(x)

@@ -14,7 +14,7 @@ from rich.progress import track
 
 from cache_tools import ConfigError, Settings
 from distill.data.columns import CorpusColumns
-from distill.evaluation.baselines import check_exports, on_a_plane
+from distill.evaluation.baselines import calibrated, check_exports, on_a_plane
 from distill.evaluation.prepared import Embedded, Prepared, Reduction, Students, prepare
 from distill.evaluation.probes import PROBES, Probe
 from distill.evaluation.suites import suite
@@ -45,9 +45,10 @@ class Evaluation:
         splits: kinds of split; molecules offer ``random`` and ``scaffold``, texts and images ``own``, and ``5-shot`` or
             another number.
         seeds: one split each.
-        systems: what to compare: the ``student``; the same student ``untrained``, with random weights, and
-            ``pretrained``, before distillation if it starts from other weights; its ``teachers``; their embeddings
-            ``concatenated``; the ``pca`` of these to the student's width, learnt from the corpus.
+        systems: what to compare: the ``student``; the same student ``untrained``, with random weights and batch norms
+            that saw rows of the corpus, and ``pretrained``, before distillation if it starts from other weights; its
+            ``teachers``; their embeddings ``concatenated``; the ``pca`` of these to the student's width, learnt from the
+            corpus.
         students: more of them: name -> a folder of ``distill export``.
         every: also probe the student during a fit, every so many epochs, by the first split and seed; 0: never.
         during: the tasks to probe then; all of them when not given.
@@ -114,7 +115,7 @@ class Evaluation:
             )
         if idle := [split for split in self.splits if not any(task.offers(split) for task in self.tasks.values())]:
             raise ConfigError(f"probe.splits names {idle[0]}, which none of the tasks {', '.join(self.tasks)} offers")
-        self.prepared: dict[str, Prepared] = {}
+        self.corpora, self.prepared = corpora, dict[str, Prepared]()
         for modality in dict.fromkeys(task.modality for task in self.tasks.values()):
             tasks = {name: task for name, task in self.tasks.items() if task.modality == modality}
             fitting = [corpus for corpus in corpora if corpus.corpus.modality == modality]
@@ -139,6 +140,8 @@ class Evaluation:
         Returns:
             A record per system, task, split and seed; seeds that give the rows of an earlier one have none.
         """
+        if "untrained" in students.keys() & set(self.systems):
+            students = {**students, "untrained": calibrated(students["untrained"], self.corpora, device)}
         reductions = self._reductions(students)
         embedded = {
             name: task.embed(self.systems, students, reductions[task.task.modality], device)

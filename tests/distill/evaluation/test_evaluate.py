@@ -1,3 +1,4 @@
+import copy
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from cache_tools.building.column import Settings
 from cache_tools.cli.transfer import import_
 from cache_tools.errors import ConfigError
 from distill.data.columns import open_corpus
-from distill.evaluation.baselines import undistilled
+from distill.evaluation.baselines import calibrated, undistilled
 from distill.evaluation.during import ProbeDuring
 from distill.evaluation.protocol import Evaluation
 from distill.evaluation.tasks import MoleculeTask
@@ -184,6 +185,58 @@ def test_a_student_that_began_with_weights_is_judged_with_them_and_without(tmp_p
     assert not torch.equal(states["untrained"][key], states["student"][key])
     new = {**spec, "init_args": {"model": "bert", "pretrained": True, "config": small}}
     assert set(undistilled(TextStudent("bert", config=small), new)) == {"untrained"}
+
+
+def test_the_batch_norms_of_random_weights_have_the_statistics_of_the_corpus(chains: Path):
+    torch.manual_seed(0)
+    part, student = open_corpus(chains / "c", ["maccs"]), GraphStudent(layers=2, width=16, dim=12, dropout=0.5)
+    before = copy.deepcopy(student.state_dict())
+    done = calibrated(student, [part], "cpu")
+    seen: dict[
+        str, tuple[torch.Tensor, torch.Tensor]
+    ] = {}  # what each norm reads of all rows
+    twin = copy.deepcopy(student).eval()
+    for name, module in twin.named_modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            module.train()
+            module.register_forward_pre_hook(lambda _, x, name=name: seen.update({name: (x[0].mean(0), x[0].var(0))}))
+    with torch.no_grad():
+        twin({"graph": part.featuriser.unpack(part.inputs.rows(torch.arange(80)))})
+    assert len(seen) == 4
+    for name, (mean, var) in seen.items():
+        torch.testing.assert_close(done.get_submodule(name).running_mean, mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(done.get_submodule(name).running_var, var, rtol=1e-4, atol=1e-5)
+    assert not any(module.training for module in done.modules())
+    for key, value in done.state_dict().items():
+        if "running" not in key and "tracked" not in key:
+            torch.testing.assert_close(value, before[key], rtol=0, atol=0)
+    for key, value in student.state_dict().items():
+        torch.testing.assert_close(value, before[key], rtol=0, atol=0)
+    again = calibrated(done, [part], "cpu").state_dict()
+    torch.testing.assert_close(again, done.state_dict())
+
+
+def test_a_student_without_batch_norms_is_not_changed(chains: Path):
+    student = GraphStudent(layers=2, width=16, dim=12, norm="layer")
+    assert calibrated(student, [open_corpus(chains / "c", ["maccs"])], "cpu") is student
+
+
+def test_only_the_untrained_student_of_a_probe_is_calibrated(chains: Path):
+    torch.manual_seed(0)
+    student = GraphStudent(layers=2, width=16, dim=12)
+    evaluation = Evaluation({"y": MoleculeTask(chains / "task.csv", "regression")}, seeds=[0])
+    evaluation.prepare([open_corpus(chains / "c", ["maccs"])], Settings(workers=1))
+    scores = {}
+    for norms in ("unseen", "seen"):
+        if norms == "seen":
+            student = calibrated(student, evaluation.corpora, "cpu")
+        records = evaluation.run({"student": student, "untrained": student, "pretrained": student}, "cpu", quiet=True)
+        scores[norms] = {
+            record.system: record.score for record in records if "trained" in record.system or record.system == "student"
+        }
+    assert scores["unseen"]["student"] == scores["unseen"]["pretrained"] != scores["unseen"]["untrained"]
+    assert scores["unseen"]["untrained"] == pytest.approx(scores["seen"]["untrained"])
+    assert scores["seen"]["student"] == pytest.approx(scores["seen"]["untrained"])
 
 
 def test_two_systems_of_one_name_are_refused(chains: Path):
