@@ -10,9 +10,9 @@ from .corpora.molecule import RdkitSamples, SmilesFile
 from .corpora.tables import TABLES, file_ending, read_table
 from .corpora.text import TextFile
 from .errors import BadItem, CacheError, ConfigError, CorpusError, QuorumError, TeacherError, TrainingError, above_zero
+from .format.files import sha256, write_file
 from .format.packing import Ragged
 from .format.reader import Aligned, Column, aligned, open_column
-from .format.shard import sha256, write_file
 from .format.stack import Selection
 from .format.statistics import Statistics
 from .format.store import MANIFEST, TASKS, list_columns, read_corpus, read_item, read_items, read_manifest
@@ -21,7 +21,7 @@ from .inputs import EncodedImage, Featuriser, MoleculeGraph, Pixels, TokenIds
 from .items.image import decode_image
 from .items.molecule import parse_smiles
 from .moved import current_class_path
-from .producer import as_json, class_path, import_class, library_versions, rebuild, require_same
+from .producer import as_json, class_path, import_class, library_versions, rebuild, refuse_remote_code, require_same
 from .teachers.backbones import BACKBONES, Backbone
 from .teachers.base import Teacher, Tunable
 from .teachers.network import Network, TextPooling, pool_tokens, weights_sha256
@@ -94,6 +94,7 @@ __all__ = [
     "read_safetensors",
     "read_table",
     "rebuild",
+    "refuse_remote_code",
     "require_same",
     "sha256",
     "start_console",

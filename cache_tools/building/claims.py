@@ -4,12 +4,14 @@ Claims only save work. :func:`cache_tools.format.shard.write_shard` ensures that
 """
 
 import os
+import re
 import socket
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from cache_tools.format.shard import running
+from cache_tools.format.files import read_file, running, system_errors_in_words
 
 BEAT = 30.0  # seconds between signs of life
 UNSIGNED = 2.0  # seconds that a living writer has to write its name into a new claim
@@ -23,9 +25,12 @@ class Claims:
         self.folder = folder
         self.me = f"{socket.gethostname()} {os.getpid()}"
         self._held: set[int] = set()
+        self._others: dict[int, str] = {}
         self._over = threading.Event()
 
     def __enter__(self) -> Self:
+        self._others.clear()
+        self._over.clear()
         self._beating = threading.Thread(target=self._beat, daemon=True)
         self._beating.start()
         return self
@@ -39,17 +44,25 @@ class Claims:
     def take(self, number: int) -> bool:
         """Claim shard ``number``; False when a living writer has it."""
         path = self._path(number)
-        try:
-            with open(path, "x") as file:
-                file.write(self.me)
-        except FileExistsError:
-            if not self._dead(path, number):
-                return False
-            mine = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-            mine.write_text(self.me)
-            os.replace(mine, path)
+        with system_errors_in_words(path):
+            try:
+                with open(path, "x") as file:
+                    file.write(self.me)
+            except FileExistsError:
+                if not self._dead(path, number):
+                    return False
+                mine = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+                mine.write_text(self.me)
+                os.replace(mine, path)
+        self._others.pop(number, None)
         self._held.add(number)
         return True
+
+    def waiting(self) -> str:
+        """Which shards of the last pass other writers hold, and which writers."""
+        held = "; ".join(f"shard {number} of {holder}" for number, holder in list(self._others.items())[:3])
+        more = f"; and {len(self._others) - 3} more" if len(self._others) > 3 else ""
+        return f"waiting for {held or 'another writer'}{more}. After {STALE:.0f} s without one it is replaced"
 
     def release(self, number: int) -> None:
         self._held.discard(number)
@@ -59,17 +72,21 @@ class Claims:
         return self.folder / f".{number:05d}.claim"
 
     def _dead(self, path: Path, number: int) -> bool:
+        signed = re.fullmatch(rb"(\S+) ([0-9]{1,10})", read_file(path) or b"")
         try:
-            host, _, process = path.read_text().partition(" ")
-            silent = self._now() - path.stat().st_mtime
+            # a claim ahead of the clock shows no life either: when a clock was set back, a living writer signs anew
+            silent = abs(self._now() - path.stat().st_mtime)
         except FileNotFoundError:  # released just now: the next pass looks at the shard again
             return False
-        limit = STALE if host else UNSIGNED
-        if host == socket.gethostname() and process.isdecimal():
+        host, process = (signed[1].decode(errors="replace"), int(signed[2])) if signed else ("", 0)
+        holder = f"process {process} on {host}" if signed else "a writer that did not sign its claim"
+        self._others[number] = f"{holder}, whose last sign of life is {silent:.0f} s old"
+        limit = STALE if signed else UNSIGNED
+        if host == socket.gethostname():
             # this process's number on a claim that it does not hold: a restarted container reuses numbers
-            mine = int(process) == os.getpid() and number not in self._held
+            mine = process == os.getpid() and number not in self._held
             # another program may have this number by now: it gives no sign of life
-            return mine or not running(int(process)) or silent > limit
+            return mine or not running(process) or silent > limit
         return silent > limit
 
     def _now(self) -> float:
@@ -84,7 +101,5 @@ class Claims:
     def _beat(self) -> None:
         while not self._over.wait(BEAT):
             for number in list(self._held):
-                try:
+                with suppress(OSError):  # the claim is gone, or its disk has trouble, which the next shard will meet
                     os.utime(self._path(number))
-                except FileNotFoundError:
-                    continue

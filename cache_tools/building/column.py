@@ -1,12 +1,11 @@
 """Make one column: run a producer over a corpus, shard by shard. Resumable; safe with concurrent writers."""
 
-import csv
-import io
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from os.path import lexists
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,18 +16,16 @@ from cache_tools.building.launch import Place, choose_device
 from cache_tools.building.pipeline import Pipeline
 from cache_tools.building.progress import Meter
 from cache_tools.errors import CacheError, TeacherError
-from cache_tools.format import packing, store
+from cache_tools.format import files, packing, store
 from cache_tools.format import shard as shards
-from cache_tools.format.statistics import Statistics
 from cache_tools.format.store import CorpusManifest
+from cache_tools.format.summary import SKIPPED, merged_statistics, skipped_rows
 from cache_tools.moved import current_names
 from cache_tools.producer import Producer, as_json, class_path, library_versions, require_same
 
 log = logging.getLogger(__name__)
 
 Facts = dict[str, Any]  # of a finished shard: its entry in the column's manifest
-
-SKIPPED = "skipped.csv"
 
 
 @dataclass(frozen=True)
@@ -62,6 +59,7 @@ class Build:
         settings: how.
         place: which writer this is, of how many.
         expected: the fingerprint that the producer must have, where another column decides it.
+        made_by: noted in the manifest of a new column; a fit does not learn unasked from what no build made.
     """
 
     def __init__(
@@ -73,11 +71,13 @@ class Build:
         settings: Settings,
         place: Place = Place(),  # noqa: B008 - a tuple
         expected: dict[str, Any] | None = None,
+        made_by: str = "build",
     ):
         self.folder, self.corpus, self.producer, self.settings = folder, corpus, producer, settings
-        self.place, self.expected = place, expected
+        self.place, self.expected, self.made_by = place, expected, made_by
         self.header: dict[str, Any] = {}
         self.path = folder / producer.kind / name
+        self.claims = Claims(self.path)
         self.label = f"{corpus.source if folder.parent.name == store.TASKS else folder.name}, {name}"
 
     def run(self) -> bool:
@@ -91,7 +91,7 @@ class Build:
         Raises:
             CacheError: when the column on disk was made by something else; the field that differs is named.
         """
-        with shards.full_disk_in_words(self.path.parent):
+        with files.system_errors_in_words(self.folder, others=False):
             return self._run()
 
     def _run(self) -> bool:
@@ -103,24 +103,25 @@ class Build:
         done = self._done()
         missing = [number for number in range(self.corpus.shard_count) if number not in done]
         if missing:
-            shards.sweep(self.path)
-            shards.require_space(self.path, int(self._rows(missing) * (self.producer.row_bytes(self.settings.dtype) + 1)))
+            files.sweep(self.path)
+            files.require_space(self.path, int(self._rows(missing) * (self.producer.row_bytes(self.settings.dtype) + 1)))
             self._make_missing(missing)
             done = self._done()
         if len(done) < self.corpus.shard_count:
             return False
-        if missing or not self._manifest()["finished"]:
+        if missing or not self._manifest()["finished"] or self._lacks_list(done.values()):
             self._finish([done[number] for number in sorted(done)])
         self._tidy_up()
         return True
 
     def _is_finished(self) -> bool:
         """Whether the column that is expected is complete on disk: then its producer need not be loaded."""
-        if self.expected is None or not (self.path / store.MANIFEST).exists():
+        if self.expected is None or not lexists(self.path / store.MANIFEST):
             return False
         present = self._manifest()
         same = present["finished"] and _recorded(present) == self._identity(self.expected)
-        return same and len(self._done()) == self.corpus.shard_count
+        done = self._done() if same else {}
+        return len(done) == self.corpus.shard_count and not self._lacks_list(done.values())
 
     def _open(self) -> None:
         """Create the manifest, or compare the one on disk with what is asked for."""
@@ -143,13 +144,14 @@ class Build:
             "requested_dtype": self.settings.dtype,
             "finished": False,
             "shards": [],
+            "made_by": self.made_by,
             **fields,
         }
         self.path.mkdir(parents=True, exist_ok=True)
-        if not (self.path / store.MANIFEST).exists():
-            shards.write_json(self.path / store.MANIFEST, manifest, keep=True)
+        if not lexists(self.path / store.MANIFEST):
+            store.write_manifest(self.path / store.MANIFEST, manifest, keep=True)
         elif not any(self.path.glob("[0-9.]*")):  # no shard was ever made, for instance because the teacher failed
-            shards.write_json(self.path / store.MANIFEST, manifest)
+            store.write_manifest(self.path / store.MANIFEST, manifest)
         present = self._manifest()
         require_same(self.path, _recorded(present), self._identity(producer["fingerprint"]))
         self.header = store.identity_of(present)
@@ -174,7 +176,7 @@ class Build:
         rows = masked = size = 0
         mine: set[int] = set()
         with ExitStack() as stack:
-            claims = stack.enter_context(Claims(self.path))
+            claims = stack.enter_context(self.claims)
             few = self.corpus.rows < 4 * self.settings.batch_size  # not worth a process
             pipeline = stack.enter_context(Pipeline(self.producer, 1 if few else self.settings.workers))
             meter = stack.enter_context(Meter(self.label, self._rows(missing), shown=rank == 0))
@@ -236,7 +238,7 @@ class Build:
         """Write the facts of a finished shard beside it, so that writers need no common manifest until the end."""
         rows = {"rows": len(arrays["valid"]), "valid": int(arrays["valid"].sum())}
         dtype = str(arrays["embedding"].dtype) if "embedding" in arrays else ""
-        shards.write_json(self.path / f"{number:05d}.json", {"file": file["file"], **rows, **file, "dtype": dtype})
+        files.write_json(self.path / f"{number:05d}.json", {"file": file["file"], **rows, **file, "dtype": dtype})
 
     def _make(self, number: int, pipeline: Pipeline, meter: Meter, done: int, size: int) -> shards.Arrays:
         """The arrays of a shard; ``done`` rows of the column and ``size`` bytes of this writer came before it."""
@@ -272,43 +274,27 @@ class Build:
         manifest = self._manifest() | {"finished": True, "shards": done}
         if manifest["kind"] != "ragged":
             manifest["dtype"] = max((facts["dtype"] for facts in done), key=lambda name: np.dtype(name).itemsize)
-            manifest["statistics"] = self._statistics(done).to_json()
-        shards.write_json(self.path / store.MANIFEST, manifest)
+            statistics = merged_statistics(self.path, done)
+            if not statistics.count:
+                raise CacheError(f"{self.label}: not one row could be embedded, see {self.path / SKIPPED}")
+            manifest["statistics"] = statistics.to_json()
+        store.write_manifest(self.path / store.MANIFEST, manifest)
 
     def _tidy_up(self) -> None:
         """Remove notes and claims, which a finished column no longer needs; a writer that was killed may have left some."""
         for path in [*self.path.glob(store.NOTES), *self.path.glob(".*.claim")]:
             path.unlink(missing_ok=True)
-        shards.sweep(self.path)
+        files.sweep(self.path)
 
     def _write_skipped(self, done: list[Facts]) -> None:
-        bad = [
-            line for number, facts in enumerate(done) if facts["valid"] < facts["rows"] for line in self._skipped(number)
-        ]
-        if not bad:
+        if text := skipped_rows(self.path, self.corpus, done):
+            files.write_file(self.path / SKIPPED, text)
+        else:
             (self.path / SKIPPED).unlink(missing_ok=True)
-            return
-        text = io.StringIO(newline="")
-        csv.writer(text).writerows([("row", "id", "reason"), *bad])
-        shards.write_file(self.path / SKIPPED, text.getvalue())
 
-    def _skipped(self, number: int) -> Iterator[tuple[int, str, str]]:
-        arrays, _ = shards.map_shard(self._shard(number))
-        ids, _ = store.read_items(self.folder, number)
-        first, _ = self.corpus.shard_span(number)
-        rows = np.flatnonzero(arrays["valid"] == 0).tolist()
-        for row, reason in zip(rows, packing.cut(arrays, "reasons"), strict=True):
-            yield first + row, ids[row], reason.decode()
-
-    def _statistics(self, done: list[Facts]) -> Statistics:
-        total = Statistics(0, np.zeros(0), np.zeros(0))
-        for number, facts in enumerate(done):
-            arrays, _ = shards.map_shard(self._shard(number))
-            part = Statistics(facts["valid"], np.array(arrays["statistics/mean"]), np.array(arrays["statistics/var"]))
-            total = total.merge(part)
-        if not total.count:
-            raise CacheError(f"{self.label}: not one row could be embedded, see {self.path / SKIPPED}")
-        return total
+    def _lacks_list(self, done: Iterable[Facts]) -> bool:
+        """Whether a finished column lost its list of masked rows."""
+        return not (self.path / SKIPPED).exists() and any(facts["valid"] < facts["rows"] for facts in done)
 
 
 def _recorded(manifest: Mapping[str, Any]) -> dict[str, Any]:

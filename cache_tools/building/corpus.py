@@ -1,9 +1,12 @@
 """Make a corpus with all of its columns: store the items, then run every producer over them."""
 
+import logging
+import math
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from os.path import lexists
 from pathlib import Path
 
 from cache_tools.building.column import Build, Settings
@@ -11,10 +14,14 @@ from cache_tools.building.launch import Place
 from cache_tools.corpora.base import Corpus
 from cache_tools.errors import CacheError
 from cache_tools.format import store
+from cache_tools.format.files import sweep, system_errors_in_words
 from cache_tools.format.store import CorpusManifest
 from cache_tools.producer import Producer, class_path, rebuild
 
 WAIT = 0.5  # seconds between looks at what other writers are making
+SAY = 60.0  # seconds between words about them
+
+log = logging.getLogger(__name__)
 
 
 def build(
@@ -64,7 +71,7 @@ def add_column(folder: Path, name: str, producer: Producer, settings: Settings |
     """
     manifest = store.read_corpus(folder)
     check_column(folder, manifest, name, producer)
-    build = Build(folder, manifest, name, producer, settings or Settings())
+    build = Build(folder, manifest, name, producer, settings or Settings(), made_by="add_column")
     run_builds([build])
     return build.path
 
@@ -72,7 +79,12 @@ def add_column(folder: Path, name: str, producer: Producer, settings: Settings |
 def run_builds(builds: Sequence[Build]) -> None:
     """Run every build until its column is finished: wait for shards of other writers, take over those of dead ones."""
     unfinished = [build for build in builds if not build.run()]
+    said = -math.inf
     while unfinished:
+        if time.monotonic() - said >= SAY:
+            said = time.monotonic()
+            for build in unfinished:
+                log.info("%s: %s", build.label, build.claims.waiting())
         time.sleep(WAIT)
         unfinished = [build for build in unfinished if not build.run()]
 
@@ -141,13 +153,20 @@ def store_corpus(folder: Path, corpus: Corpus, shard_rows: int) -> CorpusManifes
     """
     rows, fingerprint = corpus.scan()
     new = CorpusManifest(corpus.modality, rows, shard_rows, fingerprint, corpus.source, [], views=corpus.views)
-    if not (folder / store.CORPUS).exists():
+    for written in (folder, folder / "items"):
+        sweep(written)
+    with system_errors_in_words(folder, others=False):
+        return _stored(folder, corpus, new)
+
+
+def _stored(folder: Path, corpus: Corpus, new: CorpusManifest) -> CorpusManifest:
+    if not lexists(folder / store.CORPUS):
         return store.write_corpus(folder, corpus.rows(), new)
     stored = store.read_corpus(folder)
-    if stored.fingerprint != fingerprint:
+    if stored.fingerprint != new.fingerprint:
         raise CacheError(
             f"{folder} holds another corpus ({stored.rows} rows from {stored.source}) than {corpus.source} "
-            f"({rows} rows): choose another name (NAME=...) or cache folder (CACHE=...)"
+            f"({new.rows} rows): choose another name (NAME=...) or cache folder (CACHE=...)"
         )
     paths = [folder / "items" / shard["file"] for shard in stored.shards]
     damaged = [path for path, shard in zip(paths, stored.shards, strict=True) if not store.whole(path, shard)]

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from cache_tools.errors import CacheError
 from cache_tools.format import store
-from cache_tools.format.verify import column_faults, corpus_faults
+from cache_tools.format.verify import cache_faults
 
 
 def list_(cache: Path = Path("cache")) -> None:
@@ -45,19 +45,15 @@ def list_(cache: Path = Path("cache")) -> None:
 
 
 def verify(cache: Path = Path("cache")) -> None:
-    """Check every file of a cache against its manifest: sizes, headers and SHA-256.
+    """Check every byte of a cache, and its manifests against themselves, their shards and their corpora.
 
     Args:
         cache: the cache's folder.
     """
-    faults: list[str] = []
-    for folder in _corpora(cache):
-        faults += corpus_faults(folder)
-        fingerprint = store.read_corpus(folder).fingerprint
-        for path in store.list_columns(folder):
-            faults += column_faults(path, fingerprint)
+    faults = list(cache_faults(cache))
     if faults:
         raise CacheError("\n".join(faults))
+    _corpora(cache)
     Console().print(f"{cache}: every shard is as it was written")
 
 

@@ -9,13 +9,14 @@ from typing import Literal
 
 import numpy as np
 
-from cache_tools.building.column import SKIPPED, Settings
+from cache_tools.building.column import Settings
 from cache_tools.building.corpus import add_column, check_column_name
 from cache_tools.errors import CacheError, TeacherError
 from cache_tools.format import store
+from cache_tools.format.files import require_space
 from cache_tools.format.packing import Array
 from cache_tools.format.reader import Column, aligned
-from cache_tools.format.shard import require_space
+from cache_tools.format.summary import SKIPPED
 from cache_tools.teachers.imported import Imported, optional_library
 
 log = logging.getLogger(__name__)

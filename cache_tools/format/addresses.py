@@ -62,6 +62,7 @@ class AddressRange:
     def array(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
         """The range as an array; reading where nothing was placed ends the process."""
         memory: Any = (ctypes.c_uint8 * self.size).from_address(self.address)
+        memory.range = self  # the addresses live as long as any array on them
         return np.frombuffer(memory, dtype, int(np.prod(shape))).reshape(shape)
 
     def advise(self, start: int, stop: int, advice: int) -> None:

@@ -1,6 +1,5 @@
 """Read rows of columns through memory maps, in any order, from any process; several columns row by row together."""
 
-import errno
 import math
 import os
 import threading
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cache_tools.errors import CacheError
+from cache_tools.format.files import system_errors_in_words
 from cache_tools.format.packing import Array, Ragged, dequantise
 from cache_tools.format.shard import Arrays, Header, file_name, map_shard
 from cache_tools.format.stack import Selection, Stack
@@ -18,6 +18,7 @@ from cache_tools.format.statistics import Statistics
 from cache_tools.format.store import (
     MANIFEST,
     check_hash,
+    check_manifest_hash,
     checked_header,
     identity_of,
     list_columns,
@@ -39,7 +40,7 @@ class Column:
 
     Args:
         path: the column's folder.
-        check_hashes: also compare every shard's SHA-256 with the manifest's, which reads everything once.
+        check_hashes: also compare the SHA-256 of the manifest and of every shard, which reads everything once.
 
     Attributes:
         complete: whether every row is valid.
@@ -74,6 +75,8 @@ class Column:
             self._uniform = all(shard["dtype"] == self._read_as for shard in self.shards)
             self._width = -(-self.dim // 8) if self.kind == "bits" else self.dim  # of a stored row
             self.statistics = Statistics.from_json(self.manifest["statistics"])
+        if check_hashes:
+            check_manifest_hash(self.path / MANIFEST)
         for number, shard in enumerate(self.shards if check_hashes else []):
             self._header(number)
             check_hash(self.path / file_name(number), shard)
@@ -143,7 +146,8 @@ class Column:
 
     def _advise(self, number: int, start: int, stop: int) -> None:
         names = [f"{field}/values" for field in self.manifest.get("fields", ())] or ["embedding"]
-        with open(self.path / file_name(number), "rb") as file:
+        path = self.path / file_name(number)
+        with system_errors_in_words(path), open(path, "rb") as file:
             for name in names:
                 offset, dtype, shape = self._header(number).fields[name]
                 size, low, high = dtype.itemsize * math.prod(shape[1:]), start, stop
@@ -156,6 +160,8 @@ class Column:
         """The data set ``name`` of all shards; those that ``selection`` touches are mapped."""
         with self._lock:
             if name not in self._stacks:
+                for number in selection.touched[:1]:
+                    self._header(number)  # a size that the manifest claims, and no shard has, would ask for any memory
                 self._stacks[name] = Stack(name, dtype, tail, length, len(self.shards))
         stack = self._stacks[name]
         if stack.missing:
@@ -167,17 +173,8 @@ class Column:
     def _place(self, stack: Stack, number: int) -> None:
         path = self.path / file_name(number)
         header = self._header(number)
-        try:
+        with system_errors_in_words(path):
             stack.place(number, path, header)
-        except FileNotFoundError:
-            raise CacheError(f"shard {path} is missing: run the build again, it makes what is missing") from None
-        except OSError as error:
-            if error.errno != errno.ENOMEM:
-                raise
-            raise CacheError(
-                f"shard {path}: this process has too many mapped shards: raise vm.max_map_count (sysctl), read in blocks "
-                "with fewer columns, or build with more --settings.shard_rows"
-            ) from None
 
     def _gather(self, selection: Selection) -> "Tensor":
         """Rows (batch, width) of shards of one type."""
@@ -230,12 +227,7 @@ class Column:
 
     def _header(self, number: int) -> Header:
         if number not in self._headers:
-            path, shard = self.path / file_name(number), self.shards[number]
-            header = checked_header(path, shard["bytes"], number, identity_of(self.manifest))
-            _check_layout(path, header, self.manifest, shard["rows"])
-            for field in self.manifest.get("fields", ()):
-                _check_offsets(path, header, field)
-            self._headers[number] = header
+            self._headers[number] = column_header(self.path, self.manifest, number, self.shards[number])
         return self._headers[number]
 
 
@@ -321,6 +313,20 @@ def aligned(corpus: str | Path, columns: Iterable[str | Path | Column]) -> Align
 
 def _under(corpus: Path, path: Path) -> Path:
     return corpus / path if (corpus / path).is_dir() else path
+
+
+def column_header(path: Path, manifest: Mapping[str, Any], number: int, shard: Mapping[str, Any]) -> Header:
+    """The header of shard ``number`` of the column at ``path``, with all that the reader relies on.
+
+    Raises:
+        CacheError: when the shard is missing, belongs elsewhere, or holds something else than its manifest promises.
+    """
+    file = path / file_name(number)
+    header = checked_header(file, shard["bytes"], number, identity_of(manifest))
+    _check_layout(file, header, manifest, shard["rows"])
+    for field in manifest.get("fields", ()):
+        _check_offsets(file, header, field)
+    return header
 
 
 def _check_layout(path: Path, header: Header, manifest: Mapping[str, Any], rows: int) -> None:

@@ -1,16 +1,10 @@
 """One HDF5 shard: written whole or not at all, read through a memory map. The only file that imports h5py."""
 
 import errno
-import hashlib
-import json
 import math
 import os
-import shutil
-import socket
-import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,37 +12,29 @@ import h5py
 import numpy as np
 
 from cache_tools.errors import CacheError
+from cache_tools.format.addresses import AddressRange
+from cache_tools.format.files import (
+    H5_ERRORS,
+    file_size,
+    publish,
+    removed_afterwards,
+    require_space,
+    sha256,
+    system_errors_in_words,
+    temporary_name,
+)
 
 FORMAT_VERSION = 1
 ALIGNMENT = 65_536  # bytes: larger data sets begin at a page, whatever the machine's page is, and can be mapped anywhere
-SPARE = 1 << 20  # bytes that must stay free beside the arrays themselves
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
+class ForeignShard(CacheError):
+    """A file that was read, and that is proven not to be the shard that was expected: a build may remove it."""
+
+
 # ---------------------------------------------------------------------------------------------------- writing
-
-
-def write_json(path: Path, content: Mapping[str, Any], keep: bool = False) -> None:
-    """As :func:`write_file`, for JSON."""
-    write_file(path, json.dumps(content, indent=1), keep)
-
-
-def write_file(path: Path, content: str | bytes, keep: bool = False) -> None:
-    """Write a file that is complete whenever it exists: to a temporary file, which is then renamed.
-
-    Args:
-        path: of the file.
-        content: all of it.
-        keep: an existing file stays; otherwise it is replaced.
-    """
-    temporary = _temporary(path)
-    with _tidy(temporary):
-        with open(temporary, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        _publish(temporary, path, keep)
 
 
 def write_shard(folder: Path, number: int, arrays: Arrays, attributes: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,10 +57,10 @@ def write_shard(folder: Path, number: int, arrays: Arrays, attributes: Mapping[s
     path = folder / file_name(number)
     needed = sum(array.nbytes for array in arrays.values())
     require_space(folder, needed)
-    temporary = _temporary(path)
-    with _tidy(temporary):
+    temporary = temporary_name(path)
+    with removed_afterwards(temporary):
         aligned = {"alignment_threshold": ALIGNMENT, "alignment_interval": ALIGNMENT}
-        with h5py.File(temporary, "w", libver="latest", **aligned) as file:
+        with h5py.File(temporary, "w", libver="latest", locking=False, **aligned) as file:
             try:
                 _reserve(temporary, needed)
                 _fill(file, arrays, attributes)
@@ -85,7 +71,7 @@ def write_shard(folder: Path, number: int, arrays: Arrays, attributes: Mapping[s
             synced = pool.submit(os.fsync, written.fileno())  # the disk works while the hash is taken
             written_facts = facts(temporary)
             synced.result()
-        published = _publish(temporary, path, keep=True)
+        published = publish(temporary, path, keep=True)
     return written_facts | {"file": path.name} if published else facts(path)
 
 
@@ -119,95 +105,6 @@ def file_name(number: int) -> str:
     return f"{number:05d}.h5"
 
 
-def require_space(folder: Path, needed: int) -> None:
-    """Check that the disk has enough space before anything is written.
-
-    Raises:
-        CacheError: when ``needed`` bytes do not fit.
-    """
-    free = shutil.disk_usage(folder).free
-    if free < needed + SPARE:
-        raise _full(folder, f"{free:,} bytes free, {needed + SPARE:,} needed")
-
-
-def _full(folder: Path, reason: str) -> CacheError:
-    return CacheError(
-        f"no space left for {folder} ({reason}): free some space or build in another folder (CACHE=...), then run the "
-        "same command again; finished shards are kept"
-    )
-
-
-@contextmanager
-def full_disk_in_words(folder: Path) -> Iterator[None]:
-    """Turn the system's error for a full disk into a :class:`CacheError` that names ``folder``."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:  # h5py reports a failed flush as a RuntimeError
-        code = getattr(error, "errno", None)
-        if code in (errno.ENOSPC, errno.EDQUOT) or f"errno = {errno.ENOSPC}" in str(error):
-            raise _full(folder, "the disk filled up while writing") from None
-        raise
-
-
-@contextmanager
-def _tidy(temporary: Path) -> Iterator[None]:
-    """Remove ``temporary`` in any case; a full disk becomes a :class:`CacheError`."""
-    try:
-        with full_disk_in_words(temporary.parent):
-            yield
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{threading.get_ident()}.{socket.gethostname()}.{os.getpid()}.tmp")
-
-
-def sweep(folder: Path) -> None:
-    """Remove temporary files in ``folder`` of writers of this machine that were killed."""
-    for path in folder.glob(f".*.{socket.gethostname()}.*.tmp"):
-        if not running(int(path.suffixes[-2][1:])):
-            path.unlink(missing_ok=True)
-
-
-def running(process: int) -> bool:
-    """Whether a process of this machine is running."""
-    try:
-        os.kill(process, 0)  # signal 0 only asks
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it runs, and belongs to another user
-        return True
-    return True
-
-
-def _publish(temporary: Path, path: Path, keep: bool) -> bool:
-    """Rename ``temporary`` to ``path``; with ``keep`` an existing file stays, and the answer is False."""
-    if keep:
-        try:
-            os.link(temporary, path)
-        except FileExistsError:
-            return False
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
-                raise
-            os.replace(temporary, path)  # a file system without hard links: here the last writer wins
-    else:
-        os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-    return True
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 # ---------------------------------------------------------------------------------------------------- reading
 
 
@@ -228,19 +125,21 @@ def read_header(path: Path, size: int | None = None) -> Header:
         size: bytes that the manifest promises.
 
     Raises:
-        CacheError: when the file is missing, of another size, not readable, or not plain.
+        ForeignShard: when the file is of another size, not HDF5, or not plain.
+        CacheError: when it is missing, or the system refuses to read it.
     """
-    if not path.is_file():
+    actual = file_size(path)
+    if actual is None:
         raise CacheError(f"shard {path} is missing: run the build again, it makes what is missing")
-    actual = path.stat().st_size
     if size is not None and actual != size:
-        raise CacheError(f"shard {path} has {actual} bytes, its manifest says {size}: delete it and build again")
+        raise ForeignShard(f"shard {path} has {actual} bytes, its manifest says {size}: delete it and build again")
     try:
-        with h5py.File(path, "r") as file:
+        # without locks: shards never change, some file systems have no locks, and another program may hold one
+        with system_errors_in_words(path), h5py.File(path, "r", locking=False) as file:
             fields = {name: _plain(path, dataset, actual) for name, dataset in _datasets(path, file)}
             return Header(fields, {key: _python(value) for key, value in file.attrs.items()})
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:  # h5py: a type without one in numpy
-        raise CacheError(f"shard {path} is not readable HDF5 ({error}): delete it and build again") from None
+    except H5_ERRORS as error:  # a TypeError: a type without one in numpy
+        raise ForeignShard(f"shard {path} is not readable HDF5 ({error}): delete it and build again") from None
 
 
 def map_shard(path: Path, header: Header | None = None) -> tuple[Arrays, dict[str, Any]]:
@@ -252,11 +151,12 @@ def map_shard(path: Path, header: Header | None = None) -> tuple[Arrays, dict[st
     Raises:
         CacheError: as :func:`read_header`.
     """
-    import torch
-
     header = header or read_header(path)
-    # from_file maps without keeping the file open: ten thousand shards would need ten thousand file descriptors
-    whole = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8).numpy()
+    with system_errors_in_words(path):
+        size = path.stat().st_size
+        span = AddressRange(size)
+        span.place(path, 0, size, 0)
+    whole = span.array(np.dtype(np.uint8), (size,))
     arrays = {
         name: whole[offset : offset + dtype.itemsize * math.prod(shape)].view(dtype).reshape(shape)
         for name, (offset, dtype, shape) in header.fields.items()
@@ -271,7 +171,7 @@ def read_foreign(path: Path, name: str) -> np.ndarray[Any, Any]:
         CacheError: when it is missing, lies outside the file, or claims far more bytes than the file has.
     """
     try:
-        with h5py.File(path, "r") as file:
+        with system_errors_in_words(path), h5py.File(path, "r", locking=False) as file:
             datasets = dict(_datasets(path, file))
             if name not in datasets:
                 raise CacheError(f"{path} has no data set {name}; it has: {', '.join(datasets) or 'none'}")
@@ -295,10 +195,10 @@ def _python(value: Any) -> Any:
 
 def _datasets(path: Path, group: h5py.Group, prefix: str = "") -> Iterator[tuple[str, h5py.Dataset]]:
     if prefix.count("/") > 1:  # also ends a group that contains itself
-        raise CacheError(f"shard {path}: {prefix} is nested too deep; expected NAME or NAME/PART")
+        raise ForeignShard(f"shard {path}: {prefix} is nested too deep; expected NAME or NAME/PART")
     for name in group:
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise CacheError(f"shard {path}: {prefix}{name} is a link to elsewhere; only plain data sets are read")
+            raise ForeignShard(f"shard {path}: {prefix}{name} is a link to elsewhere; only plain data sets are read")
         member = group[name]
         if isinstance(member, h5py.Group):
             yield from _datasets(path, member, f"{prefix}{name}/")
@@ -309,13 +209,13 @@ def _datasets(path: Path, group: h5py.Group, prefix: str = "") -> Iterator[tuple
 def _plain(path: Path, dataset: h5py.Dataset, size: int) -> tuple[int, np.dtype[Any], tuple[int, ...]]:
     properties = dataset.id.get_create_plist()
     if properties.get_layout() != h5py.h5d.CONTIGUOUS or properties.get_external_count():
-        raise CacheError(f"shard {path}: {dataset.name} is not contiguous data inside the file")
+        raise ForeignShard(f"shard {path}: {dataset.name} is not contiguous data inside the file")
     if dataset.dtype.kind not in "fiu" or not dataset.dtype.isnative:
-        raise CacheError(f"shard {path}: {dataset.name} has type {dataset.dtype}, expected this machine's numbers")
+        raise ForeignShard(f"shard {path}: {dataset.name} has type {dataset.dtype}, expected this machine's numbers")
     if dataset.shape is None:
-        raise CacheError(f"shard {path}: {dataset.name} is null, expected numbers")
+        raise ForeignShard(f"shard {path}: {dataset.name} is null, expected numbers")
     claimed = math.prod(dataset.shape) * dataset.dtype.itemsize  # Python's numbers do not wrap
     offset = dataset.id.get_offset() if claimed else 0
     if offset is None or offset + claimed > size:
-        raise CacheError(f"shard {path}: {dataset.name} claims bytes beyond the end of the file")
+        raise ForeignShard(f"shard {path}: {dataset.name} claims bytes beyond the end of the file")
     return offset, dataset.dtype, dataset.shape

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from cache_tools.errors import BadItem, TeacherError
-from cache_tools.format.shard import sha256
+from cache_tools.format.files import sha256
 from cache_tools.hub import content_only, read_safetensors, weights_file
 from cache_tools.items.molecule import MAX_ATOMS, parse_smiles
 from cache_tools.teachers.base import Tunable

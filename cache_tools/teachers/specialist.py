@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from cache_tools.errors import TeacherError
-from cache_tools.format.shard import write_file
+from cache_tools.format.files import write_file
 from cache_tools.hub import read_safetensors, weights_file
 from cache_tools.producer import class_path
 from cache_tools.teachers.base import Teacher, Tunable

@@ -17,7 +17,7 @@ from cache_tools.building.corpus import add_column, build, build_like
 from cache_tools.corpora.base import Items
 from cache_tools.corpora.molecule import RdkitSamples
 from cache_tools.errors import CacheError, TeacherError
-from cache_tools.format import shard, store
+from cache_tools.format import files, shard, store
 from cache_tools.format.verify import column_faults, corpus_faults
 from cache_tools.inputs import MoleculeGraph
 from cache_tools.teachers.base import Teacher
@@ -56,12 +56,12 @@ def test_running_again_makes_only_what_is_missing(tmp_path):
 def test_a_lost_shard_is_made_again_and_only_that(tmp_path):
     settings = Settings(workers=1, shard_rows=4)
     folder = build(tmp_path, "c", corpus(), {"a": Lengths()}, {}, settings)
-    before = shard.sha256(folder / "teachers" / "a" / "00001.h5")
+    before = files.sha256(folder / "teachers" / "a" / "00001.h5")
     (folder / "teachers" / "a" / "00001.h5").unlink()
     teacher = Lengths()
     build(tmp_path, "c", corpus(), {"a": teacher}, {}, settings)
     assert teacher.calls == 1
-    assert shard.sha256(folder / "teachers" / "a" / "00001.h5") == before
+    assert files.sha256(folder / "teachers" / "a" / "00001.h5") == before
     assert column_faults(folder / "teachers" / "a", store.read_corpus(folder).fingerprint) == []
 
 

@@ -1,5 +1,6 @@
 import csv
 import gzip
+import os
 import shutil
 
 import h5py
@@ -17,8 +18,8 @@ from cache_tools.cli.sample import sample
 from cache_tools.cli.transfer import export, import_
 from cache_tools.corpora.base import Corpus, Items
 from cache_tools.corpora.molecule import RdkitSamples, SmilesFile
-from cache_tools.errors import CacheError, TeacherError
-from cache_tools.format import shard, store
+from cache_tools.errors import CacheError, QuorumError, TeacherError
+from cache_tools.format import files, shard, store
 from cache_tools.format.verify import column_faults
 from cache_tools.teachers.base import Teacher
 from cache_tools.teachers.molecule import Maccs
@@ -342,7 +343,7 @@ def tamper(column, change):
     facts = shard.write_shard(column, 0, arrays, header)
     manifest = store.read_manifest(column / store.MANIFEST)
     manifest["shards"][0] |= facts
-    shard.write_json(column / store.MANIFEST, manifest)
+    files.write_json(column / store.MANIFEST, manifest)
 
 
 def test_the_live_teacher_gives_what_is_stored(maccs, capsys):
@@ -423,3 +424,40 @@ def test_importing_another_file_under_a_name_that_is_taken_loses_nothing(corpus,
     with pytest.raises(CacheError, match="give the new one another name"):
         import_(corpus, "a", write_npy(tmp_path / "f", IDS, ROWS + 1))
     np.testing.assert_array_equal(open_column(corpus / "teachers" / "a").rows(torch.arange(7)), ROWS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("i.csv", 'id,n\n"open,1\n' + "b,2\n" * 5 + '"close,7\n', "i.csv line 2: a stray quote"),
+        ("i.csv", "id,n\na\0b,1\n", "i.csv line 2 holds a NUL character"),
+        ("i.csv", "", "i.csv is empty: expected a header with column id"),
+        ("i.txt", "one\nzw\0ei\n", "i.txt line 2 holds a NUL character"),
+        ("i.txt.gz", "x" * 17_000_000, "i.txt.gz line 1 has more than 16,777,216 characters"),
+    ],
+)
+def test_ids_that_would_be_lost_are_refused_with_their_line(corpus, tmp_path, name, content, message):
+    file = write_npy(tmp_path / "e", IDS, ROWS)
+    (tmp_path / name).write_bytes(gzip.compress(content.encode()) if name.endswith("gz") else content.encode())
+    with pytest.raises(QuorumError, match=message):
+        import_(corpus, "a", file, tmp_path / name)
+    assert not (corpus / "teachers").exists()
+
+
+@pytest.mark.parametrize(
+    "ids", [[{"a": 1}] * 7, [1.0, float("nan"), *range(5)], [True] * 7], ids=["objects", "NaN", "truth"]
+)
+def test_ids_that_are_no_texts_or_whole_numbers_are_refused_with_their_row(corpus, tmp_path, ids):
+    file = write_parquet(tmp_path / "e", ids, ROWS)
+    with pytest.raises(CacheError, match=r"e.parquet row 1: expected an id as text or whole number, found"):
+        import_(corpus, "a", file)
+
+
+def test_a_pipe_in_the_place_of_a_file_of_ids_or_embeddings_is_refused_at_once(corpus, tmp_path):
+    file = write_npy(tmp_path / "e", IDS, ROWS)
+    for name in ("p.txt", "p.npy"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(CacheError, match=f"no file .*{name}: expected ids there"):
+            import_(corpus, "a", file, tmp_path / name)
+    with pytest.raises(CacheError, match="no file .*p.npy: expected embeddings there"):
+        import_(corpus, "a", tmp_path / "p.npy", tmp_path / "e.ids.npy")

@@ -15,7 +15,7 @@ from cache_tools import open_column
 from cache_tools.building.column import Settings
 from cache_tools.building.corpus import build
 from cache_tools.errors import CacheError
-from cache_tools.format import shard, store
+from cache_tools.format import files, shard, store
 
 # ------------------------------------------------------------------------------ 1: a shard that exists is whole
 
@@ -87,7 +87,7 @@ class Configured(Given):
         self.knows(np.ones((4, 1)))
 
     def fingerprint(self):
-        return {**super().fingerprint(), "weights": shard.sha256(self.weights)}
+        return {**super().fingerprint(), "weights": files.sha256(self.weights)}
 
 
 def test_promise_02_running_again_calls_no_teacher_for_shards_that_are_there(tmp_path):

@@ -19,7 +19,7 @@ from helpers import ROOT, contents, edited, faults, litter, plain_column
 from cache_tools import aligned, open_column
 from cache_tools.building import claims, launch
 from cache_tools.errors import CacheError
-from cache_tools.format import shard, store
+from cache_tools.format import files, shard, store
 
 # -------------------------------------------------------------------------------------------- 11: many writers
 
@@ -37,7 +37,7 @@ def test_promise_11_of_two_writers_of_one_shard_one_wins(nursery, tmp_path):
         assert (mapped["embedding"] == header["writer"]).all()
         winners.add(header["writer"])
         for me in (1, 2):
-            assert json.loads((here / f"facts {me}.json").read_text())["sha256"] == shard.sha256(here / "00007.h5")
+            assert json.loads((here / f"facts {me}.json").read_text())["sha256"] == files.sha256(here / "00007.h5")
         assert not list(here.glob(".*")), "no temporary file"
     assert winners <= {1, 2}
 
@@ -109,7 +109,7 @@ def test_promise_11_a_writer_that_this_command_started_does_not_count_as_alive_w
     real = subprocess.Popen
     monkeypatch.setattr(launch.subprocess, "Popen", start)
     with launch.writers(2, [], 1):
-        wait_for(lambda: not shard.running(started[0].pid))
+        wait_for(lambda: not files.running(started[0].pid))
 
 
 # ------------------------------------------------------------------------------------------------- 12: reading
