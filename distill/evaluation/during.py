@@ -26,6 +26,7 @@ class ProbeDuring(Callback):
             systems=["student"],
             score_on="validation",
             trust_remote_code=evaluation.trust_remote_code,
+            cache=evaluation.cache,
         )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -1,9 +1,13 @@
 """A task's items in the cache: which columns they have, and the embeddings that every system makes of them."""
 
+import errno
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -132,6 +136,7 @@ def prepare(
     students: Mapping[str, Path],
     settings: Settings | None,
     trust_remote_code: bool,
+    cache: Path | None = None,
 ) -> dict[str, Prepared]:
     """Embed the items of tasks of one modality with the producers of a corpus's columns; finished columns are kept.
 
@@ -142,10 +147,12 @@ def prepare(
         students: other students, name -> export.
         settings: how to run the teachers.
         trust_remote_code: the present command lets teachers run Python code that comes with their models.
+        cache: a folder for the tasks' columns; beside the corpus when not given.
 
     Raises:
         CorpusError: when a task's file or column is missing.
-        CacheError: when a teacher's manifest asks for such code, and the command does not allow it.
+        CacheError: when a teacher's manifest asks for such code, and the command does not allow it; when the tasks' columns
+            cannot be written.
     """
     inputs, modality = corpora[0].inputs, corpora[0].corpus.modality
     probed = {"teachers", "concatenated", "pca"} & set(systems)
@@ -156,21 +163,23 @@ def prepare(
         if rebuild(column.manifest["producer"], Teacher, column.path, trust_remote_code=trust_remote_code).live
     }
     copied = [column.path for column in (*(columns[name] for name in columns if name in live), inputs)]
-    parent = inputs.path.parents[1] / TASKS
-    folders = {
-        name: build_like(copied, parent, task.corpus(name), settings, trust_remote_code=trust_remote_code)
-        for name, task in tasks.items()
-    }
+    place = cache / corpora[0].corpus.fingerprint[:16] if cache else None
+    parent = place or inputs.path.parents[1] / TASKS
+    with _writing_to(parent):
+        folders = {
+            name: build_like(copied, parent, task.corpus(name), settings, trust_remote_code=trust_remote_code)
+            for name, task in tasks.items()
+        }
     names = dict.fromkeys(name for corpus in corpora for name in corpus.teachers if name in columns)
     teachers = [name for name in names if name in live or _imported(name, folders)]
     others = {name: other_student(place, modality) for name, place in students.items()}
     producers = {name: other for name, other in others.items() if other}
     if unread := sorted(others.keys() - producers.keys()):
         log.warning("student %s reads no %ss: it is left out of their tasks", ", ".join(unread), modality)
-    for folder in folders.values():
-        for column, student in producers.values():
+    for folder, (column, student) in product(folders.values(), producers.values()):
+        with _writing_to(parent):
             add_column(folder, column, student, settings)
-    corpus_items = np.concatenate([corpus_hashes(corpus.columns.corpus) for corpus in corpora])
+    corpus_items = np.concatenate([corpus_hashes(corpus.columns.corpus, place) for corpus in corpora])
     prepared = {}
     for name, task in tasks.items():
         stands = np.isin(corpus_hashes(folders[name]), corpus_items).tolist()
@@ -178,6 +187,27 @@ def prepare(
         read = {other: column for other, (column, _) in producers.items()}
         prepared[name] = Prepared(task, folders[name], inputs.name, teachers, read, corpora, seen, trust_remote_code)
     return prepared
+
+
+@contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    """Say which key names another folder, when the tasks' columns cannot be written to ``folder``.
+
+    Raises:
+        CacheError: then.
+    """
+    try:
+        yield
+    except (OSError, CacheError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__
+        code: int | None = getattr(cause, "errno", None)
+        above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if code not in (errno.EROFS, errno.EACCES, errno.EPERM) or os.access(above, os.W_OK):
+            raise
+        raise CacheError(
+            f"{folder}: the embeddings of the tasks' items are kept here, but the folder cannot be written to "
+            f"({os.strerror(code)}): name another one with --probe.cache FOLDER"
+        ) from None
 
 
 def _imported(teacher: str, folders: Mapping[str, Path]) -> bool:

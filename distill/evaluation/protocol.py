@@ -58,6 +58,7 @@ class Evaluation:
             rows in the place of the latter; the test rows then stay unseen.
         trust_remote_code: let the teachers whose manifests say so run Python code that comes with their models on the items
             of tasks; only for models whose code you have read. A run does not keep this: each command says it again.
+        cache: a folder for the embeddings of the tasks' items; by default ``tasks`` beside the corpus's columns.
 
     Raises:
         ConfigError: when ``during`` names an unknown task, or a suite's folder holds none of its files.
@@ -76,6 +77,7 @@ class Evaluation:
         exclude_seen: bool = False,
         score_on: Literal["test", "validation"] = "test",
         trust_remote_code: bool = False,
+        cache: Path | None = None,
     ):
         self.tasks, self.splits = dict(tasks or {}), splits or ["random"]
         for name, folder in (suites or {}).items():
@@ -88,6 +90,7 @@ class Evaluation:
             raise ConfigError(f"probe.seeds is {self.seeds}, expected one seed or more, none below 0")
         self.systems, self.students = systems or list(SYSTEMS), students or {}
         self.exclude_seen, self.score_on, self.trust_remote_code = exclude_seen, score_on, trust_remote_code
+        self.cache = Path(cache) if cache else None
         if every < 0:
             raise ConfigError(f"probe.every is {every}, expected epochs between two probes, or 0 for none")
         self.every, self.during = every, during or list(self.tasks)
@@ -122,7 +125,7 @@ class Evaluation:
             if not fitting:
                 raise ConfigError(f"task {next(iter(tasks))} has {modality}s, the run has no corpus of them: leave it out")
             self.prepared |= prepare(
-                tasks, fitting, self.systems, self.students, settings, trust_remote_code=self.trust_remote_code
+                tasks, fitting, self.systems, self.students, settings, self.trust_remote_code, self.cache
             )
         probed = {name for task in self.prepared.values() for name in task.teachers}
         wanted = {name for task in self.prepared.values() for corpus in task.corpora for name in corpus.teachers}

@@ -2,13 +2,17 @@
 
 import hashlib
 import io
+import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cache_tools import BadItem, decode_image, parse_smiles, read_corpus, read_items, write_file
+from cache_tools import BadItem, CacheError, decode_image, parse_smiles, read_corpus, read_items, write_file
+
+log = logging.getLogger(__name__)
 
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 
@@ -37,16 +41,27 @@ def hashes(items: Iterable[bytes], modality: str) -> Hashes:
     return np.frombuffer(b"".join(digests), np.uint64)
 
 
-def corpus_hashes(folder: Path) -> Hashes:
-    """The hashes of a stored corpus's items, (rows,); computed once and kept in its folder."""
+def corpus_hashes(folder: Path, place: Path | None = None) -> Hashes:
+    """The hashes of a stored corpus's items, (rows,); computed once and kept.
+
+    Args:
+        folder: of the corpus.
+        place: a folder to keep them in, when the corpus's own shall stay as it is.
+    """
     corpus = read_corpus(folder)
-    path = folder / f"seen-{corpus.fingerprint[:16]}.npy"
-    if path.exists():
-        kept: Hashes = np.load(path)
-        return kept
+    name = f"seen-{corpus.fingerprint[:16]}.npy"
+    for path in (folder / name, (place or folder) / name):
+        with suppress(ValueError, EOFError, OSError):  # missing, or cut short by a copy
+            kept: Hashes = np.load(path)
+            if kept.shape == (corpus.rows,):
+                return kept
     shards = [hashes(read_items(folder, number)[1], corpus.modality) for number in range(corpus.shard_count)]
     every: Hashes = np.concatenate([np.empty(0, np.uint64), *shards])
     file = io.BytesIO()
     np.save(file, every)
-    write_file(path, file.getvalue())
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, file.getvalue())
+    except (OSError, CacheError) as error:
+        log.warning("%s is not kept, the next test computes it again: %s", path, error)
     return every

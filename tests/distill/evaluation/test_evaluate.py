@@ -1,5 +1,7 @@
 import copy
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import yaml
 from cache_tools import open_column
 from cache_tools.building.column import Settings
 from cache_tools.cli.transfer import import_
-from cache_tools.errors import ConfigError
+from cache_tools.errors import CacheError, ConfigError
 from distill.data.columns import open_corpus
 from distill.evaluation.baselines import calibrated, undistilled
 from distill.evaluation.during import ProbeDuring
@@ -192,9 +194,7 @@ def test_the_batch_norms_of_random_weights_have_the_statistics_of_the_corpus(cha
     part, student = open_corpus(chains / "c", ["maccs"]), GraphStudent(layers=2, width=16, dim=12, dropout=0.5)
     before = copy.deepcopy(student.state_dict())
     done = calibrated(student, [part], "cpu")
-    seen: dict[
-        str, tuple[torch.Tensor, torch.Tensor]
-    ] = {}  # what each norm reads of all rows
+    seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # what each norm reads of all rows
     twin = copy.deepcopy(student).eval()
     for name, module in twin.named_modules():
         if isinstance(module, torch.nn.BatchNorm1d):
@@ -297,3 +297,47 @@ def test_what_a_checkpoint_is_chosen_by_is_not_what_it_is_tested_on(chains: Path
     used = [items[row] for part in ("train", "valid", "test") for row in kept[part]]
     assert len(used) == len(set(used)) == 54
     assert not task.tested & set(used)
+
+
+@pytest.fixture
+def read_only(chains: Path, tmp_path: Path):
+    """The corpus of ``chains``, mounted so that nothing can be written."""
+    original, place = tmp_path / "c", tmp_path / "read-only"
+    shutil.copytree(chains / "c", original, ignore=shutil.ignore_patterns("tasks", "seen-*"))
+    place.mkdir()
+    mount = ["mount", "--bind", "-o", "ro", str(original), str(place)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"mounting a folder is not permitted here: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_read_only_cache_is_probed_with_another_folder_for_its_tasks(chains: Path, read_only: Path, tmp_path: Path):
+    tasks, student = {"y": MoleculeTask(chains / "task.csv", "regression")}, GraphStudent(layers=1, width=8)
+    corpora = [open_corpus(read_only, ["maccs", "morgan"])]
+    with pytest.raises(
+        CacheError, match=r"read-only/tasks: .*\(Read-only file system\): name another one with --probe.cache"
+    ):
+        Evaluation(tasks, seeds=[0]).prepare(corpora, Settings(workers=1))
+    scores = []
+    for cache in (tmp_path / "elsewhere" / "kept", None):
+        evaluation = Evaluation(tasks, seeds=[0], cache=cache)
+        evaluation.prepare(corpora if cache else [open_corpus(chains / "c", ["maccs", "morgan"])], Settings(workers=1))
+        scores.append([(record.system, record.score) for record in evaluation.run({"student": student}, "cpu", quiet=True)])
+    assert scores[0] == scores[1]
+    assert len(list((tmp_path / "elsewhere" / "kept").rglob("seen-*.npy"))) == 2
+    assert not (read_only / "tasks").exists()
+    assert ProbeDuring(Evaluation(tasks, every=1, cache=tmp_path)).evaluation.cache == tmp_path
+
+
+def test_a_read_only_cache_that_holds_the_tasks_needs_no_other_folder(
+    chains: Path, read_only: Path, tmp_path: Path, caplog
+):
+    tasks = {"y": MoleculeTask(chains / "task.csv", "regression")}
+    Evaluation(tasks, seeds=[0]).prepare([open_corpus(tmp_path / "c", ["maccs"])], Settings(workers=1))
+    (next((tmp_path / "c").glob("seen-*.npy"))).unlink()
+    evaluation = Evaluation(tasks, seeds=[0])
+    evaluation.prepare([open_corpus(read_only, ["maccs"])], Settings(workers=1))
+    assert evaluation.prepared["y"].teachers == ["maccs"]
+    assert "npy is not kept, the next test computes it again" in caplog.text

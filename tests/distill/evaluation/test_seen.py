@@ -29,3 +29,22 @@ def test_a_corpus_is_read_once(tmp_path, monkeypatch):
     np.testing.assert_array_equal(found, hashes([b"CCO", b"CCO", b"CCC"], "molecule"))
     monkeypatch.setattr(seen, "hashes", None)
     np.testing.assert_array_equal(corpus_hashes(tmp_path), found)
+
+
+def test_hashes_that_were_cut_short_are_computed_again(tmp_path):
+    store_corpus(tmp_path, Items(["CCO", "OCC", "CCC"], "molecule"), 2)
+    found = corpus_hashes(tmp_path)
+    (path,) = tmp_path.glob("seen-*.npy")
+    whole = path.read_bytes()
+    for cut in (b"", whole[:60], whole[:-8]):
+        path.write_bytes(cut)
+        np.testing.assert_array_equal(corpus_hashes(tmp_path), found)
+        assert path.read_bytes() == whole
+
+
+def test_hashes_may_be_kept_elsewhere(tmp_path):
+    store_corpus(tmp_path / "c", Items(["CCO", "OCC"], "molecule"), 2)
+    found = corpus_hashes(tmp_path / "c", tmp_path / "kept")
+    (path,) = tmp_path.rglob("seen-*.npy")
+    assert path.parent == tmp_path / "kept"
+    np.testing.assert_array_equal(corpus_hashes(tmp_path / "c", tmp_path / "kept"), found)
