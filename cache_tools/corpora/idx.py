@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from cache_tools.corpora.base import Corpus
-from cache_tools.corpora.tables import DAMAGED
+from cache_tools.corpora.tables import DAMAGED, require_file
 from cache_tools.errors import CorpusError
+
+MAX_BYTES = 1 << 31  # of a file, unpacked: three times the largest of the EMNIST files
 
 Array = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -62,16 +65,20 @@ def read_idx(path: Path, axes: int) -> Array:
     Raises:
         CorpusError: when the file is missing, cut short, or no such file.
     """
+    require_file(path)
+    head = 4 + 4 * axes
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            content = file.read()
+            content = file.read(head)
+            lengths = np.frombuffer(content[4:].ljust(head - 4, b"\0"), ">u4").tolist()
+            size = head + math.prod(lengths)
+            if content[:4] == bytes([0, 0, 8, axes]) and size <= MAX_BYTES:
+                content += file.read(size - head + 1)  # one more than promised, if there are more
     except (OSError, *DAMAGED) as error:
         raise CorpusError(f"{path} cannot be read ({error}): fetch it again") from None
-    head = 4 + 4 * axes
-    lengths = np.frombuffer(content[4:head].ljust(head - 4, b"\0"), ">u4").astype(int)
-    if content[:4] != bytes([0, 0, 8, axes]) or len(content) != head + np.prod(lengths):
+    if content[:4] != bytes([0, 0, 8, axes]) or len(content) != size:
         raise CorpusError(
-            f"{path} is no IDX file of {axes} axes of bytes, or it is cut short (first bytes {content[:4].hex()}, axes "
-            f"{lengths.tolist()}, {len(content)} bytes in all): fetch it again"
+            f"{path} is no IDX file of {axes} axes of bytes, or it is cut short, or longer than {MAX_BYTES:,} bytes (first "
+            f"bytes {content[:4].hex()}, axes {lengths}, {len(content)} bytes read): fetch it again"
         )
     return np.frombuffer(content, np.uint8, offset=head).reshape(lengths)

@@ -14,36 +14,92 @@ from cache_tools.errors import BadItem
 if TYPE_CHECKING:
     from PIL import Image
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")  # of files of these formats
 MAX_PIXELS = 90_000_000
+
+UPRIGHT = {  # EXIF's number of an orientation -> the method of Pillow that undoes it
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+ORIENTATION = 0x0112
+
+DAMAGED = (  # what Pillow's decoders and its readers of metadata raise
+    *(OSError, SyntaxError, ValueError, LookupError, EOFError, TypeError, AttributeError, ArithmeticError),
+    *(struct.error, zlib.error),
+)
 
 
 def decode_image(item: bytes) -> "Image.Image":
-    """The RGB image in ``item``, turned as its EXIF orientation says.
+    """The RGB image in ``item``, turned as its EXIF orientation says; metadata that cannot be read are ignored.
 
     Args:
-        item: an encoded image file: JPEG, PNG, WebP, GIF (its first frame) or BMP.
+        item: an encoded image file: JPEG, PNG, WebP, GIF (its first frame), BMP or TIFF (its first page, up to 16 bits).
 
     Raises:
         BadItem: when it is no such image, is damaged or cut short, or has more than ``MAX_PIXELS`` pixels; the header
             tells their number before any pixel is decoded.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     try:
-        image: Image.Image = Image.open(io.BytesIO(item), formats=FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            raise BadItem(f"an image of {image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are decoded")
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16 bits of grey: Pillow would clip all values above 255
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-        return image.convert("RGB")
+        try:
+            return _decode(item)
+        except DAMAGED:
+            if not item.startswith(PNG):
+                raise
+            return _decode(_without_metadata(item))
     except Image.DecompressionBombError:
         raise BadItem(f"an image of more than {MAX_PIXELS:,} pixels") from None
     except UnidentifiedImageError:
         raise BadItem(f"no image that can be read, expected {', '.join(FORMATS)}") from None
-    except (OSError, SyntaxError, ValueError, LookupError, EOFError, TypeError, struct.error, zlib.error) as error:
-        raise BadItem(f"a damaged image: {error}") from None  # Pillow's decoders raise many kinds
+    except DAMAGED as error:
+        raise BadItem(f"a damaged image: {error}") from None
+
+
+def _decode(item: bytes) -> "Image.Image":
+    from PIL import Image
+
+    image: Image.Image = Image.open(io.BytesIO(item), formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        raise BadItem(f"an image of {image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are decoded")
+    image.load()
+    if image.mode in ("F", "I") and image.format == "TIFF":
+        raise BadItem(f"pixels of 32 bits (mode {image.mode}) have no known range, expected up to 16 bits")
+    image = _upright(image)
+    if image.mode.startswith("I"):  # 16 bits of grey: Pillow would clip all values above 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def _upright(image: "Image.Image") -> "Image.Image":
+    from PIL import Image
+
+    try:
+        method = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+    except DAMAGED:
+        return image
+    return image.transpose(Image.Transpose[method]) if method else image
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def _without_metadata(png: bytes) -> bytes:
+    """A PNG without texts and colour profiles, of which Pillow accepts 1 MB, and only undamaged ones."""
+    kept, at = [PNG], len(PNG)
+    while at < len(png):
+        end = at + 12 + int.from_bytes(png[at : at + 4], "big")  # length, type, content, checksum
+        kind = png[at + 4 : at + 8]
+        if kind[:1].isupper() or kind in (b"tRNS", b"eXIf"):  # upper case: without it no pixel can be decoded
+            kept.append(png[at:end])
+        at = end
+    return b"".join(kept)
 
 
 def square(image: "Image.Image", size: int, bilinear: bool = False) -> "Image.Image":

@@ -165,7 +165,16 @@ def of_column(tmp_path, item):
 
 @pytest.mark.parametrize(
     ("mode", "kind"),
-    [("RGB", "PNG"), ("P", "PNG"), ("RGBA", "PNG"), ("CMYK", "JPEG"), ("RGB", "WEBP"), ("RGB", "BMP"), ("P", "GIF")],
+    [
+        ("RGB", "PNG"),
+        ("P", "PNG"),
+        ("RGBA", "PNG"),
+        ("CMYK", "JPEG"),
+        ("RGB", "WEBP"),
+        ("RGB", "BMP"),
+        ("P", "GIF"),
+        ("RGB", "TIFF"),
+    ],
 )
 def test_every_mode_becomes_rgb(tmp_path, mode, kind):
     found = of_column(tmp_path, saved(halves(mode), kind, **({"lossless": True} if kind == "WEBP" else {})))
@@ -185,7 +194,7 @@ def test_grey_of_16_bits_is_scaled_not_cut_off(tmp_path):
     assert (found == np.arange(256).reshape(16, 16, 1)).all()
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize(
     ("orientation", "where"), [(1, "left"), (2, "right"), (3, "right"), (6, "top"), (7, "bottom"), (8, "bottom")]
 )
@@ -215,7 +224,7 @@ def damaged() -> dict[str, bytes]:
         "flipped.png": bytes(flipped),
         "head.jpg": encoded(1, "JPEG")[:10],
         "text.png": b"<html>404</html>",
-        "tiff.png": saved(halves(), "TIFF"),
+        "icon.png": saved(halves(), "ICO"),
     }
 
 
@@ -229,7 +238,7 @@ def test_damaged_images_are_masked_and_listed(tmp_path, name):
 
 def test_no_damage_to_a_byte_gets_past_decode():
     random = np.random.default_rng(0)
-    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP"):
+    for kind in images.FORMATS:
         whole, refused = encoded(5, kind), 0
         for _ in range(60):
             item = bytearray(whole)

@@ -142,17 +142,17 @@ IMAGES = {
     "smaller bomb": png(10_000, 10_000),
     "nothing": b"",
     "cut short png": encoded("blue")[:500],
-    "a tiff": encoded("red", "TIFF"),
+    "an icon": encoded("red", "ICO"),
     "green": encoded("green", "WEBP"),
 }
 BAD_IMAGES = {
-    "no image": "no image that can be read, expected JPEG, PNG, WEBP, GIF, BMP",
+    "no image": "no image that can be read, expected JPEG, PNG, WEBP, GIF, BMP, TIFF",
     "cut short": "damaged",
     "bomb": "more than 90,000,000 pixels",
     "smaller bomb": "10000 x 10000 pixels, at most 90,000,000",
     "nothing": "no image",
     "cut short png": "damaged",
-    "a tiff": "no image that can be read",
+    "an icon": "no image that can be read",
 }
 MOLECULES = {"ethanol": b"CCO", "broken": b"C1CC", "empty": b"", "benzene": b"c1ccccc1", "latin": b"C\xe9"}
 BAD_MOLECULES = {"broken": "cannot parse", "empty": "without atoms", "latin": "codec can't decode"}
