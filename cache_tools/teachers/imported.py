@@ -10,10 +10,11 @@ from typing import Any, Literal
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from cache_tools.corpora.tables import open_text, read_csv
+from cache_tools.corpora.tables import open_text, read_csv, read_lines
 from cache_tools.errors import BadItem, CacheError
+from cache_tools.format.files import sha256
 from cache_tools.format.packing import Array
-from cache_tools.format.shard import read_foreign, sha256
+from cache_tools.format.shard import read_foreign
 from cache_tools.teachers.base import Teacher
 
 log = logging.getLogger(__name__)
@@ -61,8 +62,10 @@ def _parquet(path: Path, field: str) -> Array:
 
 
 def _lines(path: Path, field: str) -> Array:
-    with open_text(path) as file:
-        return np.array([line.removesuffix("\r") for line in file.read().rstrip("\r\n").split("\n")], object)
+    lines = list(read_lines(path))
+    while lines and not lines[-1]:  # blank lines at the end
+        lines.pop()
+    return np.array(lines, object)
 
 
 def _cells(path: Path, field: str) -> Array:
@@ -111,7 +114,10 @@ def _ids(path: Path, field: str) -> list[str]:
     if ids.ndim != 1 or ids.dtype.kind not in "USOiu":
         description = f"shape {ids.shape}, type {ids.dtype}"
         raise CacheError(f"{path}: expected ids as texts or whole numbers of shape (rows,), found {description}")
-    return [row.decode(errors="backslashreplace") if isinstance(row, bytes) else str(row) for row in ids.tolist()]
+    for number, row in enumerate(rows := ids.tolist(), 1):
+        if isinstance(row, bool) or not isinstance(row, str | bytes | int):
+            raise CacheError(f"{path} row {number}: expected an id as text or whole number, found {row!r:.60}")
+    return [row.decode(errors="backslashreplace") if isinstance(row, bytes) else str(row) for row in rows]
 
 
 class Imported(Teacher):

@@ -447,6 +447,15 @@ def test_ids_that_would_be_lost_are_refused_with_their_line(corpus, tmp_path, na
 @pytest.mark.parametrize(
     "ids", [[{"a": 1}] * 7, [1.0, float("nan"), *range(5)], [True] * 7], ids=["objects", "NaN", "truth"]
 )
+def test_blank_lines_at_the_end_of_a_file_of_ids_are_no_ids(corpus, tmp_path):
+    (tmp_path / "i.txt").write_text("one\nzwei\n\n\n")
+    import_(corpus, "a", write_npy(tmp_path / "e", IDS[:2], ROWS[:2]), tmp_path / "i.txt")
+    assert open_column(corpus / "teachers" / "a").valid(torch.arange(7)).tolist() == [True, True, *[False] * 5]
+
+
+@pytest.mark.parametrize(
+    "ids", [[{"a": 1}] * 7, [1.0, float("nan"), *range(5)], [True] * 7], ids=["objects", "NaN", "truth"]
+)
 def test_ids_that_are_no_texts_or_whole_numbers_are_refused_with_their_row(corpus, tmp_path, ids):
     file = write_parquet(tmp_path / "e", ids, ROWS)
     with pytest.raises(CacheError, match=r"e.parquet row 1: expected an id as text or whole number, found"):
