@@ -444,9 +444,6 @@ def test_ids_that_would_be_lost_are_refused_with_their_line(corpus, tmp_path, na
     assert not (corpus / "teachers").exists()
 
 
-@pytest.mark.parametrize(
-    "ids", [[{"a": 1}] * 7, [1.0, float("nan"), *range(5)], [True] * 7], ids=["objects", "NaN", "truth"]
-)
 def test_blank_lines_at_the_end_of_a_file_of_ids_are_no_ids(corpus, tmp_path):
     (tmp_path / "i.txt").write_text("one\nzwei\n\n\n")
     import_(corpus, "a", write_npy(tmp_path / "e", IDS[:2], ROWS[:2]), tmp_path / "i.txt")
