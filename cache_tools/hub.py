@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import itertools
 import json
 import os
 import socket
@@ -49,8 +50,19 @@ def locate(model: str) -> str:
         model: a hub name, a folder, or ``package:NAME/FOLDER`` for a folder inside an installed Python package.
 
     Raises:
-        TeacherError: when that package is not installed, or a variable is not set.
+        TeacherError: when that package is not installed, a variable is not set, or a folder holds a pipe or a device, which
+            a library would read for ever.
     """
+    place = _expanded(model)
+    folder = Path(place.removeprefix("local-dir:"))
+    if folder.is_dir():
+        for path in itertools.chain(folder.glob("*"), folder.glob("*/*")):
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise TeacherError(f"{path} is a pipe or a device, expected a file: restore the model's folder")
+    return place
+
+
+def _expanded(model: str) -> str:
     stay_local()
     if model.startswith(PACKAGE):
         name, _, inside = model.removeprefix(PACKAGE).partition("/")
@@ -206,8 +218,7 @@ def create_network(name: str, pretrained: bool) -> Any:
     config = from_pretrained("AutoConfig", name)
     from transformers import AutoModel
 
-    with loading(name, "a folder that save_pretrained made"):
-        return AutoModel.from_config(config, trust_remote_code=False)
+    return AutoModel.from_config(config, trust_remote_code=False)
 
 
 def tokenizer_sha256(tokenizer: Any) -> str:

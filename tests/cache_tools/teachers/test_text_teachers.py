@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import logging
+import os
 import pickle
 import re
 import shutil
@@ -511,3 +512,15 @@ def test_half_precision_is_compared_also_after_a_batch_that_did_not_fit(caplog):
         run(Network("shifty", Small(20, mlp(Shift())), "cpu", "bfloat16"))
     assert "shifty" in caplog.text
     assert "float32 is used" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+@pytest.mark.parametrize("file", ["1_Pooling/config.json", "modules.json", "config.json", "model.safetensors"])
+def test_a_pipe_or_an_endless_device_in_a_models_folder_is_refused_at_once(sentences, tmp_path, file, kind):
+    folder = tmp_path / "model"
+    shutil.copytree(sentences, folder)
+    (folder / file).unlink()
+    {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero")}[kind](folder / file)
+    for producer in (SentenceTransformerTeacher(str(folder)), HfTextTeacher(str(folder)), TokenIds(str(folder))):
+        with pytest.raises(TeacherError, match=rf"{re.escape(file)} is a pipe or a device, expected a file"):
+            producer.load("cpu")

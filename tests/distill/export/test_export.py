@@ -1,10 +1,13 @@
 import io
 import json
+import multiprocessing
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +23,7 @@ from cache_tools.cli.sample import sample
 from cache_tools.corpora.image import ImageFolder
 from cache_tools.corpora.molecule import RdkitSamples
 from cache_tools.corpora.text import TextFile
-from cache_tools.errors import CacheError, ConfigError, CorpusError
+from cache_tools.errors import CacheError, ConfigError, CorpusError, TeacherError
 from cache_tools.format.reader import open_column
 from cache_tools.format.store import read_items
 from cache_tools.inputs import EncodedImage, MoleculeGraph, Pixels, TokenIds
@@ -348,6 +351,75 @@ def test_a_damaged_export_says_what_is_wrong(made, tmp_path, monkeypatch, damage
     assert not Path("pwned").exists(), "a configuration ran a command"
 
 
+def swap(path: Path, kind: str) -> None:
+    path.unlink()
+    {"pipe": os.mkfifo, "device": lambda place: place.symlink_to("/dev/zero"), "folder": Path.mkdir}[kind](path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        (CONFIG, "no export at .*: expected config.json there"),
+        (WEIGHTS, "cannot read .*model.safetensors, expected a file"),
+        ("inputs/tokens/tokenizer.json", "tokenizer.json is a pipe or a device, expected a file|cannot load"),
+        ("network/config.json", "config.json is a pipe or a device, expected a file|cannot load|cannot make"),
+    ],
+)
+def test_a_pipe_or_an_endless_device_in_an_export_is_refused_at_once(made, tmp_path, kind, file, message):
+    folder = tmp_path / "export"
+    shutil.copytree(made["text"][0], folder)
+    swap(folder / file, kind)
+    with pytest.raises((ConfigError, TeacherError), match=message):
+        distill.load_student(folder, "cpu")
+
+
+def arguments(folder: Path, **changes) -> None:
+    student = json.loads((folder / CONFIG).read_text())["student"]
+    spoil(folder, student=student | {"init_args": student["init_args"] | changes})
+
+
+def teacher(folder: Path, **changes) -> None:
+    teachers = json.loads((folder / CONFIG).read_text())["teachers"]
+    spoil(folder, teachers={name: spec | changes for name, spec in teachers.items()})
+
+
+def network(folder: Path, **changes) -> None:
+    path = folder / "network" / CONFIG
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("molecule", lambda folder: arguments(folder, layers=10**9), "network of more than"),
+        ("molecule", lambda folder: arguments(folder, width=10**6), "network of more than"),
+        ("molecule", lambda folder: arguments(folder, width=10**12), "network of more than|no network that can be built"),
+        ("molecule", lambda folder: arguments(folder, dim=10**8), "network of more than"),
+        ("image", lambda folder: arguments(folder, blocks=10**9), "network of more than"),
+        ("image", lambda folder: arguments(folder, width=10**5), "network of more than|no network that can be built"),
+        ("mixed image", lambda folder: arguments(folder, layers=10**9), "network of more than"),
+        ("text", lambda folder: network(folder, num_hidden_layers=10**9), "network of more than"),
+        ("text", lambda folder: network(folder, vocab_size=10**10), "network of more than|no network that can be built"),
+        ("molecule", lambda folder: teacher(folder, targets=10**11), "gives teacher .* the dim and targets"),
+        ("molecule", lambda folder: teacher(folder, dim=10**11), "gives teacher .* the dim and targets"),
+        ("molecule", lambda folder: arguments(folder, trust_remote_code=True), "no file may allow this"),
+        ("molecule", lambda folder: (folder / CONFIG).write_text("[" * 100_000), "is not JSON"),
+    ],
+)
+def test_a_configuration_of_an_impossible_network_is_refused_quickly_in_little_memory(
+    made, tmp_path, name, change, message
+):
+    folder = tmp_path / "export"
+    shutil.copytree(made[name][0], folder)
+    change(folder)
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with pytest.raises((ConfigError, CacheError), match=message):
+        distill.load_student(folder, "cpu")
+    assert time.process_time() - began < 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000, "kilobytes"
+
+
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory) -> Path:
     """A folder with a cache and a run that `distill fit` made."""
@@ -459,6 +531,30 @@ def test_a_student_of_several_modalities_is_a_teacher_of_one_of_them(made):
     found = teacher.embed([teacher.prepare(each) for each in items])
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
     assert "export" not in teacher.fingerprint(), "a moved export stays the same teacher"
+
+
+def test_of_two_exports_to_one_folder_one_is_told(fitted, tmp_path, monkeypatch):
+    monkeypatch.chdir(fitted)
+    checkpoint = fitted / "runs" / "mini" / "checkpoints" / "best.ckpt"
+    context = multiprocessing.get_context("fork")
+    ready, told = context.Barrier(2), context.Queue()
+
+    def one() -> None:
+        ready.wait()
+        try:
+            export(tmp_path / "out", checkpoint)
+            told.put("")
+        except ConfigError as error:
+            told.put(str(error))
+
+    processes = [context.Process(target=one) for _ in range(2)]
+    for process in processes:
+        process.start()
+    first, second = sorted(told.get(timeout=120) for _ in processes)
+    assert first == ""
+    assert "out is there already: choose another --out" in second
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    distill.load_student(tmp_path / "out", "cpu")
 
 
 def test_an_export_that_cannot_be_made_says_why(fitted, tmp_path, monkeypatch):
