@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -32,11 +33,17 @@ def place(rank: int | None = None, world: int | None = None, environment: Mappin
         Place(rank=2, world=4, local=0)
 
     Raises:
-        ConfigError: when one of ``rank`` and ``world`` is missing, or the rank is not below the world.
+        ConfigError: when one of ``rank`` and ``world`` is missing, the rank is not below the world, or a variable is no
+            whole number.
     """
 
     def number(name: str, default: int) -> int:
-        return int(environment.get(name) or default)
+        value = environment.get(name) or str(default)
+        if not re.fullmatch("-?[0-9]{1,9}", value):
+            raise ConfigError(
+                f"{name}={value} in the environment: expected a whole number; unset it, or give --rank and --world"
+            )
+        return int(value)
 
     local = number("LOCAL_RANK", number("SLURM_LOCALID", 0))
     source = f"--rank {rank} --world {world}"

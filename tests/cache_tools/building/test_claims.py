@@ -16,8 +16,9 @@ from cache_tools.building import claims
 from cache_tools.building.claims import Claims
 from cache_tools.building.column import Build, Settings
 from cache_tools.building.corpus import build, run_builds, store_corpus
+from cache_tools.building.launch import place
 from cache_tools.corpora.base import Items
-from cache_tools.errors import CacheError
+from cache_tools.errors import CacheError, ConfigError
 from cache_tools.format import files, shard, store
 from cache_tools.format.verify import column_faults
 from cache_tools.inputs.base import Featuriser
@@ -212,3 +213,10 @@ def test_two_builders_that_wait_for_nobody_say_nothing(tmp_path, caplog):
     manifest = store_corpus(tmp_path / "c", TEXTS, 4)
     run_builds([Build(tmp_path / "c", manifest, name, Numbers(), HOW) for name in ("a", "b")])
     assert not [record for record in caplog.records if "waiting" in record.getMessage()]
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_ARRAY_TASK_ID"])
+def test_a_place_that_is_no_number_is_named(name):
+    environment = {"SLURM_ARRAY_TASK_ID": "0"} if "SLURM" in name else {"RANK": "0", "WORLD_SIZE": "2"}
+    with pytest.raises(ConfigError, match=f"{name}=first in the environment: expected a whole number"):
+        place(environment=environment | {name: "first"})
