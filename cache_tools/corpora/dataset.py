@@ -44,13 +44,22 @@ class HubDataset(Corpus):
         columns = [self.column, *([self.ids] if self.ids else [])]
         rows = itertools.islice(read_dataset(self.dataset, self.config, self.split, columns), self.count)
         for number, row in enumerate(rows, 1):
-            where = f"{self.source} row {number}, column"
-            identity = cell_text(row[self.ids], f"{where} {self.ids}") if self.ids else ""
-            yield identity, self.encoded(row[self.column], f"{where} {self.column}")
+            column = self.ids or self.column
+            try:
+                identity = cell_text(row[self.ids]) if self.ids else ""
+                column = self.column
+                item = self.encoded(row[column])
+            except CorpusError as error:
+                raise CorpusError(f"{self.source} row {number}, column {column}: {error}") from None
+            yield identity, item
 
     @abstractmethod
-    def encoded(self, cell: Any, where: str) -> bytes:
-        """The item that a cell of the column holds; ``where`` is its place, for messages."""
+    def encoded(self, cell: Any) -> bytes:
+        """The item that a cell of the column holds.
+
+        Raises:
+            CorpusError: when it holds none; the caller adds the place.
+        """
 
 
 def read_dataset(name: str, config: str | None, split: str, columns: list[str]) -> Iterator[dict[str, Any]]:

@@ -274,13 +274,13 @@ class ImageDataset(HubDataset):
 
     modality = "image"
 
-    def encoded(self, cell: Any, where: str) -> bytes:
+    def encoded(self, cell: Any) -> bytes:
         if cell is None:
             return b""  # no decoder accepts this, so every column lists it
         if isinstance(cell, bytes):
             return cell
         if not isinstance(cell, dict) or not {"bytes", "path"} <= cell.keys():
-            raise CorpusError(f"{where}: expected an image, found {type(cell).__name__}")
+            raise CorpusError(f"expected an image, found {type(cell).__name__}: name another column")
         content = cell["bytes"]  # some data sets hold the encoded file, others its path
         if isinstance(content, bytes):
             return content

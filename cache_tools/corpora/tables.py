@@ -222,21 +222,24 @@ def _read_parquet(path: Path, columns: list[str]) -> Iterator[dict[str, str]]:
 
 def _texts(row: Mapping[str, Any], columns: list[str], where: str) -> dict[str, str]:
     """A row's cells as text; those of other columns may hold anything."""
-    return {
-        name: cell_text(value, f"{where}, column {name}") if name in columns else "" if value is None else str(value)
-        for name, value in row.items()
-    }
+    texts = {}
+    for name, value in row.items():
+        try:
+            texts[name] = cell_text(value) if name in columns else "" if value is None else str(value)
+        except CorpusError as error:
+            raise CorpusError(f"{where}, column {name}: {error}") from None
+    return texts
 
 
-def cell_text(value: Any, where: str) -> str:
+def cell_text(value: Any) -> str:
     """The text that a cell of a typed table holds; a number or a date as Python writes it, ``""`` for nothing and for NaN.
 
-    Args:
-        value: the cell.
-        where: file or data set, row and column, for the message.
-
     Raises:
-        CorpusError: when it holds no text, such as a list of messages, or a text longer than ``MAX_TEXT``.
+        CorpusError: when it holds no text, such as a list of messages, or a text longer than ``MAX_TEXT``. The caller adds
+            the place.
+
+    >>> cell_text("a"), cell_text(7), cell_text(None), cell_text(float("nan"))
+    ('a', '7', '', '')
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
@@ -244,13 +247,13 @@ def cell_text(value: Any, where: str) -> str:
         try:
             value = value.decode()
         except UnicodeDecodeError as error:
-            raise CorpusError(f"{where} is not UTF-8 ({error}): save it as UTF-8") from None
+            raise CorpusError(f"it is not UTF-8 ({error}): save it as UTF-8") from None
     if not isinstance(value, str | int | float | Decimal | date | time):
         raise CorpusError(
-            f"{where}: expected a text or a number, found {type(value).__name__} {value!r:.60}: name another column, or "
+            f"expected a text or a number, found {type(value).__name__} {value!r:.60}: name another column, or "
             "write one text into each row"
         )
     text = str(value)
     if len(text) > MAX_TEXT:
-        raise CorpusError(f"{where}: {len(text):,} characters, at most {MAX_TEXT:,} are read: mend or remove this row")
+        raise CorpusError(f"{len(text):,} characters, at most {MAX_TEXT:,} are read: mend or remove this row")
     return text.encode(errors="replace").decode()  # JSON can hold half a surrogate pair, UTF-8 cannot

@@ -55,5 +55,5 @@ class TextDataset(HubDataset):
 
     modality = "text"
 
-    def encoded(self, cell: Any, where: str) -> bytes:
-        return cell_text(cell, where).encode()
+    def encoded(self, cell: Any) -> bytes:
+        return cell_text(cell).encode()

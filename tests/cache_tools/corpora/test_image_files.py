@@ -191,7 +191,7 @@ def test_a_data_set_that_names_a_pipe_or_a_device_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "a.png")
     for path in (tmp_path / "a.png", "/dev/zero"):
         with pytest.raises(CorpusError, match="is no regular file"):
-            ImageDataset("none").encoded({"bytes": None, "path": str(path)}, "row 1")
+            ImageDataset("none").encoded({"bytes": None, "path": str(path)})
 
 
 def bounded(read, memory=350e6, seconds=30):
