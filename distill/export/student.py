@@ -24,12 +24,12 @@ from cache_tools import (
     Teacher,
     choose_device,
     import_class,
-    read_safetensors,
     rebuild,
-    sha256,
+    refuse_remote_code,
     weights_sha256,
 )
 from distill.data.batch import to_device
+from distill.export.weights import no_larger_than, read_weights, require_widths
 from distill.heads import Head
 from distill.students.base import Student
 
@@ -44,7 +44,6 @@ NEEDED = ("student", "dim", "inputs", "teachers", "weights_sha256")
 ON_CPU, ON_GPU = 32, 512  # rows of a batch; a GPU's are halved until they fit
 
 AHEAD = 16  # batches of texts that are prepared together, so that those of like length share one
-
 
 Row = dict[str, np.ndarray[Any, Any]]  # what a featuriser makes of an item
 
@@ -87,11 +86,10 @@ class ExportedStudent:
 
     def __init__(self, folder: Path, device: str | None = None):
         self.folder, self.config = folder, read_config(folder)
-        self.dim: int = self.config["dim"]
         self.inputs = {name: _featuriser(spec, folder) for name, spec in self.config["inputs"].items()}
         self.modalities = list(dict.fromkeys(featuriser.modality for featuriser in self.inputs.values()))
         student, spaces = _modules(folder, self.config)
-        self.teachers = list(spaces)
+        self.teachers, self.dim = list(spaces), student.dim
         self.network = Network(str(folder), student, choose_device(device or "auto"), "float32")
         self.rows = ON_CPU if self.network.device.type == "cpu" else ON_GPU
         self.spaces = spaces.eval().requires_grad_(False).to(self.network.device)
@@ -313,12 +311,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     again = "export the student again with `distill export`"
     try:
+        if not path.is_file():  # a pipe, for instance, would never end
+            raise FileNotFoundError
         config = json.loads(path.read_text())
     except OSError:
         raise ConfigError(
             f"no export at {folder.absolute()}: expected {CONFIG} there; make one with `distill export`"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not JSON ({error}): {again}") from None
     version = config.get("format_version") if isinstance(config, dict) else None
     if version != FORMAT_VERSION:
@@ -341,7 +341,9 @@ def instance(kind: Any, base: type, spec: Any, where: Path) -> Any:
 
     Raises:
         ConfigError: when the class is gone, is no ``base``, or does not take these arguments.
+        CacheError: when one of them would let a model run its own code.
     """
+    refuse_remote_code(spec, where)
     try:
         import_class(spec["class_path"], base)
         parser = ArgumentParser(exit_on_error=False)
@@ -382,20 +384,17 @@ def _featuriser(spec: Mapping[str, Any], folder: Path) -> Featuriser:
 
 def _modules(folder: Path, config: Mapping[str, Any]) -> tuple[Student, nn.ModuleDict]:
     """The student and its teachers' spaces with their weights."""
-    path = folder / WEIGHTS
-    try:
-        digest = sha256(path)
-    except OSError as error:
-        raise ConfigError(f"cannot read {path} ({error.strerror}): copy the whole folder, or export again") from None
-    if digest != config["weights_sha256"]:
-        raise ConfigError(f"{path} is damaged: its SHA-256 is not that of {CONFIG}: copy it again, or export again")
-    student: Student = instance(Student, Student, replaced(config["student"], HERE, str(folder)), folder / CONFIG)
+    path, source = folder / WEIGHTS, folder / CONFIG
+    weights = read_weights(path, config["weights_sha256"])
     spaces = nn.ModuleDict()
-    for name, spec in config["teachers"].items():
-        head = instance(Callable[[int, int], Head], Head, spec["head"], folder / CONFIG)
-        spaces[name] = TeacherSpace(head(student.dim, spec["targets"]), spec["dim"], spec["targets"])
+    with no_larger_than(weights, source):
+        student: Student = instance(Student, Student, replaced(config["student"], HERE, str(folder)), source)
+        for name, spec in config["teachers"].items():
+            head = instance(Callable[[int, int], Head], Head, spec["head"], source)
+            require_widths(weights, name, spec, source)
+            spaces[name] = TeacherSpace(head(student.dim, spec["targets"]), spec["dim"], spec["targets"])
     try:
-        nn.ModuleDict({"student": student, "teachers": spaces}).load_state_dict(read_safetensors(path)[0], assign=True)
+        nn.ModuleDict({"student": student, "teachers": spaces}).load_state_dict(weights, assign=True)
     except RuntimeError as error:
         raise ConfigError(f"{path} does not fit the student of {CONFIG}: {' '.join(str(error).split())[:300]}") from None
     return student, spaces
