@@ -217,11 +217,11 @@ class PretrainedGnn(Tunable):
         if kind not in self.kinds:
             reads = ", ".join(self.kinds)
             raise TeacherError(f"{self.weights} holds a {kind!r} network; {type(self).__name__} reads {reads}")
-        network = self.kinds[kind](len(state["x_embedding1.weight"]))
-        wanted = network.state_dict().keys()
         try:
+            network = self.kinds[kind](len(state["x_embedding1.weight"]))
+            wanted = network.state_dict().keys()
             network.load_state_dict({name: tensor for name, tensor in state.items() if name in wanted})
-        except RuntimeError as error:
+        except (RuntimeError, KeyError) as error:
             raise TeacherError(f"{self.weights} does not fit a {kind} network: {error}") from None
         self.device, self.network = device, network.to(device).eval()
 

@@ -25,7 +25,7 @@ class Specialist(Teacher):
         weights: the safetensors file that ``distill specialise`` wrote; environment variables are expanded.
 
     Raises:
-        TeacherError: when the file is missing, or when another teacher was tuned.
+        TeacherError: when the file is missing or lacks tensors, or when another teacher was tuned.
     """
 
     def __init__(self, teacher: Teacher, weights: str):
@@ -43,11 +43,17 @@ class Specialist(Teacher):
                 f"{self.weights} was tuned from a teacher with {wrong[0]} {facts.get(wrong[0])}, this one has "
                 f"{expected[wrong[0]]}: name the teacher that `distill specialise` was given, or tune this one"
             )
-        self.teacher.module.load_state_dict(_part(state, NETWORK))
-        classifier = _part(state, CLASSIFIER)
-        self.dim, width = classifier["weight"].shape
-        self.classifier = nn.Linear(width, self.dim).requires_grad_(False).to(device)
-        self.classifier.load_state_dict(classifier)
+        try:
+            self.teacher.module.load_state_dict(_part(state, NETWORK))
+            classifier = _part(state, CLASSIFIER)
+            self.dim, width = classifier["weight"].shape
+            self.classifier = nn.Linear(width, self.dim).requires_grad_(False).to(device)
+            self.classifier.load_state_dict(classifier)
+        except (RuntimeError, KeyError, ValueError) as error:  # tensors that lack, or have another shape
+            reason = " ".join(str(error).split())[:200]
+            raise TeacherError(
+                f"{self.weights} does not fit {class_path(self.teacher)}: {reason}: make it again with `distill specialise`"
+            ) from None
 
     def prepare(self, item: bytes) -> Any:
         return self.teacher.prepare(item)
