@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from cache_tools.errors import BadItem
-from cache_tools.format.shard import sha256
+from cache_tools.format.files import sha256
 from cache_tools.items.molecule import parse_smiles
 from cache_tools.teachers.base import Teacher
 from cache_tools.teachers.text import HfEncoder
