@@ -1,17 +1,36 @@
 """Set up what both command lines share: where classes are imported from, and logging."""
 
 import logging
+import os
 import sys
 import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.logging import RichHandler
 
 
-def start_console() -> None:
-    """Make modules in the current folder importable, as ``python -m`` does, and start logging."""
-    sys.path.insert(0, "")
+def start_console(arguments: Sequence[str] = ()) -> None:
+    """Make modules in the current folder and beside the configurations importable, and start logging.
+
+    These folders come last, so a file there that has the name of a library does not stand for it.
+
+    Args:
+        arguments: of the command; each ``--config FILE`` names a configuration.
+    """
+    if sys.path[0] in ("", os.getcwd()):  # where ``python -m`` puts it
+        del sys.path[0]
+    folders = [os.getcwd(), *(str(Path(config).absolute().parent) for config in _configurations(arguments))]
+    sys.path += [folder for folder in dict.fromkeys(folders) if folder not in sys.path]
     start_logging()
+
+
+def _configurations(arguments: Sequence[str]) -> Iterator[str]:
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        key, _, value = argument.partition("=")
+        if key in ("--config", "-c") and os.path.isfile(value or following):
+            yield value or following
 
 
 def start_logging() -> None:

@@ -31,8 +31,9 @@ class _Parser(jsonargparse.ArgumentParser):
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``distill-cache``."""
-    start_console()
-    command = (sys.argv[1:] if arguments is None else arguments)[:1]
+    arguments = sys.argv[1:] if arguments is None else arguments
+    start_console(arguments)
+    command = arguments[:1]
     names = command if command and command[0] in COMMANDS else COMMANDS  # `--help` shows all of them
     try:
         jsonargparse.auto_cli(
