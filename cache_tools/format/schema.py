@@ -84,7 +84,7 @@ STATISTICS: dict[str, tuple[Check, str]] = {
 }
 
 
-COLUMN_KEYS = {"format_version", "shards", "producer", *COLUMN, *RAGGED, *DENSE, *FINISHED}
+COLUMN_KEYS = {"format_version", "shards", "made_by", *COLUMN, *RAGGED, *DENSE, *FINISHED}  # all that a build writes
 
 
 def manifest_fault(content: Mapping[str, Any], of_corpus: bool) -> str | None:
