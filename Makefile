@@ -10,6 +10,9 @@ READER := $(if $(filter vision%,$(TEACHERS)),image.ImageFolder,$(if $(filter tex
 GROUPS := $(basename $(notdir $(wildcard configs/cache/*.yaml)))
 export WEIGHTS
 
+# refused before anything is installed
+$(if $(wildcard configs/cache/$(TEACHERS).yaml),,$(error no teacher group "$(TEACHERS)"; TEACHERS can be: $(GROUPS)))
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo cache fit probe lint type test bench bench-peers clean
 
@@ -31,7 +34,6 @@ demo: install ## cache, fit, test and report on the molecules that RDKit ships: 
 	$(BIN)/distill test --config configs/demo.yaml --data.corpus $(CACHE)/mol
 
 cache: install ## run a group of teachers over a corpus: TEACHERS=mol CORPUS=file-or-folder CACHE=cache NAME=mol WEIGHTS=folder
-	$(if $(wildcard configs/cache/$(TEACHERS).yaml),,$(error no teacher group "$(TEACHERS)"; TEACHERS can be: $(GROUPS)))
 	$(BIN)/distill-cache build --config configs/cache/$(TEACHERS).yaml --cache "$(CACHE)" $(if $(NAME),--name "$(NAME)") \
 	  $(if $(CORPUS),--corpus cache_tools.corpora.$(READER) --corpus.path "$(CORPUS)")
 
