@@ -56,6 +56,13 @@ class Record:
     test_rows: int
     seen_rows: int = 0  # test rows that also stand in the corpus, whether the test used them or left them out
 
+    def __post_init__(self) -> None:
+        """Refuse values of another type, as a damaged file may hold them."""
+        for field in fields(self):
+            value, expected = getattr(self, field.name), {int: int, float: float | int}.get(field.type, str)  # type: ignore[call-overload]
+            if not isinstance(value, expected):
+                raise TypeError(f"{field.name} is {value!r}")
+
 
 @dataclass(frozen=True)
 class Results:
@@ -93,7 +100,7 @@ class Results:
             about = json.loads(run.results.read_text())
             records = [Record(**record) for record in about.pop("records")]
             costs = {name: Cost(**cost) for name, cost in about.pop("costs", {}).items()}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             reason = f"{run.results} does not have this version's format ({error!r})"
             raise ConfigError(f"{reason}: probe the run again with `distill test --run {folder}`") from None
         if not records:
@@ -121,10 +128,13 @@ def read_scores(folder: Path) -> list[Record]:
         raise ConfigError(f"no {path}: expected the folder of a report that `distill study` or `distill compare` wrote")
     types: dict[str, Callable[[str], Any]] = {"seed": int, "score": float, "test_rows": int, "seen_rows": int}
     try:
-        with open(path, newline="") as file:
-            rows = [{name: types.get(name, str)(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        text = path.read_text()
+        if text and not text.endswith("\n"):
+            raise ValueError("its last line is cut short")
+        table = csv.DictReader(io.StringIO(text))
+        rows = [{name: types.get(name, str)(value) for name, value in row.items()} for row in table]
         records = [Record(**row) for row in rows]
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, csv.Error) as error:
         raise ConfigError(
             f"{path} does not have this version's format ({error!r}): have the report written again"
         ) from None
