@@ -19,10 +19,10 @@ TABLES = ".csv, .jsonl, .parquet"
 
 DAMAGED = (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error)
 
-MAX_TEXT = 1 << 24  # characters of a line, a cell, a row of csv; five times War and Peace: beyond it a file is damaged
+MAX_LINE = 1 << 24  # characters of a line, a cell, a row of csv: beyond it a file is damaged, or it would fill the memory
 PARQUET_ROWS = 1024  # read at once, so that long texts stay within memory
 
-csv.field_size_limit(MAX_TEXT)  # csv alone allows 131,072 characters
+csv.field_size_limit(MAX_LINE)  # csv alone allows 131,072 characters
 
 
 def read_table(path: Path, columns: list[str], beside: str = "") -> Iterator[dict[str, str]]:
@@ -83,7 +83,7 @@ def read_lines(path: Path) -> Iterator[str]:
     """The lines of a text file, without line breaks.
 
     Raises:
-        CorpusError: when there is no such file, when it is not UTF-8, or when a line is longer than ``MAX_TEXT``.
+        CorpusError: when there is no such file, when it is not UTF-8, or when a line is longer than ``MAX_LINE``.
     """
     with open_text(path) as file:
         for line in _whole_lines(path, file):
@@ -93,11 +93,11 @@ def read_lines(path: Path) -> Iterator[str]:
 def _whole_lines(path: Path, file: TextIO) -> Iterator[str]:
     try:
         for number in itertools.count(1):
-            line = file.readline(MAX_TEXT + 1)
+            line = file.readline(MAX_LINE + 1)
             if not line:
                 return
-            if len(line) > MAX_TEXT:
-                raise CorpusError(f"{path} line {number} has more than {MAX_TEXT:,} characters: mend or remove this line")
+            if len(line) > MAX_LINE:
+                raise CorpusError(f"{path} line {number} has more than {MAX_LINE:,} characters: mend or remove this line")
             if "\0" in line:
                 raise CorpusError(
                     f"{path} line {number} holds a NUL character: it is UTF-16, or no text: save it as UTF-8, without NULs"
@@ -152,8 +152,8 @@ def _row_lines(path: Path, file: TextIO, lines: list[str]) -> Iterator[str]:
     for number, line in enumerate(_whole_lines(path, file), 1):
         size = len(line) + (size if lines else 0)
         lines.append(line)
-        if size > MAX_TEXT:
-            raise _stray_quote(path, number - len(lines) + 1, f"the row has more than {MAX_TEXT:,} characters")
+        if size > MAX_LINE:
+            raise _stray_quote(path, number - len(lines) + 1, f"the row has more than {MAX_LINE:,} characters")
         yield line
 
 
@@ -235,7 +235,7 @@ def cell_text(value: Any) -> str:
     """The text that a cell of a typed table holds; a number or a date as Python writes it, ``""`` for nothing and for NaN.
 
     Raises:
-        CorpusError: when it holds no text, such as a list of messages, or a text longer than ``MAX_TEXT``. The caller adds
+        CorpusError: when it holds no text, such as a list of messages, or a text longer than ``MAX_LINE``. The caller adds
             the place.
 
     >>> cell_text("a"), cell_text(7), cell_text(None), cell_text(float("nan"))
@@ -254,6 +254,6 @@ def cell_text(value: Any) -> str:
             "write one text into each row"
         )
     text = str(value)
-    if len(text) > MAX_TEXT:
-        raise CorpusError(f"{len(text):,} characters, at most {MAX_TEXT:,} are read: mend or remove this row")
+    if len(text) > MAX_LINE:
+        raise CorpusError(f"{len(text):,} characters, at most {MAX_LINE:,} are read: mend or remove this row")
     return text.encode(errors="replace").decode()  # JSON can hold half a surrogate pair, UTF-8 cannot

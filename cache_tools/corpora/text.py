@@ -9,6 +9,9 @@ from typing import Any
 from cache_tools.corpora.base import Corpus
 from cache_tools.corpora.dataset import HubDataset
 from cache_tools.corpora.tables import cell_text, file_ending, read_lines, read_table
+from cache_tools.errors import CorpusError
+
+MAX_TEXT = 5_000_000  # characters: the Bible has 4.4 million; a tokenizer needs 200 bytes and 2 microseconds for each
 
 
 class TextFile(Corpus):
@@ -40,8 +43,12 @@ class TextFile(Corpus):
         self.text, self.id, self.every, self.limit = text, id, every, limit
 
     def pairs(self) -> Iterator[tuple[str, bytes]]:
-        kept = itertools.islice(itertools.islice(self._rows(), None, None, self.every), self.limit)
-        return ((identity, text.encode()) for identity, text in kept)
+        numbered = enumerate(self._rows(), 1)
+        for number, (identity, text) in itertools.islice(itertools.islice(numbered, None, None, self.every), self.limit):
+            try:
+                yield identity, _encoded(text)
+            except CorpusError as error:
+                raise CorpusError(f"{self.path} row {number}: {error}") from None
 
     def _rows(self) -> Iterator[tuple[str, str]]:
         if file_ending(self.path) == ".txt":
@@ -56,4 +63,10 @@ class TextDataset(HubDataset):
     modality = "text"
 
     def encoded(self, cell: Any) -> bytes:
-        return cell_text(cell).encode()
+        return _encoded(cell_text(cell))
+
+
+def _encoded(text: str) -> bytes:
+    if len(text) > MAX_TEXT:
+        raise CorpusError(f"a text of {len(text):,} characters, at most {MAX_TEXT:,} are read: split or remove it")
+    return text.encode()

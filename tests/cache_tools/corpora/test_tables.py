@@ -15,7 +15,7 @@ import pytest
 from cache_tools import read_table
 from cache_tools.corpora import tables
 from cache_tools.corpora.molecule import MAX_SMILES, SmilesFile
-from cache_tools.corpora.text import TextDataset, TextFile
+from cache_tools.corpora.text import MAX_TEXT, TextDataset, TextFile
 from cache_tools.errors import CorpusError
 
 
@@ -242,14 +242,27 @@ def test_a_smiles_beyond_every_molecule_is_refused(tmp_path, name):
         SmilesFile(path).read()
 
 
+@pytest.mark.parametrize("name", ["t.txt", "t.csv.gz", "t.jsonl", "t.parquet"])
+def test_a_text_beyond_every_book_is_refused_with_its_row(tmp_path, name):
+    long = "x" * (MAX_TEXT + 1)
+    if name == "t.parquet":
+        path = write_cells(tmp_path / name, ["a", long])
+    else:
+        start = {"csv": "text\na\n", "txt": "a\n", "jsonl": '{"text": "a"}\n'}[name.split(".")[1]]
+        path = write(tmp_path / name, start + (json.dumps({"text": long}) if "json" in name else long) + "\n")
+    with pytest.raises(CorpusError, match=f"{name} row 2: a text of 5,000,001 characters, at most 5,000,000 are read"):
+        TextFile(path).read()
+    assert TextFile(path, limit=1).read()[1] == [b"a"]
+
+
 def test_a_long_cell_of_parquet_and_of_a_data_set_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "MAX_TEXT", 1000)
+    pytest.importorskip("datasets").Dataset.from_dict({"text": ["x" * (MAX_TEXT + 1)]}).save_to_disk(tmp_path / "d")
+    with pytest.raises(CorpusError, match="row 1, column text: a text of 5,000,001 characters, at most 5,000,000"):
+        TextDataset(str(tmp_path / "d")).read()
+    monkeypatch.setattr(tables, "MAX_LINE", 1000)
     path = write_cells(tmp_path / "t.parquet", ["a", "x" * 1001])
     with pytest.raises(CorpusError, match="t.parquet row 2, column text: 1,001 characters, at most 1,000"):
         TextFile(path).read()
-    pytest.importorskip("datasets").Dataset.from_dict({"text": ["x" * 1001]}).save_to_disk(tmp_path / "d")
-    with pytest.raises(CorpusError, match="row 1, column text: 1,001 characters, at most 1,000"):
-        TextDataset(str(tmp_path / "d")).read()
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.txt", "t.jsonl", "t.parquet"])
