@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from cache_tools import CacheError, Items, MoleculeGraph, Settings, build
@@ -61,7 +62,8 @@ def test_a_command_that_trusts_a_teacher_probes_it_and_takes_its_time(corpus):
 
 def test_a_runs_own_configuration_allows_nothing_and_the_command_does(tmp_path, capsys):
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "run" / "checkpoints" / "best.ckpt").touch()
+    state = {"state_dict": {"student.weight": torch.zeros(1)}, "epoch": 0, "global_step": 0}
+    torch.save(state, tmp_path / "run" / "checkpoints" / "best.ckpt")
     (tmp_path / "run" / "config.yaml").write_text("probe: {trust_remote_code: true, seeds: [7]}\n")
     alone = complete(["test", "--run", str(tmp_path / "run")])
     asked = complete(["test", "--run", str(tmp_path / "run"), "--probe.trust_remote_code", "true"])
