@@ -22,6 +22,9 @@ from matplotlib.figure import Figure
 from cache_tools import write_file
 from distill.report.figures import STYLE
 
+# code between single backticks, and whatever else has a meaning in Markdown; an underscore only at the edge of a word
+PLAIN = re.compile(r"(?P<code>(?<!`)`[^`\n]+`(?!`))|[`\\<*|\[\]\n]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|&(?=#?\w+;)")
+
 
 @dataclass(frozen=True)
 class Table:
@@ -112,13 +115,13 @@ def plain(value: object) -> Markup:
     """``value`` as Markdown that shows the same text; `backticks` mark code. A Markup is Markdown already."""
     if isinstance(value, Markup):
         return value
-    shown = {"<": "&lt;", "*": r"\*", "|": r"\|", "](": r"]\(", "\n": "<br>"}
-    return Markup(re.sub(r"`[^`\n]*`|<|\*|\||\]\(|\n", lambda found: shown.get(found[0], found[0]), str(value)))
+    shown = {"<": "&lt;", "\n": "<br>"}
+    return Markup(PLAIN.sub(lambda found: found[0] if found["code"] else shown.get(found[0], rf"\{found[0]}"), str(value)))
 
 
-def fence_of(text: str) -> str:
+def fence_of(text: str) -> Markup:
     """A line to put before and after ``text`` as code: longer than any row of backticks in it."""
-    return "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return Markup("`") * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 
 def _figure(renderer: RendererHTML, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:

@@ -17,6 +17,8 @@ SHOWN = 4  # students whose curves, conflicts and maps are drawn
 
 BASELINES = {"teachers": "the best single teacher", "pretrained": "its own beginning", "untrained": "random weights"}
 
+FLOORED = "floored"  # of what a run logged
+
 MEASURES = {"r2": "R2 of each teacher", "cosine": "cosine with each teacher", "nats": "nats per dimension of each teacher"}
 
 
@@ -146,12 +148,13 @@ def cost_plots(split: str, scores: Scores, costs: Mapping[str, Cost]) -> list[Pl
 def training_table(runs: Mapping[str, Results]) -> Table:
     """How well each student's heads predict each teacher at the end of its run."""
     last = {name: validations[-1] for name, results in runs.items() if (validations := _validations(results))}
-    columns = {(name, measure): _by_teacher(row, measure) for name, row in last.items() for measure in MEASURES}
+    columns = {(name, measure): _by_teacher(row, measure) for name, row in last.items() for measure in (*MEASURES, FLOORED)}
     columns = {column: by_teacher for column, by_teacher in columns.items() if by_teacher}
     head = ["teacher", *(measure if len(last) == 1 else f"{name}\n{measure}" for name, measure in columns)]
     teachers = dict.fromkeys(teacher for by_teacher in columns.values() for teacher in by_teacher)
     rows = [[teacher, *(by_teacher.get(teacher, "-") for by_teacher in columns.values())] for teacher in teachers]
-    return Table(head, rows)
+    note = "floored: dimensions in which held-out values lie beyond all rows to train on; such values count as the mean."
+    return Table(head, rows, note if any(measure == FLOORED for _, measure in columns) else "")
 
 
 def training_plots(runs: Mapping[str, Results]) -> list[Plot]:
@@ -178,7 +181,8 @@ def _validations(results: Results) -> list[dict[str, str]]:
 def _by_teacher(row: Mapping[str, str], measure: str) -> dict[str, str]:
     """Teacher -> its logged value of one measure."""
     keys = [key for key, value in row.items() if key.startswith(f"{measure}/") and value]
-    return {key.partition("/")[2]: f"{float(row[key]):.3f}" for key in keys}
+    digits = 0 if measure == FLOORED else 3
+    return {key.partition("/")[2]: f"{float(row[key]):.{digits}f}" for key in keys}
 
 
 def conflict_plots(runs: Mapping[str, Results]) -> list[Plot]:
