@@ -1,8 +1,11 @@
 """The report of runs: is the student better than the teacher that one would use, on which tasks, how certainly."""
 
+import logging
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -12,6 +15,8 @@ from distill.report.page import Plot, Table
 from distill.report.scores import Scores
 from distill.report.tables import duel_table, interval, score_table
 from distill.run_folder import MAP
+
+log = logging.getLogger(__name__)
 
 SHOWN = 4  # students whose curves, conflicts and maps are drawn
 
@@ -199,18 +204,26 @@ def map_plots(runs: Mapping[str, Results]) -> list[Plot]:
     """Embeddings of one task in two dimensions: every student's, and the other systems' by the first run."""
     plots: list[Plot] = []
     for name, results in list(runs.items())[:SHOWN]:
-        path = results.run.probes / MAP
-        if not path.is_file():
-            continue
-        with np.load(path) as maps:
-            task, labels, kind = str(maps["task"]), maps["labels"], str(maps["kind"])
-            systems = [key for key in maps.files if key not in ("task", "kind", "labels", "student")]
-            for system in ["student", *([] if plots else systems)]:
-                if system in maps.files:
-                    shown = name if system == "student" else system
-                    figure = figures.plane(maps[system], labels, kind)
-                    plots.append(Plot(f"map-{shown}", f"{shown}: items of {task}", figure))
+        maps = _map(results.run.probes / MAP)
+        systems = [key for key in maps if key not in ("task", "kind", "labels", "student")]
+        for system in ["student", *([] if plots else systems)]:
+            if system in maps:
+                shown = name if system == "student" else system
+                figure = figures.plane(maps[system], maps["labels"], str(maps["kind"]))
+                plots.append(Plot(f"map-{shown}", f"{shown}: items of {maps['task']}", figure))
     return plots
+
+
+def _map(path: Path) -> dict[str, Any]:
+    """What a test kept to draw; nothing when there is no file, or it was cut short."""
+    try:
+        with np.load(path) as maps:
+            return {key: maps[key] for key in ("task", "kind", "labels", *maps.files)}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, OSError, EOFError, KeyError, BadZipFile, zlib.error) as error:
+        log.warning("%s is damaged (%s), its map is left out: probe the run again with `distill test`", path, error)
+        return {}
 
 
 def teacher_table(corpus: Mapping[str, Any]) -> Table:
