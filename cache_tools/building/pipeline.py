@@ -1,17 +1,22 @@
 """Run a producer over batches of raw items: the next batch is prepared while the producer works on this one."""
 
+import fcntl
 import multiprocessing
 import os
+import signal
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, takewhile
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
 from typing import Any, Self
 
 from cache_tools.console import start_logging
-from cache_tools.errors import BadItem
-from cache_tools.producer import Producer
+from cache_tools.errors import BadItem, QuorumError, TeacherError
+from cache_tools.producer import Producer, class_path
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ def run_batch(producer: Producer, items: Sequence[bytes]) -> BatchResult:
     return _finish(_start(producer, _process(producer, items)))
 
 
-def _process(producer: Producer, items: Sequence[bytes]) -> BatchResult:
+def _process(producer: Producer, items: Iterable[bytes]) -> BatchResult:
     """Values are what the producer works on."""
     processed: dict[int, Any] = {}
     bad: dict[int, str] = {}
@@ -56,6 +61,8 @@ class Pipeline:
     batches: one thread for a teacher on the CPU, which needs the cores itself, and as many as ``workers`` beside a GPU
     (decoding images does not hold Python's lock).
 
+    An error or an interrupt ends the processes at once, and the threads after the items that they are at.
+
     Args:
         producer: what to run.
         workers: processes or threads; 0 takes one per core.
@@ -68,31 +75,33 @@ class Pipeline:
         self.workers = workers or os.cpu_count() or 1
         self.parallel = producer.python_bound and self.workers > 1
         self.threads = self.workers if torch.cuda.is_available() else 1
+        self._stopped = False
 
     def __enter__(self) -> Self:
-        self._pool: Executor
-        if self.parallel:
-            # forkserver: a fork of a process that has threads may hang
-            context = multiprocessing.get_context("forkserver")
-            self._pool = ProcessPoolExecutor(self.workers, context, _start_worker, (self.producer,))
-        else:
-            self._pool = ThreadPoolExecutor(self.threads)
+        self._pool: _Processes | ThreadPoolExecutor
+        self._pool = _Processes(self.producer, self.workers) if self.parallel else ThreadPoolExecutor(self.threads)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._stopped = kind is not None
+        self._pool.shutdown(cancel_futures=self._stopped)
 
     def __call__(self, batches: Sequence[Sequence[bytes]]) -> Iterator[BatchResult]:
         """The result of each of ``batches``."""
-        return iter(self._pool.map(_work, batches)) if self.parallel else self._overlapped(batches)
+        if isinstance(self._pool, _Processes):
+            return self._pool.run(batches)
+        return self._overlapped(batches, self._pool)
 
-    def _overlapped(self, batches: Sequence[Sequence[bytes]]) -> Iterator[BatchResult]:
+    def _overlapped(self, batches: Sequence[Sequence[bytes]], pool: ThreadPoolExecutor) -> Iterator[BatchResult]:
+        def process(batch: Sequence[bytes]) -> BatchResult:
+            return _process(self.producer, takewhile(lambda _: not self._stopped, batch))
+
         running: BatchResult | None = None  # on the device, or on its way back from it
         rest = iter(batches)
-        coming = deque(self._pool.submit(_process, self.producer, batch) for batch in islice(rest, self.threads))
+        coming = deque(pool.submit(process, batch) for batch in islice(rest, self.threads))
         while coming:
             processed = coming.popleft().result()
-            coming.extend(self._pool.submit(_process, self.producer, batch) for batch in islice(rest, 1))
+            coming.extend(pool.submit(process, batch) for batch in islice(rest, 1))
             started = _start(self.producer, processed)
             if running is not None:
                 yield _finish(running)
@@ -101,18 +110,107 @@ class Pipeline:
             yield _finish(running)
 
 
-_worker: Producer
+class _Processes:
+    """Worker processes, each of which runs the producer on one batch at a time; they never outlive this process.
+
+    Args:
+        producer: what they run; each loads its own.
+        count: how many.
+    """
+
+    def __init__(self, producer: Producer, count: int):
+        self.producer = producer
+        self._processes: dict[Connection, multiprocessing.process.BaseProcess] = {}
+        context = multiprocessing.get_context("forkserver")  # a fork of a process that has threads may hang
+        self._lifelines: list[Connection] = []
+        resource_tracker.ensure_running()  # it would unblock signals
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: this process handles a Ctrl-C
+        try:
+            for _ in range(count):
+                (ours, theirs), (watched, lifeline) = context.Pipe(), context.Pipe(duplex=False)
+                process = context.Process(target=_work, args=(producer, theirs, watched), daemon=True)
+                process.start()
+                self._processes[ours] = process
+                self._lifelines.append(lifeline)
+                theirs.close()  # here: the end of that process ends the connection
+                watched.close()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+
+    def run(self, batches: Sequence[Sequence[bytes]]) -> Iterator[BatchResult]:
+        """The result of each of ``batches``, in their order.
+
+        Raises:
+            TeacherError: when a process ended without a result.
+            QuorumError: what the producer raised.
+        """
+        waiting, done = iter(enumerate(batches)), {}
+        running: dict[Connection, int] = {}  # -> the number of its batch
+
+        def give(connection: Connection) -> None:
+            for number, batch in islice(waiting, 1):
+                with suppress(ConnectionError):  # it ended; _receive says so
+                    connection.send(batch)
+                running[connection] = number
+
+        for connection in self._processes:
+            give(connection)
+        for wanted in range(len(batches)):
+            while wanted not in done:
+                ready = set(wait(list(running)))
+                for connection in [connection for connection in running if connection in ready]:
+                    done[running.pop(connection)] = self._receive(connection)
+                    give(connection)
+            yield done.pop(wanted)
+
+    def _receive(self, connection: Connection) -> BatchResult:
+        try:
+            result = connection.recv()
+        except (EOFError, ConnectionError):
+            process = self._processes[connection]
+            process.join()
+            raise TeacherError(
+                f"a worker process of {class_path(self.producer)} ended with {process.exitcode} (-9: killed, for instance "
+                "by a lack of memory); what it said is above; one process needs least: --settings.workers 1"
+            ) from None
+        if isinstance(result, QuorumError):
+            raise result
+        assert isinstance(result, BatchResult)
+        return result
+
+    def shutdown(self, cancel_futures: bool) -> None:
+        """End the processes, those that still work on a batch too."""
+        for connection, process in self._processes.items():
+            connection.close()
+            process.kill()
+        for lifeline in self._lifelines:
+            lifeline.close()
+        for process in self._processes.values():
+            process.join()
 
 
-def _start_worker(producer: Producer) -> None:
-    global _worker  # noqa: PLW0603 - a pool can hand state to its workers in no other way
+def _work(producer: Producer, connection: Connection, lifeline: Connection) -> None:
+    """Run batch after batch, until the main process closes the connection or ends, however it ends.
+
+    The kernel ends this process when the other end of ``lifeline`` closes, also inside of a call that holds Python's lock.
+    """
+    fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(lifeline, fcntl.F_SETFL, os.O_ASYNC)  # SIGIO, which ends a process
+    if lifeline.poll():  # closed before
+        return
     import torch
 
     start_logging()
     torch.set_num_threads(1)
-    producer.load("cpu")
-    _worker = producer
-
-
-def _work(items: Sequence[bytes]) -> BatchResult:
-    return run_batch(_worker, items)
+    loaded = False
+    with suppress(EOFError):
+        while True:
+            batch = connection.recv()
+            try:
+                if not loaded:
+                    producer.load("cpu")
+                    loaded = True
+                result: BatchResult | QuorumError = run_batch(producer, batch)
+            except QuorumError as error:
+                result = error
+            connection.send(result)

@@ -80,9 +80,9 @@ def _polynomial(molecule: Any) -> Any:
 
 
 def _average_ipc(molecule: Any) -> Any:
-    from rdkit.ML.InfoTheory.entropy import InfoEntropy
+    from rdkit.ML.InfoTheory import entropy
 
-    return InfoEntropy(_polynomial(molecule))
+    return entropy.InfoEntropy(_polynomial(molecule))  # type: ignore[attr-defined]  # of RDKit's C++
 
 
 def _ipc(molecule: Any) -> Any:
