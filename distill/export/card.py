@@ -11,6 +11,7 @@ from distill.data.columns import CorpusColumns
 from distill.records import Results
 from distill.report import figures
 from distill.report import sections as report
+from distill.report.page import plain
 from distill.report.scores import Scores
 from distill.report.tables import score_table
 from distill.run_folder import RunFolder
@@ -75,6 +76,7 @@ def write(
         data,
         str(TEMPLATE),
         name=name,
+        title=plain(name),
         modalities=modalities,
         dim=exported["dim"],
         spaces=[(teacher, spec["dim"]) for teacher, spec in exported["teachers"].items()],
@@ -89,7 +91,7 @@ def write(
     ).save(folder / "README.md")
 
 
-def _teacher(name: str, column: Column) -> list[object]:
+def _teacher(name: str, column: Column) -> list[str]:
     """A line of the table of teachers."""
     producer = column.manifest["producer"]
     init_args = producer["init_args"]
@@ -98,13 +100,18 @@ def _teacher(name: str, column: Column) -> list[object]:
     revision = init_args.get("revision") or ("not pinned" if model and "revision" in init_args else "")
     licence = _licence(model, init_args.get("revision")) if model else "no weights"
     shown = Path(model).name if Path(model).is_absolute() else model  # where a file lay helps nobody else
-    return [name, f"`{producer['class_path']}`", column.dim, shown, revision, sha[:16], licence]
+    return _cells(name, f"`{producer['class_path']}`", column.dim, shown, revision, sha[:16], licence)
 
 
-def _corpus(corpus: CorpusColumns) -> list[object]:
+def _corpus(corpus: CorpusColumns) -> list[str]:
     """A line of the table of corpora."""
     facts, name = corpus.corpus, corpus.columns.corpus.name
-    return [name, facts.modality, f"{facts.rows:,}", facts.source, facts.fingerprint[:16], corpus.inputs.name]
+    return _cells(name, facts.modality, f"{facts.rows:,}", facts.source, facts.fingerprint[:16], corpus.inputs.name)
+
+
+def _cells(*values: object) -> list[str]:
+    """A line of a table in Markdown: a name can become no tag and no link."""
+    return [str(plain(value)) for value in values]
 
 
 def _licence(model: str, revision: str | None) -> str:
@@ -136,7 +143,7 @@ def _held_out(rows: list[dict[str, str]], step: int, teachers: Iterable[str]) ->
         if value and teacher in teachers:
             by_teacher.setdefault(teacher, {})[figure] = f"{float(value):.4g}"
     names = sorted({figure for values in by_teacher.values() for figure in values})
-    lines = [[teacher, *(values.get(name, "") for name in names)] for teacher, values in by_teacher.items()]
+    lines = [_cells(teacher, *(values.get(name, "") for name in names)) for teacher, values in by_teacher.items()]
     return HeldOut(last["step"], f"{float(last['val/loss']):.4g}", names, lines)
 
 
@@ -145,11 +152,11 @@ def _probes(folder: Path, run: RunFolder, checkpoint: Path) -> list[tuple[str, s
     if not run.results.is_file():
         return []
     results = Results.load(run.path)
-    if Path(results.about["checkpoint"]).name != checkpoint.name:
+    if Path(results.about.get("checkpoint", "")).name != checkpoint.name:
         return []
     out = []
     for split in dict.fromkeys(record.split for record in results.records):
         scores = Scores(results.records, split)
         figures.bars(scores).savefig(folder / f"probes-{split}.png", dpi=130)
-        out.append((split, report.answer(scores), str(score_table(scores).markdown())))
+        out.append((split, str(plain(report.answer(scores))), str(score_table(scores).markdown())))
     return out
