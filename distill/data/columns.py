@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 
 KINDS = ("teachers", "inputs")
 
-STUDENT = "distill.export.student.StudentTeacher"  # its columns teach only when they are named
+# who makes columns that no build made: they teach only when they are named, and manifests of version 0.1 name no maker
+ADDED = ("cache_tools.teachers.imported.Imported", "distill.export.student.StudentTeacher")
 
 
 class CorpusColumns:
@@ -88,7 +89,7 @@ def open_corpus(folder: Path, teachers: list[str] | None, input: str | None = No
 
     Args:
         folder: of the corpus, in a cache.
-        teachers: columns to distil; all but those of students when not given.
+        teachers: columns to distil; all that builds made when not given, thus none that was imported or is a student's.
         input: the column that the student reads; the only one when not given.
 
     Raises:
@@ -101,9 +102,12 @@ def open_corpus(folder: Path, teachers: list[str] | None, input: str | None = No
             f"{folder} has no teacher column {', '.join(missing)}; it has: {', '.join(present['teachers']) or 'none'}. "
             "Name one of these in data.teachers, or add the missing one with `distill-cache build`"
         )
-    chosen = _all_but_students(folder, present["teachers"]) if teachers is None else teachers
+    chosen = _built(folder, present["teachers"]) if teachers is None else teachers
     if not chosen:
-        raise CacheError(f"{folder} has no teacher column: add some with `make cache`")
+        raise CacheError(
+            f"{folder} has no teacher column that a build made: add some with `make cache`, or name one in data.teachers; "
+            f"it has: {', '.join(present['teachers']) or 'none'}"
+        )
     if input is None and len(present["inputs"]) != 1:
         names = ", ".join(present["inputs"]) or "none: add one with `distill-cache build`"
         raise CacheError(f"{folder}: which input column shall the student read? Name it in data.input; there are: {names}")
@@ -112,15 +116,17 @@ def open_corpus(folder: Path, teachers: list[str] | None, input: str | None = No
     return CorpusColumns(aligned(folder, paths), input)
 
 
-def _all_but_students(folder: Path, teachers: Sequence[str]) -> list[str]:
-    """The columns that real teachers made; it is logged which ones a student made."""
+def _built(folder: Path, teachers: Sequence[str]) -> list[str]:
+    """The columns that builds made by their configurations; the others are logged."""
     chosen = []
     for name in teachers:
-        made_by = read_manifest(folder / "teachers" / name / MANIFEST)["producer"]["class_path"]
-        if current_class_path(made_by) != STUDENT:
+        manifest = read_manifest(folder / "teachers" / name / MANIFEST)
+        added = current_class_path(manifest["producer"]["class_path"]) in ADDED
+        if manifest.get("made_by", "add_column" if added else "build") == "build":
             chosen.append(name)
-        else:
-            log.warning("%s: %s was made by `distill predict`; it teaches only when data.teachers names it", folder, name)
+    if others := [name for name in teachers if name not in chosen]:
+        names = ", ".join(others)
+        log.warning("%s: not made by a build, so a teacher only when data.teachers names it: %s", folder, names)
     return chosen
 
 

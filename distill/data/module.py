@@ -27,7 +27,7 @@ class CorpusSource:
 
     Args:
         path: the corpus's folder in a cache.
-        teachers: its columns to distil; all of them when not given.
+        teachers: its columns to distil; all that builds made when not given.
         weight: its share of every batch, relative to the others'; by default its number of rows.
         input: the column that the student reads; the only one when not given.
     """
@@ -44,7 +44,7 @@ class DistillData(LightningDataModule):
     Args:
         corpus: the corpus's folder in the cache.
         corpora: several corpora instead of one, each with its own teachers and weight.
-        teachers: columns to distil; all of them when not given.
+        teachers: columns to distil; all that builds made when not given, thus none that was imported or is a student's.
         input: the column that the student reads; the only one when not given.
         augmentation: what the student sees of an image in training. ``clean``: what the teachers saw. ``views``: one of the
             crops of :class:`cache_tools.corpora.image.Views`, the same one that the teachers saw, another in each epoch.

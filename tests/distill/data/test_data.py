@@ -1,7 +1,9 @@
 import copy
 import itertools
+import json
 import multiprocessing
 import os
+import shutil
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,9 +14,12 @@ import torch
 
 from cache_tools import Column, open_column
 from cache_tools.building.column import Settings
-from cache_tools.building.corpus import build
+from cache_tools.building.corpus import add_column, build
+from cache_tools.cli import main as distill_cache
+from cache_tools.cli.transfer import export
 from cache_tools.corpora.base import Items
 from cache_tools.errors import CacheError, ConfigError
+from cache_tools.format.store import read_manifest
 from cache_tools.inputs import MoleculeGraph
 from cache_tools.teachers.molecule import Maccs, MorganBits, MorganCounts
 from distill.data.module import CorpusSource, DistillData
@@ -36,6 +41,30 @@ def two(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def mixed(two: list[Path], **options) -> DistillData:
     corpora = [CorpusSource(two[0], weight=1.0), CorpusSource(two[1], weight=1.0)]
     return DistillData(corpora=corpora, batch_size=32, held_out=10, **options)
+
+
+@pytest.mark.parametrize("manifests", ["of this version", "of version 0.1"])
+def test_what_no_build_made_teaches_only_when_it_is_named(tmp_path, caplog, manifests):
+    items = Items(["C" * n + "O" for n in range(1, 60)], "molecule")
+    corpus = build(tmp_path, "c", items, {"maccs": Maccs()}, {"graph": MoleculeGraph()}, Settings(workers=1))
+    export(corpus / "teachers" / "maccs", tmp_path / "maccs.npy")
+    distill_cache(["import", "--corpus", str(corpus), "--name", "again", "--embeddings", str(tmp_path / "maccs.npy")])
+    if manifests == "of this version":
+        add_column(corpus, "letters", MorganBits(16), Settings(workers=1))
+    else:
+        for path in corpus.glob("teachers/*/manifest.json"):
+            path.write_text(json.dumps(read_manifest(path) | {"made_by": None}).replace('"made_by": null, ', ""))
+            assert "made_by" not in path.read_text()
+    caplog.clear()
+    assert list(DistillData(corpus, batch_size=20, held_out=10).statistics) == ["maccs"]
+    others = "again, letters" if manifests == "of this version" else "again"
+    (line,) = [record.message for record in caplog.records if record.name == "distill.data.columns"]
+    assert line == f"{corpus}: not made by a build, so a teacher only when data.teachers names it: {others}"
+    named = DistillData(corpus, teachers=["again", "maccs"], batch_size=20, held_out=10)
+    assert list(named.statistics) == ["again", "maccs"]
+    shutil.rmtree(corpus / "teachers" / "maccs")
+    with pytest.raises(CacheError, match=f"no teacher column that a build made: .*; it has: {others}"):
+        DistillData(corpus, batch_size=20, held_out=10)
 
 
 def test_rows_that_a_teacher_has_not_seen_are_masked(two):
