@@ -1,13 +1,17 @@
 """The folder of a run: the one place that spells where its checkpoints, configuration, metrics and probes are."""
 
 import csv
+import errno
+import fcntl
 import json
+import logging
 import math
 import re
 from contextlib import suppress
 from functools import cached_property
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from zlib import crc32
 
 import numpy as np
@@ -18,12 +22,15 @@ INTERRUPTED, TERMINATED = 130, 143  # how a command ends that Ctrl-C or a SIGTER
 
 MAP = "map.npz"  # among the probes: two dimensions of the embeddings of one task
 
+log = logging.getLogger(__name__)
+
 
 class RunFolder:
     """A run's folder.
 
     Args:
         path: the folder; it need not be there yet.
+        probes: where its probes are written; ``probes`` in it when not given.
 
     Attributes:
         path: the folder.
@@ -42,23 +49,66 @@ class RunFolder:
         '/runs/mol/config.yaml'
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, probes: Path | None = None):
         self.path = path
         self.config, self.checkpoints = path / "config.yaml", path / "checkpoints"
         self.best, self.last = self.checkpoints / "best.ckpt", self.checkpoints / "last.ckpt"
         self.finished = path / "finished"
-        self.conflict, self.probes, self.export = path / "conflict.csv", path / "probes", path / "export"
+        self.conflict, self.probes, self.export = path / "conflict.csv", probes or path / "probes", path / "export"
         self.results = self.probes / "results.json"
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Path) -> "RunFolder":
         """The run whose ``checkpoints`` folder holds ``checkpoint``."""
-        return cls(checkpoint.absolute().parents[1])
+        return cls(checkpoint.absolute().parent.parent)
 
     @cached_property
     def name(self) -> str:
         """The folder's own name."""
         return self.path.absolute().name
+
+    @classmethod
+    def claim(cls, wanted: Path) -> "RunFolder":
+        """Make the folder of a new run: ``wanted``, or ``wanted-2``, ``wanted-3`` ...; no two fits get the same one."""
+        wanted.parent.mkdir(parents=True, exist_ok=True)
+        folder, number = wanted, 1
+        while True:
+            with suppress(FileExistsError):
+                folder.mkdir()
+                return cls(folder)
+            number += 1
+            folder = wanted.with_name(f"{wanted.name}-{number}")
+
+    def lock(self) -> IO[str]:
+        """Keep other fits from writing this run, until the file is closed or the process ends.
+
+        Raises:
+            ConfigError: when another fit is writing it.
+        """
+        file = open(self.path / ".lock", "w")  # noqa: SIM115 - the caller keeps it open
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise ConfigError(
+                    f"another fit is writing {self.path}: wait for its end or stop it, then run the same command again"
+                ) from None
+            log.warning("%s cannot be locked (%s): let no other fit write this run", self.path, error.strerror)
+        for path in self.checkpoints.glob(".*.tmp"):  # of a fit that was killed
+            path.unlink(missing_ok=True)
+        return file
+
+    def publish_probes(self, complete: Path) -> None:
+        """Move a complete folder of probes to its place, and earlier ones away; the last of several tests wins."""
+        earlier, attempts = complete.with_name("earlier"), count()
+        while complete.exists():
+            with suppress(FileNotFoundError):
+                self.probes.rename(f"{earlier}-{next(attempts)}")
+            try:
+                complete.rename(self.probes)
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # another test was faster
+                    raise
 
     def finish(self, epoch: int, step: int) -> None:
         """State that the fit is finished, and where it ended."""
@@ -76,8 +126,7 @@ class RunFolder:
         rows: list[dict[str, str]] = []
         for path in [*earlier, self.path / "metrics.csv"]:
             if path.is_file():
-                with open(path, newline="") as file:
-                    more = list(csv.DictReader(file))
+                more = _read_log(path)
                 first = min((int(row["step"]) for row in more), default=0)
                 rows = [row for row in rows if int(row["step"]) < first] + more
         return rows
@@ -101,13 +150,35 @@ class RunFolder:
         """Step, teachers and cosines (teachers, teachers) of the last measurement of conflict; None when there is none."""
         if not self.conflict.is_file():
             return None
-        with open(self.conflict, newline="") as file:
-            rows = list(csv.DictReader(file))
+        if not (rows := _read_log(self.conflict)):
+            return None
         rows = [row for row in rows if row["step"] == rows[-1]["step"]]
         teachers = list(dict.fromkeys(row["teacher_a"] for row in rows))
         rows = rows[-(len(teachers) ** 2) :]  # a run that went on did the step twice
         values = np.array([float(row["cosine"]) for row in rows]).reshape(len(teachers), len(teachers))
         return int(rows[-1]["step"]), teachers, values
+
+
+def _read_log(path: Path) -> list[dict[str, str]]:
+    """The rows of a csv that a fit writes line by line; a last line that was cut, as by a kill, is left out.
+
+    Raises:
+        ConfigError: when another row has too few or too many cells, or no step.
+    """
+    text = path.read_text(errors="replace")
+    lines = text.splitlines()
+    if text and not text.endswith("\n"):
+        log.warning("%s: line %d was cut off while it was written, it is left out", path, len(lines))
+        lines.pop()
+    rows = []
+    for row in (reader := csv.DictReader(lines)):
+        if None in row or None in row.values() or not (row.get("step") or "").isdecimal():
+            raise ConfigError(
+                f"{path}, line {reader.line_num}: expected the columns {', '.join(reader.fieldnames or [])}, with a whole "
+                f"number as step, found {lines[reader.line_num - 1][:80]!r}: restore the file, or remove that line"
+            )
+        rows.append(row)
+    return rows
 
 
 def safe_name(name: str) -> str:

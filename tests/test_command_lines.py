@@ -229,6 +229,8 @@ def test_a_stopped_fit_is_not_finished_and_says_how_to_continue(place, as_comman
     process = place.start("distill.cli", "fit", "--config", "fit.yaml", *long)
     while not (run / "checkpoints" / "last.ckpt").exists() and process.poll() is None:
         time.sleep(0.1)
+    taken = place.inside(distill, "fit", "--config", f"{run}/config.yaml", "--ckpt_path", f"{run}/checkpoints/last.ckpt")
+    assert f"another fit is writing {run}" in taken.stderr
     process.send_signal(number)
     _, shown = process.communicate(timeout=60)
     assert process.returncode == status, shown
@@ -357,6 +359,31 @@ def test_a_new_fit_never_overwrites_a_run(place, as_command):
     assert (place.folder / "runs" / "mini" / "checkpoints" / "last.ckpt").read_bytes() == before
 
 
+def test_fits_that_start_at_once_have_a_folder_each(place):
+    words = ["fit", "--config", "fit.yaml", "--run", "runs/at-once", "--trainer.max_epochs", "1"]
+    processes = [place.start("distill.cli", *words, "--seed_everything", str(seed)) for seed in range(3)]
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 3, errors
+    runs = [place.folder / "runs" / name for name in ("at-once", "at-once-2", "at-once-3")]
+    assert {yaml.safe_load((run / "config.yaml").read_text())["seed_everything"] for run in runs} == {0, 1, 2}
+    for run in runs:
+        steps = [line.partition(",")[0] for line in (run / "metrics.csv").read_text().splitlines()]
+        assert len(steps) == 1 + 7 + 1, "a line per step, the validation, and no other fit's"
+        assert (run / "finished").is_file()
+    assert len({(run / "metrics.csv").read_text() for run in runs}) == 3
+
+
+def test_tests_of_one_run_at_once_leave_whole_results(place):
+    run = place.folder / "runs" / "at-once"
+    words = ["test", "--run", str(run), "--probe.seeds", "[0]", "--probe.systems", "[student]"]
+    processes = [place.start("distill.cli", *words) for _ in range(2)]
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 2, errors
+    assert len(json.loads((run / "probes" / "results.json").read_text())["records"]) == 2 * 2
+    assert (run / "probes" / "report.html").is_file()
+    assert not list(run.glob(".probes*"))
+
+
 def test_print_config_is_a_configuration(place, as_command):
     printed = yaml.safe_load(ok(place.inside(distill, "fit", "--config", "fit.yaml", "--print_config")))
     assert printed["model"]["student"]["init_args"]["layers"] == 2
@@ -388,6 +415,10 @@ BAD_FITS = {
     "a wrong cache": (["--data.corpus", "cache/none"], "build it first, for instance `make cache TEACHERS=mol`"),
     "a missing column": (["--data.teachers", "[gin]"], "no teacher column gin; it has: letters, maccs"),
     "a wrong class": (["--model.student", "distill.students.molecule.GraphStudnt"], "has no attribute 'GraphStudnt'"),
+    "a GPU that is not there": (
+        ["--trainer.accelerator", "gpu", "--trainer.devices", "9"],
+        "suit neither this machine nor",
+    ),
     "a head for nobody": (["--model.heads.gin", "distill.heads.MseHead"], "model.heads names gin"),
     "too large a batch": (["--data.batch_size", "999"], "lower data.held_out or data.batch_size"),
 }
@@ -416,6 +447,46 @@ def test_bad_input_to_test_gets_a_few_lines_that_say_what_to_do(place, as_comman
     nowhere = Place(tmp_path).inside(distill, "test")
     assert "train one with `distill fit" in nowhere.stderr
     assert nowhere.returncode == done.returncode == 1
+
+
+class OfAnotherProject:
+    """An object, which a checkpoint may hold and which is never unpickled."""
+
+
+def foreign_checkpoint(folder: Path, kind: str) -> Path:
+    import torch
+
+    path = folder / "checkpoints" / "best.ckpt"
+    path.parent.mkdir()
+    content = {"state_dict": {"encoder.weight": torch.ones(9999)}, "epoch": 1, "global_step": 2}
+    torch.save(content | ({"hyper_parameters": OfAnotherProject()} if kind == "objects" else {}), path)
+    if kind == "folder":
+        path.unlink()
+        path.mkdir()
+    elif kind in ("text", "cut"):
+        path.write_bytes(b"epoch: 1" if kind == "text" else path.read_bytes()[:5000])
+    return path
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("other project", "is a checkpoint of another program, without a student: expected RUN/checkpoints/best.ckpt"),
+        ("objects", "holds more than tensors"),
+        ("text", "is no checkpoint of `distill fit`, or was cut off"),
+        ("cut", "is no checkpoint of `distill fit`, or was cut off"),
+        ("folder", "expected RUN/checkpoints/best.ckpt or last.ckpt"),
+    ],
+)
+def test_a_foreign_checkpoint_is_refused_in_words(tmp_path, as_command, command, kind, message):
+    path = foreign_checkpoint(tmp_path, kind)
+    options = ["--model.student", "distill.students.molecule.GraphStudent", "--ckpt_path", str(path)]
+    done = Place(tmp_path).inside(distill, command, *options)
+    assert done.returncode == 1, done.stderr
+    assert message in done.stderr
+    assert "weights_only" not in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 BAD_BUILDS = {

@@ -1,5 +1,6 @@
 """The command ``distill``: shows the help, runs the module of the command that was named, and says errors in words."""
 
+import errno
 import sys
 from importlib import import_module
 
@@ -33,6 +34,15 @@ MODULES = {  # module of this package -> its commands; one of several commands r
 }
 
 
+ADVICE = {  # what to do about an error of the system
+    errno.ENOSPC: "make space on the disk, then continue",
+    errno.EDQUOT: "make space in your share of the disk, then continue",
+    errno.EFBIG: "files cannot be this large here: raise `ulimit -f`, then continue",
+    errno.EROFS: "choose a folder that can be written to",
+    errno.EACCES: "give this user the right to use it (`ls -l` shows its owner), or choose another folder",
+}
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``distill``.
 
@@ -44,7 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     if command in ("-h", "--help"):
         Console(width=130, highlight=False).print(HELP, markup=False)
         return
-    start_console()
+    start_console(arguments)
     module = next((module for module, commands in MODULES.items() if command in commands), None)
     if module is None:
         sys.exit(f"error: no command {command!r}; see `distill --help`")
@@ -52,6 +62,11 @@ def main(arguments: list[str] | None = None) -> None:
         import_module(f"{__name__}.{module}").main(arguments if len(MODULES[module]) > 1 else arguments[1:])
     except QuorumError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno is None:  # not of the system
+            raise
+        advice = ADVICE.get(error.errno, "then run the same command again")
+        sys.exit(f"error: {error.filename or 'a file that was written'}: {error.strerror}: {advice}")
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted")
         sys.exit(INTERRUPTED)

@@ -4,14 +4,17 @@ import argparse
 import logging
 import os
 import re
+import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 import yaml
 from jsonargparse.typing import NonNegativeInt, PositiveInt
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -30,7 +33,7 @@ from distill.evaluation.protocol import Evaluation
 from distill.records import Results
 from distill.run_folder import INTERRUPTED, TERMINATED, RunFolder, newest_run
 from distill.training.conflict import Conflict
-from distill.training.distiller import Distiller
+from distill.training.distiller import Distiller, read_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,8 @@ log = logging.getLogger(__name__)
 USAGE = "distill {} --config configs/mol.yaml [--KEY VALUE ...]   (every key: distill {} --help)"
 
 COMMANDS = ("fit", "validate", "test")
+
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # launchers set some; 0 in rank zero
 
 # how a checkpoint is compared by each kind of figure that a fit logs
 BETTER = {"val": "min", "loss": "min", "nll": "min", "r2": "max", "cosine": "max", "nats": "max", "probe": "max"}
@@ -92,10 +97,8 @@ def complete(arguments: list[str]) -> list[str]:
     parser.add_argument("--run", type=Path)
     given, _ = parser.parse_known_args(arguments[1:])
     checkpoint = given.ckpt_path or (RunFolder(given.run) if given.run else newest_run(_run_of(given.config))).best
-    if not checkpoint.is_file():
-        where = checkpoint.absolute()
-        raise ConfigError(f"no checkpoint at {where}: expected RUN/checkpoints/best.ckpt of a `distill fit`")
-    run = RunFolder(checkpoint.parents[1])
+    read_checkpoint(checkpoint)
+    run = RunFolder(checkpoint.parent.parent) if checkpoint.parent.name else RunFolder.of_checkpoint(checkpoint)
     log.info("%s: %s", arguments[0], checkpoint)
     added = []  # first, so that other keys win over it; no file of a run, perhaps somebody else's, allows a model's code
     if run.config.is_file():
@@ -145,20 +148,26 @@ class DistillCLI(LightningCLI):
         parser.add_class_arguments(Evaluation, "probe")
         parser.link_arguments("data.statistics", "model.statistics", apply_on="instantiate")
 
+    def _parse_ckpt_path(self) -> None:
+        """Read no hyperparameters in the checkpoint, as Lightning does; refuse one of another program."""
+        if checkpoint := self.config[self.config["subcommand"]]["ckpt_path"]:
+            read_checkpoint(Path(checkpoint))
+
     def before_instantiate_classes(self) -> None:
         if self.subcommand == "fit":
             config = self.config["fit"]
             if not config["ckpt_path"]:
                 config["run"], config["ckpt_path"] = _place(Path(config["run"]), os.environ)
-            else:
+            if config["ckpt_path"]:
                 checkpoint = Path(config["ckpt_path"])
-                if not checkpoint.is_file():
-                    raise ConfigError(f"no checkpoint at {checkpoint.absolute()}: expected RUN/checkpoints/last.ckpt")
-                config["run"] = RunFolder.of_checkpoint(checkpoint).path
+                run = RunFolder.of_checkpoint(checkpoint)
+                if not run.config.is_file():
+                    raise ConfigError(
+                        f"no {run.config}: a checkpoint must lie in its run's folder, as RUN/checkpoints/last.ckpt"
+                    )
+                config["run"] = run.path
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        run = RunFolder(self._get(self.config, "run"))
-        kwargs["default_root_dir"] = run.path
         kwargs["use_distributed_sampler"] = False  # BatchOrder already knows ranks
         chosen = self._get(self.config_init, "trainer")
         fitting = self.subcommand == "fit"
@@ -169,15 +178,47 @@ class DistillCLI(LightningCLI):
         if fitting and probing.every:
             callbacks.append(ProbeDuring(probing))
         if not fitting:
-            return super().instantiate_trainer(logger=False, callbacks=callbacks, **kwargs)
-        if chosen["enable_checkpointing"] is not False:
-            callbacks += self._checkpoints(run, probing)
-        if every := self._get(self.config, "conflict"):
-            callbacks.append(Conflict(every))
+            kwargs["default_root_dir"] = Path(self._get(self.config, "run"))
+            return self._trainer(logger=False, callbacks=callbacks, **kwargs)
+        with ExitStack() as undo:
+            run = self._take_folder(undo)
+            if chosen["enable_checkpointing"] is not False:
+                callbacks += self._checkpoints(run, probing)
+            if every := self._get(self.config, "conflict"):
+                callbacks.append(Conflict(every))
+            kwargs["default_root_dir"] = run.path
+            kwargs["logger"] = [TensorBoardLogger(run.path, "", ""), CSVLogger(run.path, "", "")]
+            kwargs["plugins"] = [*_listed(chosen["plugins"]), WholeCheckpoints()]
+            trainer = self._trainer(callbacks=callbacks, **kwargs)
+            undo.pop_all()
+        return trainer
+
+    def _trainer(self, **kwargs: Any) -> Trainer:
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, RuntimeError, ImportError) as error:
+            reason = " ".join(str(error).split())[:400]
+            raise ConfigError(f"the options `trainer` suit neither this machine nor each other: {reason}") from None
+
+    def _take_folder(self, undo: ExitStack) -> RunFolder:
+        """The folder that this fit alone writes: a new one, or that of its checkpoint.
+
+        Rank zero takes it. The other ranks may know another name, since they write nothing and Lightning sends them where
+        checkpoints are.
+
+        Args:
+            undo: removes a new folder.
+        """
+        config = self.config["fit"]
+        run = RunFolder(Path(config["run"]))
+        if any(int(os.environ.get(name, "0")) for name in RANKS):
+            return run
+        if not config["ckpt_path"]:
+            run = RunFolder.claim(run.path)
+            undo.callback(shutil.rmtree, run.path)
+        self.lock, config["run"] = run.lock(), run.path
         run.keep_metrics()
-        kwargs["logger"] = [TensorBoardLogger(run.path, "", ""), CSVLogger(run.path, "", "")]
-        kwargs["plugins"] = [*_listed(chosen["plugins"]), WholeCheckpoints()]
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        return run
 
     def _checkpoints(self, run: RunFolder, probing: Evaluation) -> list[ModelCheckpoint]:
         """best.ckpt, and last.ckpt at every validation and every so many steps."""
@@ -210,7 +251,7 @@ class DistillCLI(LightningCLI):
 
     def after_fit(self) -> None:
         run = RunFolder(Path(self.trainer.default_root_dir))
-        if self.trainer.checkpoint_callbacks and not run.best.exists():
+        if self.trainer.checkpoint_callbacks and not self.trainer.strategy.broadcast(run.best.exists()):
             self.trainer.save_checkpoint(run.best)  # it ended before its first validation
         if self.trainer.is_global_zero:
             run.finish(self.trainer.current_epoch, self.trainer.global_step)
@@ -232,25 +273,26 @@ class DistillCLI(LightningCLI):
 
         run, device = RunFolder(Path(self.trainer.default_root_dir)), str(self.trainer.strategy.root_device)
         checkpoint = str(self.trainer.ckpt_path)
-        self._probe(run, device, checkpoint)
-        results, origin = {"student": [Results.load(run.path)]}, f"Checkpoint `{checkpoint}`."
-        for split, scores in sections.write(run.probes, f"Probes of {run.path}", results, origin).items():
+        with TemporaryDirectory(prefix=f".{run.probes.name}", dir=run.path) as temporary:
+            results = self._probe(RunFolder(run.path, Path(temporary) / run.probes.name), device, checkpoint)
+            title, origin = f"Probes of {run.path}", f"Checkpoint `{checkpoint}`."
+            try:
+                by_split = sections.write(results.run.probes, title, {"student": [results]}, origin)
+            finally:  # results are kept, also when they cannot be drawn
+                run.publish_probes(results.run.probes)
+        for split, scores in by_split.items():
             Console().print(tables.table(scores, f"{checkpoint}: probes, {split} split"))
         Console().print(f"written: {run.probes}/report.html, report.md, results.json, predictions/")
 
-    def _probe(self, run: RunFolder, device: str, checkpoint: str) -> None:
-        """Write the results of the probes into the run; those of an earlier test stay until these are complete."""
+    def _probe(self, run: RunFolder, device: str, checkpoint: str) -> Results:
+        """Write the results of the probes into the run."""
         students: Students = {"student": self.model.student, **self.undistilled}
-        with TemporaryDirectory(prefix=f".{run.probes.name}", dir=run.path) as temporary:
-            unfinished = RunFolder(Path(temporary))
-            unfinished.probes.mkdir()
-            records = self.evaluation.run(students, device, keep=unfinished.probes)
-            costs = self.evaluation.costs(students, device)
-            origin = about(checkpoint, device, self.datamodule.corpora, self.evaluation.left_out)
-            Results(unfinished, records, costs, origin).save()
-            if run.probes.exists():
-                run.probes.rename(Path(temporary) / "earlier")
-            unfinished.probes.rename(run.probes)
+        run.probes.mkdir()
+        records = self.evaluation.run(students, device, keep=run.probes)
+        costs = self.evaluation.costs(students, device)
+        results = Results(run, records, costs, about(checkpoint, device, self.datamodule.corpora, self.evaluation.left_out))
+        results.save()
+        return results
 
 
 class SaveConfig(SaveConfigCallback):
@@ -285,9 +327,12 @@ class WholeCheckpoints(TorchCheckpointIO):
     """Writes a checkpoint beside its place, then renames it: Lightning's temporary folder may be on another disk."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        beside = Path(path).with_name(f".{Path(path).name}.tmp")
-        super().save_checkpoint(checkpoint, beside, storage_options)
-        beside.replace(path)
+        beside = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp")
+        try:
+            super().save_checkpoint(checkpoint, beside, storage_options)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def _listed(given: Any) -> list[Any]:
@@ -295,18 +340,18 @@ def _listed(given: Any) -> list[Any]:
 
 
 def _place(run: Path, environment: Mapping[str, str]) -> tuple[Path, str | None]:
-    """The folder of a new run, and the checkpoint that it continues from.
+    """The folder that a run is to have, and the checkpoint that it continues from.
 
-    The folder is ``run``, or ``run-2``, ``run-3`` ... when a run is there already; under SLURM it is named for the job. A
-    job that SLURM or torchrun restarted continues in the folder that it had.
+    Under SLURM the folder is named for the job. A job that SLURM or torchrun restarted continues in the folder that it had:
+    the newest of ``run``, ``run-2``, ``run-3`` ... with a checkpoint.
     """
     if job := environment.get("SLURM_JOB_ID"):
         run = run.with_name(f"{run.name}-{job}")
-    restarts = max(int(environment.get(f"{launcher}_RESTART_COUNT", 0)) for launcher in ("SLURM", "TORCHELASTIC"))
-    earlier, folder, number = None, RunFolder(run), 1
-    while folder.config.exists():
+    if not any(int(environment.get(f"{launcher}_RESTART_COUNT", 0)) for launcher in ("SLURM", "TORCHELASTIC")):
+        return run, None
+    folder, number, continued = RunFolder(run), 1, None
+    while folder.path.exists():
+        continued = str(folder.last) if folder.last.is_file() else continued
         number += 1
-        earlier, folder = folder, RunFolder(run.with_name(f"{run.name}-{number}"))
-    if restarts and earlier and earlier.last.is_file():
-        return earlier.path, str(earlier.last)
-    return folder.path, None
+        folder = RunFolder(run.with_name(f"{run.name}-{number}"))
+    return run, continued

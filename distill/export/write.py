@@ -1,5 +1,6 @@
 """``distill export | predict``: a trained student as a folder that needs nothing else, or as a column of a cache."""
 
+import errno
 import json
 import logging
 from collections.abc import Mapping
@@ -14,7 +15,6 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
 from cache_tools import (
-    UNREADABLE,
     ConfigError,
     Featuriser,
     Settings,
@@ -22,7 +22,6 @@ from cache_tools import (
     as_json,
     check_column_name,
     class_path,
-    first_line,
     library_versions,
     read_corpus,
     require_same,
@@ -46,9 +45,11 @@ from distill.heads import Head
 from distill.run_folder import RunFolder
 from distill.students.base import Student
 from distill.targets import Raw, Standardise
-from distill.training.distiller import Distiller
+from distill.training.distiller import Distiller, read_checkpoint
 
 log = logging.getLogger(__name__)
+
+_TAKEN = "{} is there already: choose another --out, or move it away"
 
 
 def export(
@@ -68,7 +69,7 @@ def export(
         CacheError: when the cache of the run is gone.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out.absolute()} is there already: choose another --out, or move it away")
+        raise ConfigError(_TAKEN.format(out.absolute()))
     config, data, model, checkpoint = open_run(ckpt_path, heads)
     student = model.student.eval()
     inputs = _inputs(data.corpora)
@@ -103,7 +104,12 @@ def export(
         if sentence_transformers:
             write_sentences(student, inputs, folder / SENTENCES)
         card.write(folder, out.name, ckpt_path, config, data.corpora, exported)
-        folder.rename(out)
+        try:
+            folder.rename(out)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
+            raise ConfigError(_TAKEN.format(out.absolute())) from None  # by another export, in the meantime
     log.info("written: %s; use it anywhere: `distill.load_student(%r).embed([...])`, see its README.md", out, str(out))
 
 
@@ -149,8 +155,12 @@ def export_of(checkpoint: Path) -> Path:
     """
     folder = RunFolder.of_checkpoint(checkpoint).export
     if not folder.exists():
-        export(folder, checkpoint)
-    elif read_config(folder).get("checkpoint", {}).get("sha256") != sha256(checkpoint):
+        try:
+            export(folder, checkpoint)
+        except ConfigError:
+            if not folder.exists():  # not even by another command, in the meantime
+                raise
+    if read_config(folder).get("checkpoint", {}).get("sha256") != sha256(checkpoint):
         raise ConfigError(
             f"{folder} is of another checkpoint than {checkpoint}: delete it, or name an export with --student"
         )
@@ -167,22 +177,15 @@ def open_run(checkpoint: Path, heads: bool) -> tuple[dict[str, Any], DistillData
     Raises:
         ConfigError: when the run's files are missing or do not fit together.
     """
-    if not checkpoint.is_file():
-        raise ConfigError(
-            f"no checkpoint at {checkpoint.absolute()}: expected RUN/checkpoints/best.ckpt of a `distill fit`"
-        )
+    content = read_checkpoint(checkpoint)
     path = RunFolder.of_checkpoint(checkpoint).config
     if not path.is_file():
         raise ConfigError(f"no {path}: a checkpoint must lie in its run's folder, as RUN/checkpoints/best.ckpt")
     config = yaml.safe_load(path.read_text())
     data, model = rebuild_run(config, path)
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        state = dict(content["state_dict"])
-    except (*UNREADABLE, IndexError, TypeError) as error:
-        raise ConfigError(f"{checkpoint} is no checkpoint of `distill fit`, or is damaged: {first_line(error)}") from None
     for name in ("student", "heads", "normalisers") if heads else ("student",):
-        part = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+        state = content["state_dict"].items()
+        part = {key.removeprefix(f"{name}."): value for key, value in state if key.startswith(f"{name}.")}
         try:
             model.get_submodule(name).load_state_dict(part)
         except RuntimeError as error:

@@ -320,13 +320,11 @@ def test_a_run_whose_fit_was_stopped_is_continued_and_never_probed_before(stub, 
 
 
 def test_two_studies_at_once_make_every_run_once(stub):
-    code = (
-        "import sys; sys.executable = sys.argv[1]\nfrom distill.cli import main\nmain(['study', '--config', 'study.yaml'])"
-    )
+    code = "import sys; sys.executable = sys.argv[1]\nfrom distill.cli import main\nmain(sys.argv[2:])"
     settings = {"base": "base.yaml", "methods": {"nll": "nll.yaml"}, "runs": "runs/s", "out": "docs/s", "seeds": [0]}
     settings |= {"jobs": 2, "teachers": ["a", "b"], "subsets": "leave-one-out"}
     (stub.folder / "study.yaml").write_text(yaml.safe_dump(settings))
-    command = [PYTHON, "-c", code, sys.executable]
+    command = [PYTHON, "-c", code, sys.executable, "study", "--config", "study.yaml"]
     variables = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     processes = [subprocess.Popen(command, env=variables, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     errors = [process.communicate(timeout=120)[1] for process in processes]

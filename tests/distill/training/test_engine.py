@@ -356,12 +356,13 @@ def test_a_job_that_was_started_again_goes_on_in_its_folder(tmp_path):
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "config.yaml").touch()
     again = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}
-    assert _place(run, again) == (tmp_path / "mol-7-2", None), "it was stopped before its first checkpoint"
+    assert _place(run, again) == (tmp_path / "mol-7", None), "it was stopped before its first checkpoint"
     for folder in (run, tmp_path / "mol-7"):
         (folder / "checkpoints" / "last.ckpt").touch()
+    (tmp_path / "mol-7-2").mkdir()  # of a restart that was stopped before its first checkpoint
     assert _place(run, again) == (tmp_path / "mol-7", str(tmp_path / "mol-7" / "checkpoints" / "last.ckpt"))
     assert _place(run, {"SLURM_JOB_ID": "8"}) == (tmp_path / "mol-8", None), "another job"
-    assert _place(run, {"TORCHELASTIC_RESTART_COUNT": "0"}) == (tmp_path / "mol-2", None)
+    assert _place(run, {"TORCHELASTIC_RESTART_COUNT": "0"}) == (run, None)
     both = {"TORCHELASTIC_RESTART_COUNT": "2", "SLURM_RESTART_COUNT": "0"}
     assert _place(run, both) == (
         run,

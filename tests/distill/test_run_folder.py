@@ -1,0 +1,96 @@
+"""The folder of a run: claimed by one fit alone, and its probes are replaced whole."""
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cache_tools.errors import ConfigError
+from distill.run_folder import RunFolder
+
+FORK = multiprocessing.get_context("fork")
+
+
+def at_once(task: Callable[[Path, int], None], folder: Path, count: int) -> list[int | None]:
+    """Run a task in so many processes at the same moment; their exit statuses."""
+    processes = [FORK.Process(target=task, args=(folder, number)) for number in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    return [process.exitcode for process in processes]
+
+
+def claim_twenty(folder: Path, number: int) -> None:
+    for _ in range(20):
+        with open(RunFolder.claim(folder / "runs" / "mol").path / "mine", "x") as file:
+            file.write(str(number))
+
+
+def test_no_two_fits_get_one_folder(tmp_path):
+    assert at_once(claim_twenty, tmp_path, 6) == [0] * 6
+    names = {path.parent.name for path in tmp_path.glob("runs/*/mine")}
+    assert names == {"mol", *(f"mol-{number}" for number in range(2, 121))}
+
+
+def publish_twenty(folder: Path, number: int) -> None:
+    for turn in range(20):
+        complete = folder / f"{number}-{turn}" / "probes"
+        complete.mkdir(parents=True)
+        for name in ("results.json", "report.md"):
+            (complete / name).write_text(json.dumps([number, turn]))
+        RunFolder(folder / "run").publish_probes(complete)
+
+
+def test_probes_that_are_published_at_once_stay_whole(tmp_path):
+    (tmp_path / "run").mkdir()
+    assert at_once(publish_twenty, tmp_path, 3) == [0] * 3
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["probes"]
+    assert len({path.read_text() for path in (tmp_path / "run" / "probes").iterdir()}) == 1
+
+
+def lock(folder: Path, number: int) -> None:
+    RunFolder(folder).lock()
+
+
+def test_a_run_that_is_written_is_locked_and_a_killed_fit_leaves_no_lock(tmp_path):
+    run = RunFolder(tmp_path)
+    run.checkpoints.mkdir()
+    (run.checkpoints / ".last.ckpt.4711.tmp").touch()
+    file = run.lock()
+    assert not list(run.checkpoints.iterdir()), "a temporary file of a killed fit"
+    assert at_once(lock, tmp_path, 1) == [1]
+    file.close()
+    assert at_once(lock, tmp_path, 1) == [0]
+
+    def locked_and_killed(folder: Path, number: int) -> None:
+        kept = run.lock()
+        os.kill(os.getpid(), signal.SIGKILL)
+        kept.close()
+
+    assert at_once(locked_and_killed, tmp_path, 1) == [-9]
+    run.lock().close()
+
+
+def test_a_log_that_a_kill_cut_keeps_its_whole_lines(tmp_path, caplog):
+    (tmp_path / "metrics.csv").write_text("step,train/loss,val/loss\n0,1.5,\n1,,12.25\n2,1.75,12.")
+    assert [row["step"] for row in RunFolder(tmp_path).metrics()] == ["0", "1"], "12. was 12.5, or any other number"
+    assert "metrics.csv: line 4 was cut off while it was written, it is left out" in caplog.text
+    (tmp_path / "conflict.csv").write_text("step,teacher_a,teacher_b,cosine\n0,a,a,1\n1,a,")
+    assert RunFolder(tmp_path).last_conflict()[:2] == (0, ["a"])
+    (tmp_path / "conflict.csv").write_text("")
+    assert RunFolder(tmp_path).last_conflict() is None
+
+
+@pytest.mark.parametrize("line", ["1,1.5", "1,1.5,2,3", "one,1.5,2", "\0\0\0", ",1.5,2"])
+def test_a_damaged_line_of_a_log_is_named(tmp_path, line):
+    (tmp_path / "metrics.csv").write_text(f"step,train/loss,val/loss\n0,1.5,\n{line}\n2,1.5,\n")
+    with pytest.raises(
+        ConfigError, match=re.escape("metrics.csv, line 3: expected the columns step, train/loss, val/loss")
+    ):
+        RunFolder(tmp_path).metrics()
