@@ -58,8 +58,9 @@ class Record:
 
     def __post_init__(self) -> None:
         """Refuse values of another type, as a damaged file may hold them."""
+        types: dict[Any, Any] = {int: int, float: float | int}
         for field in fields(self):
-            value, expected = getattr(self, field.name), {int: int, float: float | int}.get(field.type, str)  # type: ignore[call-overload]
+            value, expected = getattr(self, field.name), types.get(field.type, str)
             if not isinstance(value, expected):
                 raise TypeError(f"{field.name} is {value!r}")
 

@@ -43,7 +43,7 @@ def embed(student: Student, inputs: Column, rows: torch.Tensor, device: str, bat
 def calibrated(student: Student, corpora: Sequence[CorpusColumns], device: str, batch: int = 512) -> Student:
     """A copy of a student whose batch norms have the statistics of rows of the corpora; the same student without them.
 
-    Batch norms that never saw data pass everything on unscaled: random weights would score less than they can.
+    Batch norms that never saw data pass everything on unscaled: that is no network that anyone would use.
 
     Args:
         student: of random weights.

@@ -32,6 +32,6 @@ def test_no_name_becomes_a_tag_a_link_or_a_column_of_a_model_card(tmp_path: Path
     assert "<script" not in shown
     assert 'href="http://b"' not in shown
     assert "<em>" not in shown
-    assert shown.count("&lt;script&gt;alert(1)&lt;/script&gt; | [a](http://b) *c* `d") == 4  # title, example, teacher, corpus
+    assert shown.count("&lt;script&gt;alert(1)&lt;/script&gt; | [a](http://b) *c* `d") == 4
     rows = [line for line in text.splitlines() if line.startswith("|") and "script" in line]
     assert len(rows) == 2
