@@ -23,7 +23,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
-from cache_tools import ConfigError, QuorumError
+from cache_tools import ConfigError, QuorumError, TrainingError
 from distill.data.module import DistillData
 from distill.evaluation.baselines import undistilled
 from distill.evaluation.during import ProbeDuring
@@ -75,6 +75,10 @@ def main(arguments: list[str]) -> None:
     except SystemExit as stop:
         sys.exit(INTERRUPTED if isinstance(stop.__context__, KeyboardInterrupt) else stop.code)
     except RuntimeError as error:
+        if re.search(r"gloo|NCCL|onnection (closed|reset) by peer", str(error)):
+            raise TrainingError(
+                f"another process of this command ended or cannot be reached, see what it printed above: {str(error).partition(' This is')[0][-200:]}"
+            ) from None
         if "loading state_dict" not in str(error):
             raise
         raise ConfigError(
