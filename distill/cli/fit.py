@@ -76,8 +76,9 @@ def main(arguments: list[str]) -> None:
         sys.exit(INTERRUPTED if isinstance(stop.__context__, KeyboardInterrupt) else stop.code)
     except RuntimeError as error:
         if re.search(r"gloo|NCCL|onnection (closed|reset) by peer", str(error)):
+            reason = str(error).partition(" This is")[0][-200:]
             raise TrainingError(
-                f"another process of this command ended or cannot be reached, see what it printed above: {str(error).partition(' This is')[0][-200:]}"
+                f"another process of this command ended or cannot be reached, see what it printed above: {reason}"
             ) from None
         if "loading state_dict" not in str(error):
             raise
