@@ -27,7 +27,7 @@ def start_console(arguments: Sequence[str] = ()) -> None:
 
 
 def _configurations(arguments: Sequence[str]) -> Iterator[str]:
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         key, _, value = argument.partition("=")
         if key in ("--config", "-c") and os.path.isfile(value or following):
             yield value or following

@@ -48,8 +48,10 @@ def build(
         The corpus's folder.
 
     Raises:
-        CacheError: when the folder holds another corpus, or a column was made by something else.
+        CacheError: when ``name`` cannot be a folder's, it holds another corpus, or a column was made by something else.
     """
+    if not re.fullmatch(r"\w[\w.-]*", name):  # it becomes one folder inside the cache, never a path
+        raise CacheError(f"a corpus cannot be called {name!r}: use letters, digits, _, - and .")
     settings = settings or Settings()
     folder = cache / name
     manifest = store_corpus(folder, corpus, settings.shard_rows)

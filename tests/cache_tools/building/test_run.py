@@ -235,3 +235,10 @@ def test_an_error_stops_the_writers_that_this_command_started(monkeypatch):
 def test_a_column_needs_a_plain_name(tmp_path):
     with pytest.raises(CacheError, match="cannot be called '../a'"):
         build(tmp_path, "c", corpus(), {"../a": Lengths()}, {}, QUIET)
+
+
+@pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/b", "", ".hidden"])
+def test_a_corpus_never_leaves_its_cache_by_its_name(name, tmp_path):
+    with pytest.raises(CacheError, match="cannot be called"):
+        build(tmp_path / "cache", name, Items(["CCO"], "molecule"), {}, {})
+    assert not list(tmp_path.rglob("*")), "nothing was written"
