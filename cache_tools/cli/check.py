@@ -54,7 +54,7 @@ def verify(cache: Path = Path("cache")) -> None:
     if faults:
         raise CacheError("\n".join(faults))
     _corpora(cache)
-    Console().print(f"{cache}: every shard is as it was written")
+    Console().print(f"{cache}: every shard is as it was written", soft_wrap=True)
 
 
 def _corpora(cache: Path) -> list[Path]:

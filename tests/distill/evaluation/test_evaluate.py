@@ -65,9 +65,9 @@ def test_a_split_is_the_same_whoever_else_is_probed(tmp_path: Path):
     (tmp_path / "task.csv").write_text("\n".join(["smiles,y", *(f"{each},{len(each)}" for each in molecules)]) + "\n")
     tasks, student = {"y": MoleculeTask(tmp_path / "task.csv", "regression")}, GraphStudent(layers=1, width=8)
     found: dict[str, list[list[str]]] = {}
-    for systems in (["student"], ["student", "teachers"]):
+    for systems, teachers in ((["student"], ["maccs"]), (["student", "teachers"], ["maccs", "elsewhere"])):
         evaluation = Evaluation(tasks, seeds=[0, 1], systems=systems)
-        evaluation.prepare([open_corpus(corpus, None)], Settings(workers=1))
+        evaluation.prepare([open_corpus(corpus, teachers)], Settings(workers=1))
         keep = tmp_path / "-".join(systems)
         keep.mkdir()
         evaluation.run({"student": student}, "cpu", quiet=True, keep=keep)

@@ -21,7 +21,7 @@ from cache_tools.cli import main as cache_command
 from cache_tools.corpora.image import ImageFolder
 from cache_tools.corpora.molecule import RdkitSamples
 from cache_tools.errors import CacheError, ConfigError, CorpusError, TeacherError, TrainingError
-from cache_tools.format import shard, store
+from cache_tools.format import files, store
 from cache_tools.hub import read_safetensors
 from cache_tools.producer import rebuild
 from cache_tools.teachers import specialist
@@ -236,7 +236,7 @@ def test_a_failing_fit_leaves_no_file(teachers, images, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shard, "_publish", full)
+    monkeypatch.setattr(files, "_publish", full)
     with pytest.raises(CacheError, match="no space left"):
         specialise(again(teachers["mobilenet"]), task, out, epochs=0, device="cpu")
     assert not list(tmp_path.iterdir())
@@ -247,9 +247,9 @@ def test_a_killed_writer_leaves_the_file_as_it_was(tmp_path):
     specialist.write_specialist(
         out, {"a": torch.ones(2)}, {"weight": torch.ones(1, 2), "bias": torch.ones(1)}, {"of": "first"}
     )
-    code = "import os, signal, sys, torch; from pathlib import Path; from cache_tools.format import shard; "
+    code = "import os, signal, sys, torch; from pathlib import Path; from cache_tools.format import files; "
     code += "from cache_tools.teachers import specialist; "
-    code += f"shard._publish = lambda *_: os.kill(os.getpid(), {int(signal.SIGKILL)}); "
+    code += f"files._publish = lambda *_: os.kill(os.getpid(), {int(signal.SIGKILL)}); "
     code += "specialist.write_specialist(Path(sys.argv[1]), {'a': torch.zeros(2)}, {}, {'of': 'second'})"
     done = subprocess.run([sys.executable, "-c", code, str(out)], check=False)
     assert done.returncode == -signal.SIGKILL
