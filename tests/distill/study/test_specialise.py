@@ -236,7 +236,7 @@ def test_a_failing_fit_leaves_no_file(teachers, images, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "_publish", full)
+    monkeypatch.setattr(files, "publish", full)
     with pytest.raises(CacheError, match="no space left"):
         specialise(again(teachers["mobilenet"]), task, out, epochs=0, device="cpu")
     assert not list(tmp_path.iterdir())
@@ -249,7 +249,7 @@ def test_a_killed_writer_leaves_the_file_as_it_was(tmp_path):
     )
     code = "import os, signal, sys, torch; from pathlib import Path; from cache_tools.format import files; "
     code += "from cache_tools.teachers import specialist; "
-    code += f"files._publish = lambda *_: os.kill(os.getpid(), {int(signal.SIGKILL)}); "
+    code += f"files.publish = lambda *_: os.kill(os.getpid(), {int(signal.SIGKILL)}); "
     code += "specialist.write_specialist(Path(sys.argv[1]), {'a': torch.zeros(2)}, {}, {'of': 'second'})"
     done = subprocess.run([sys.executable, "-c", code, str(out)], check=False)
     assert done.returncode == -signal.SIGKILL
