@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -220,9 +221,9 @@ class _Descriptor(Teacher):
     def prepare(self, item: bytes) -> Any:
         return np.asarray(square(decode_image(item), self.size))
 
+    @abstractmethod
     def _one(self, pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The descriptor (dim,) of (size, size, 3), uint8."""
-        raise NotImplementedError
 
     def embed(self, items: Sequence[Any]) -> np.ndarray[Any, Any]:
         return np.stack([self._one(item) for item in items]).astype(np.float32)

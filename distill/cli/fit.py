@@ -32,8 +32,9 @@ from distill.evaluation.prepared import Students
 from distill.evaluation.protocol import Evaluation
 from distill.records import Results
 from distill.run_folder import INTERRUPTED, TERMINATED, RunFolder, newest_run
+from distill.training.checkpoint import read_checkpoint
 from distill.training.conflict import Conflict
-from distill.training.distiller import Distiller, read_checkpoint
+from distill.training.distiller import Distiller
 
 log = logging.getLogger(__name__)
 

@@ -45,7 +45,8 @@ from distill.heads import Head
 from distill.run_folder import RunFolder
 from distill.students.base import Student
 from distill.targets import Raw, Standardise
-from distill.training.distiller import Distiller, read_checkpoint
+from distill.training.checkpoint import read_checkpoint
+from distill.training.distiller import Distiller
 
 log = logging.getLogger(__name__)
 

@@ -2,9 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, cast
-from zipfile import is_zipfile
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -12,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from cache_tools import UNREADABLE, ConfigError, Statistics, first_line
+from cache_tools import ConfigError, Statistics
 from distill.data.batch import Batch
 from distill.heads import Head, HeadBank, MseDensityHead
 from distill.objectives import Objective, Relative, WeightedSum
@@ -193,33 +191,6 @@ class Distiller(LightningModule):
         assert not left, f"no optimiser trains {left}"
         factor = warmup_cosine(int(self.trainer.estimated_stepping_batches), self.warmup)
         return [optimizer], [{"scheduler": LambdaLR(optimizer, factor), "interval": "step"}]
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of ``distill fit``; no code in the file is run, and tensors stay on disk until they are used.
-
-    Raises:
-        ConfigError: when it is missing, damaged, or of another program.
-    """
-    if not path.is_file():
-        raise ConfigError(
-            f"no checkpoint at {path.absolute()}: expected RUN/checkpoints/best.ckpt or last.ckpt of a `distill fit`"
-        )
-    if not is_zipfile(path):
-        raise ConfigError(f"{path} is no checkpoint of `distill fit`, or was cut off: it is no archive of torch")
-    try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        known = {"epoch", "global_step"} <= content.keys() and any(
-            name.startswith("student.") for name in content["state_dict"]
-        )
-    except (*UNREADABLE, IndexError) as error:
-        raise ConfigError(f"{path} is no checkpoint of `distill fit`, or is damaged: {first_line(error)}") from None
-    if not known:
-        raise ConfigError(
-            f"{path} is a checkpoint of another program, without a student: expected RUN/checkpoints/best.ckpt or "
-            "last.ckpt of a `distill fit`"
-        )
-    return content
 
 
 def warmup_cosine(steps: int, warmup: float) -> Callable[[int], float]:
