@@ -1,10 +1,12 @@
 """One HDF5 shard: written whole or not at all, read through a memory map. The only file that imports h5py."""
 
 import errno
+import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,24 +57,20 @@ def write_shard(folder: Path, number: int, arrays: Arrays, attributes: Mapping[s
         CacheError: when the disk is full; nothing is left behind.
     """
     path = folder / file_name(number)
-    needed = sum(array.nbytes for array in arrays.values())
-    require_space(folder, needed)
+    require_space(folder, sum(array.nbytes for array in arrays.values()))
     temporary = temporary_name(path)
     with removed_afterwards(temporary):
-        aligned = {"alignment_threshold": ALIGNMENT, "alignment_interval": ALIGNMENT}
-        with h5py.File(temporary, "w", libver="latest", locking=False, **aligned) as file:
-            try:
-                _reserve(temporary, needed)
-                _fill(file, arrays, attributes)
-            except (OSError, RuntimeError):
-                os.truncate(temporary, 0)  # gives the space back, else HDF5 cannot close the file
-                raise
-        with ThreadPoolExecutor(1) as pool, open(temporary, "rb+") as written:
-            synced = pool.submit(os.fsync, written.fileno())  # the disk works while the hash is taken
-            written_facts = facts(temporary)
-            synced.result()
+        places = _lay_out(temporary, arrays, attributes)
+        with ThreadPoolExecutor(1) as pool, open(temporary, "rb+") as file:
+            digest = pool.submit(_digest, file.fileno(), places)  # hashed while it is written, and while the disk syncs
+            for offset, content in places:
+                file.seek(offset)
+                file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            written = {"file": path.name, "bytes": os.fstat(file.fileno()).st_size, "sha256": digest.result()}
         published = publish(temporary, path, keep=True)
-    return written_facts | {"file": path.name} if published else facts(path)
+    return written if published else facts(path)
 
 
 def facts(path: Path) -> dict[str, Any]:
@@ -80,8 +78,36 @@ def facts(path: Path) -> dict[str, Any]:
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
+def _lay_out(path: Path, arrays: Arrays, attributes: Mapping[str, Any]) -> list[tuple[int, memoryview]]:
+    """Make a shard's file with everything but the content of its arrays.
+
+    Returns:
+        The offset of each array in the file and its bytes, in the file's order.
+    """
+    places = []
+    aligned = {"alignment_threshold": ALIGNMENT, "alignment_interval": ALIGNMENT}
+    with h5py.File(path, "w", libver="latest", locking=False, **aligned) as file:
+        try:
+            _reserve(path, sum(array.nbytes for array in arrays.values()))
+            for name, array in arrays.items():
+                dataset = file.create_dataset(name, array.shape, array.dtype)
+                if array.size:
+                    dataset[:1] = array[:1]  # with the first row HDF5 places all; its own writing would end the overlap
+                    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+                    places.append((dataset.id.get_offset(), content.data))
+            for key, value in {**attributes, "format_version": FORMAT_VERSION}.items():
+                # text of a fixed length lies in the header, which has a checksum; HDF5 can hang on a damaged text of any
+                # length
+                file.attrs[key] = np.bytes_(value.encode()) if isinstance(value, str) else value
+            file.flush()
+        except (OSError, RuntimeError):
+            os.truncate(path, 0)  # gives the space back, else HDF5 cannot close the file
+            raise
+    return sorted(places, key=itemgetter(0))
+
+
 def _reserve(path: Path, size: int) -> None:
-    """Reserve the space of the arrays at once: HDF5 prints its own tracebacks when the disk fills up halfway."""
+    """Reserve the space of a shard at once: HDF5 prints its own tracebacks, or crashes, when the disk fills up halfway."""
     if size and hasattr(os, "posix_fallocate"):  # macOS has none
         with open(path, "rb+") as file:
             try:
@@ -91,13 +117,14 @@ def _reserve(path: Path, size: int) -> None:
                     raise
 
 
-def _fill(file: h5py.File, arrays: Arrays, attributes: Mapping[str, Any]) -> None:
-    for name, array in arrays.items():
-        file.create_dataset(name, data=np.ascontiguousarray(array))
-    for key, value in {**attributes, "format_version": FORMAT_VERSION}.items():
-        # text of a fixed length lies in the header, which has a checksum; HDF5 can hang on a damaged text of any length
-        file.attrs[key] = np.bytes_(value.encode()) if isinstance(value, str) else value
-    file.flush()
+def _digest(descriptor: int, places: Sequence[tuple[int, memoryview]]) -> str:
+    """The SHA-256 of a file whose arrays are at ``places``; only what lies between them is read."""
+    digest, end = hashlib.sha256(), 0
+    for offset, content in [*places, (os.fstat(descriptor).st_size, memoryview(b""))]:
+        digest.update(os.pread(descriptor, offset - end, end))
+        digest.update(content)
+        end = offset + len(content)
+    return digest.hexdigest()
 
 
 def file_name(number: int) -> str:

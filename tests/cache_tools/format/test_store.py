@@ -53,6 +53,24 @@ def test_what_is_written_is_mapped_back(tmp_path_factory, data, rows, dim, dtype
     assert [path.name for path in folder.iterdir()] == ["00003.h5"]
 
 
+def test_a_shard_has_the_hash_that_was_taken_while_it_was_written(tmp_path):
+    large = np.random.default_rng(0).integers(0, 255, (300, 700, 2)).astype(np.uint8)  # begins at a page, after a gap
+    written = {
+        "valid": np.ones(3, np.uint8),
+        "graph/values": large,
+        "graph/offsets": np.arange(9)[::2],  # not contiguous in memory
+        "tokens/values": np.empty((0, 3), np.int32),
+        "embedding": np.asfortranarray(large[:, :, 0].astype(np.float16)),
+        "ids": np.frombuffer(b"read-only", np.uint8),
+    }
+    facts = shard.write_shard(tmp_path, 0, written, {"text": "an attribute", "rows": 3})
+    assert facts == shard.facts(tmp_path / "00000.h5")
+    with h5py.File(tmp_path / "00000.h5") as file:
+        for name, array in written.items():
+            np.testing.assert_array_equal(file[name], array, err_msg=name)
+            assert file[name].dtype == array.dtype
+
+
 class Numbers(Teacher):
     """The number in a text."""
 
