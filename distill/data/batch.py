@@ -30,7 +30,9 @@ class Batch:
         self.inputs, self.targets, self.valid, self.rows, self.corpora = inputs, targets, valid, rows, corpora
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
-        """The same rows on a device; from pinned memory the host does not wait."""
+        """The same rows on a device, this batch itself when they are there; from pinned memory the host does not wait."""
+        if self.rows.device == torch.device(device):
+            return self
         return Batch(*to_device(list(vars(self).values()), device, non_blocking))
 
     def pin_memory(self) -> "Batch":

@@ -3,6 +3,7 @@
 from collections import deque
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -10,9 +11,13 @@ from torch import Tensor
 from cache_tools import TrainingError, read_item
 from distill.data.batch import Batch
 
+Array = np.ndarray[Any, Any]
+
 WARMUP = 100  # first steps of a teacher, in which no rise counts as a spike
 
 MEMORY = 0.98  # share of the old value in the running mean and deviation
+
+STATE = ("steps", "mean", "deviation")  # of each teacher, in checkpoints
 
 DEPTH = 2  # steps whose facts may still be on their way from a GPU
 
@@ -24,16 +29,6 @@ class Facts(NamedTuple):
     """
 
     table: Tensor
-
-    @property
-    def counts(self) -> Tensor:
-        """Valid rows, (teachers,)."""
-        return self.table[1]
-
-    @property
-    def means(self) -> Tensor:
-        """Mean loss over valid rows, (teachers,)."""
-        return self.table[0] / self.table[1].clamp_min(1)
 
     def of_all_ranks(self) -> "Facts":
         """Facts of the rows of all ranks; the ranks exchange a few bytes."""
@@ -57,7 +52,7 @@ class PendingFacts(NamedTuple):
     """Facts of a step, perhaps still on their way from the GPU."""
 
     step: int
-    facts: Facts
+    table: Tensor  # of :class:`Facts`, in the host's memory
     arrived: Any  # a CUDA event, or None
 
 
@@ -73,14 +68,15 @@ class Guard(Callback):
 
     def __init__(self, teachers: list[str], spike: float):
         self.teachers, self.spike = teachers, spike
-        self.steps, self.mean, self.deviation = (torch.zeros(len(teachers), dtype=torch.float64) for _ in range(3))
+        # numpy: as tensors of so few numbers, these figures would take longer than the optimiser of a small student
+        self.steps, self.mean, self.deviation = (np.zeros(len(teachers)) for _ in range(3))
         self.pending: deque[PendingFacts] = deque()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": self.steps.clone(), "mean": self.mean.clone(), "deviation": self.deviation.clone()}
+        return {key: torch.tensor(getattr(self, key)) for key in STATE}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.steps, self.mean, self.deviation = (state_dict[key] for key in ("steps", "mean", "deviation"))
+        self.steps, self.mean, self.deviation = (state_dict[key].numpy() for key in STATE)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -92,7 +88,7 @@ class Guard(Callback):
             arrived.record()
         else:
             host = table.cpu()
-        self.pending.append(PendingFacts(trainer.global_step, Facts(host), arrived))
+        self.pending.append(PendingFacts(trainer.global_step, host, arrived))
         while self.pending and (len(self.pending) > DEPTH or arrived is None or self.pending[0].arrived.query()):
             self._check(trainer, self.pending.popleft())
 
@@ -107,22 +103,23 @@ class Guard(Callback):
     def _check(self, trainer: Trainer, pending: PendingFacts) -> None:
         if pending.arrived is not None:
             pending.arrived.synchronize()
-        means, present = pending.facts.means, pending.facts.counts > 0  # a teacher without a valid row has no loss
+        total, count = pending.table[:2].numpy()  # (teachers,)
+        means, present = total / np.maximum(count, 1), count > 0  # a teacher without a valid row has no loss
         rise = means - self.mean
         spiked = (rise > self.spike * self.deviation) & (self.steps >= WARMUP) & bool(self.spike)
-        broken = present & ~means.isfinite()
+        broken = present & ~np.isfinite(means)
         if (present & (broken | spiked)).any():
             raise TrainingError(self._message(trainer, pending, broken if broken.any() else present & spiked))
-        keep = (self.steps / (self.steps + 1)).clamp_max(MEMORY)
-        self.mean = torch.where(present, self.mean + (1 - keep) * rise, self.mean)
-        self.deviation = torch.where(present, self.deviation + (1 - keep) * (rise.abs() - self.deviation), self.deviation)
+        keep = np.minimum(self.steps / (self.steps + 1), MEMORY)
+        self.mean = np.where(present, self.mean + (1 - keep) * rise, self.mean)
+        self.deviation = np.where(present, self.deviation + (1 - keep) * (np.abs(rise) - self.deviation), self.deviation)
         self.steps = self.steps + present
 
-    def _message(self, trainer: Trainer, pending: PendingFacts, broken: Tensor) -> str:
+    def _message(self, trainer: Trainer, pending: PendingFacts, broken: Array) -> str:
         names = [name for name, bad in zip(self.teachers, broken.tolist(), strict=True) if bad]
         number = self.teachers.index(names[0])
-        _, count, bad, worst, row, corpus = pending.facts.table[:, number].tolist()
-        now, before = float(pending.facts.means[number]), float(self.mean[number])
+        total, count, bad, worst, row, corpus = pending.table[:, number].tolist()
+        now, before = total / max(count, 1), float(self.mean[number])
         if bad == count > 1:
             where = "in every row: the weights broke in the step before"
         else:
