@@ -12,11 +12,25 @@ from typing import Any, Literal, cast, get_args
 from cache_tools import ConfigError, write_file
 from distill.run_folder import RunFolder
 
-System = Literal["student", "untrained", "pretrained", "teachers", "concatenated", "pca"]
+System = Literal[
+    "student",
+    "untrained",
+    "start",
+    "teachers",
+    "concatenated",
+    "pca",
+    "fingerprints",
+    "student+fingerprints",
+    "tokens",
+]
 
 Kind = System | Literal["other"]
 
 SYSTEMS: tuple[System, ...] = get_args(System)
+
+OF_A_STUDENT = ("untrained", "start", "student+fingerprints", "tokens")  # another student has another one
+
+RENAMED: dict[str, System] = {"pretrained": "start"}  # names of version 0.1
 
 SCORES = "scores.csv"  # in the folder of a report
 
@@ -32,8 +46,9 @@ class Cost:
     per_second: float | None
 
     @classmethod
-    def of_all(cls, dim: int, costs: Sequence["Cost"]) -> "Cost":
-        """The cost of several systems that all embed every item."""
+    def of_all(cls, costs: Sequence["Cost"]) -> "Cost":
+        """The cost of several systems that all embed every item, their embeddings side by side."""
+        dim = sum(cost.dim for cost in costs)
         speeds = [cost.per_second for cost in costs]
         if None in speeds:  # one could not be loaded
             return cls(dim, None, None)
@@ -57,12 +72,14 @@ class Record:
     seen_rows: int = 0  # test rows that also stand in the corpus, whether the test used them or left them out
 
     def __post_init__(self) -> None:
-        """Refuse values of another type, as a damaged file may hold them."""
+        """Refuse values of another type, as a damaged file may hold them; read the names of version 0.1."""
         types: dict[Any, Any] = {int: int, float: float | int}
         for field in fields(self):
             value, expected = getattr(self, field.name), types.get(field.type, str)
             if not isinstance(value, expected):
                 raise TypeError(f"{field.name} is {value!r}")
+        object.__setattr__(self, "system", RENAMED.get(self.system, self.system))
+        object.__setattr__(self, "kind", RENAMED.get(self.kind, self.kind))
 
 
 @dataclass(frozen=True)
@@ -100,7 +117,7 @@ class Results:
         try:
             about = json.loads(run.results.read_text())
             records = [Record(**record) for record in about.pop("records")]
-            costs = {name: Cost(**cost) for name, cost in about.pop("costs", {}).items()}
+            costs = {RENAMED.get(name, name): Cost(**cost) for name, cost in about.pop("costs", {}).items()}
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             reason = f"{run.results} does not have this version's format ({error!r})"
             raise ConfigError(f"{reason}: probe the run again with `distill test --run {folder}`") from None
@@ -160,7 +177,7 @@ def merged(runs: Mapping[str, Sequence[Results]]) -> tuple[list[Record], list[st
     others = {record.system for _, _, record in measured if record.kind != "student"}
     if taken := sorted((others | {*SYSTEMS} - {"student"}) & runs.keys()):
         raise ConfigError(f"a student is called {taken[0]}, as another system is: rename its run or method")
-    several = len({name for name, _, record in measured if record.kind == "untrained"}) > 1
+    several = len({name for name, _, record in measured if record.kind in OF_A_STUDENT}) > 1
     kept: dict[tuple[str, str, str, int], Record] = {}
     tested: dict[tuple[str, str, int], int] = {}
     warnings: list[str] = []
@@ -172,7 +189,7 @@ def merged(runs: Mapping[str, Sequence[Results]]) -> tuple[list[Record], list[st
         if record.kind == "student":
             system = name
         else:  # each of several students has its own beginnings
-            system = f"{name} {record.kind}" if several and record.kind in ("untrained", "pretrained") else record.system
+            system = f"{name} {record.kind}" if several and record.kind in OF_A_STUDENT else record.system
         first = kept.setdefault((system, record.task, record.split, record.seed), replace(record, system=system))
         if abs(first.score - record.score) > 1e-3:
             scores = f"has {first.score:.4f} in one run and {record.score:.4f} in {results.run.path}"

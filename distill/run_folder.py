@@ -36,6 +36,7 @@ class RunFolder:
         path: the folder.
         config: ``config.yaml``, the whole configuration of the fit.
         checkpoints: ``checkpoints/`` with ``best.ckpt`` and ``last.ckpt``.
+        start: ``checkpoints/start.ckpt``, the weights that a fit began with, if they were not random.
         finished: the last file that a fit writes; it is there when the last step was done, and not while the fit goes on.
         conflict: ``conflict.csv``, cosines of the teachers' gradients.
         probes: ``probes/``, the results and the report of ``distill test``.
@@ -53,6 +54,7 @@ class RunFolder:
         self.path = path
         self.config, self.checkpoints = path / "config.yaml", path / "checkpoints"
         self.best, self.last = self.checkpoints / "best.ckpt", self.checkpoints / "last.ckpt"
+        self.start = self.checkpoints / "start.ckpt"
         self.finished = path / "finished"
         self.conflict, self.probes, self.export = path / "conflict.csv", probes or path / "probes", path / "export"
         self.results = self.probes / "results.json"

@@ -289,11 +289,14 @@ def test_what_a_checkpoint_is_best_in_is_checked_at_once(place, as_command):
         assert done.returncode == 1
 
 
+SYSTEMS = {"student", "untrained", "maccs", "letters", "concatenated", "pca", "fingerprints", "student+fingerprints"}
+
+
 def test_test_compares_every_system_and_says_what_was_measured(place):
     probes = place.folder / "runs" / "mini" / "probes"
     records = json.loads((probes / "results.json").read_text())["records"]
-    assert {record["system"] for record in records} == {"student", "untrained", "maccs", "letters", "concatenated", "pca"}
-    assert len(records) == 6 * 2 * 2 * 2  # systems, tasks, splits, seeds
+    assert {record["system"] for record in records} == SYSTEMS
+    assert len(records) == 8 * 2 * 2 * 2  # systems, tasks, splits, seeds
     assert {(record["task"], record["provenance"]) for record in records} == {
         ("pains", "computed"),
         ("activity", "measured"),
@@ -325,7 +328,7 @@ def test_the_predictions_that_were_kept_give_the_scores(place):
             predicted = kept[f"predicted/{record['system']}"]
             assert r2_score(kept["labels"][kept["test"]], predicted) == pytest.approx(record["score"], abs=1e-5)
             compared.append(record["system"])
-    assert sorted(compared) == ["concatenated", "letters", "maccs", "pca", "student", "untrained"]
+    assert sorted(compared) == sorted(SYSTEMS)
 
 
 def test_the_same_seed_gives_the_same_student(place):

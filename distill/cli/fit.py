@@ -25,14 +25,14 @@ from rich.console import Console
 
 from cache_tools import ConfigError, QuorumError, TrainingError
 from distill.data.module import DistillData
-from distill.evaluation.baselines import undistilled
+from distill.evaluation.baselines import starts_at_random, undistilled
 from distill.evaluation.during import ProbeDuring
 from distill.evaluation.origin import about
 from distill.evaluation.prepared import Students
 from distill.evaluation.protocol import Evaluation
 from distill.records import Results
 from distill.run_folder import INTERRUPTED, TERMINATED, RunFolder, newest_run
-from distill.training.checkpoint import read_checkpoint
+from distill.training.checkpoint import read_checkpoint, student_of
 from distill.training.conflict import Conflict
 from distill.training.distiller import Distiller
 
@@ -251,6 +251,9 @@ class DistillCLI(LightningCLI):
         ]
 
     def before_fit(self) -> None:
+        probing: Evaluation = self._get(self.config_init, "probe")
+        if probing.tasks and not self._get(self.config, "ckpt_path"):  # a run of an earlier version may go on
+            probing.check_names(self.datamodule.corpora)
         teachers = ", ".join(self.model.teachers)
         if self.trainer.is_global_zero:
             log.info("fit: %s; teachers: %s", self.trainer.default_root_dir, teachers)
@@ -270,7 +273,10 @@ class DistillCLI(LightningCLI):
         self.evaluation: Evaluation = self._get(self.config_init, "probe")
         self.evaluation.prepare(self.datamodule.corpora)
         spec = self._get(self.config, "model").student.as_dict()
-        self.undistilled = undistilled(self.model.student, spec)  # the checkpoint is loaded later, by the trainer
+        run = RunFolder.of_checkpoint(Path(self.trainer.ckpt_path or self._get(self.config, "ckpt_path")))
+        saved = student_of(read_checkpoint(run.start)) if run.start.is_file() else None
+        # the checkpoint is loaded later, by the trainer
+        self.undistilled = undistilled(self.model.student, spec, self.datamodule.corpora, saved)
 
     def after_test(self) -> None:
         if not self.trainer.is_global_zero:
@@ -320,6 +326,9 @@ class SaveConfig(SaveConfigCallback):
         if trainer.is_global_zero:
             RunFolder(Path(trainer.default_root_dir)).finished.unlink(missing_ok=True)
         super().setup(trainer, pl_module, "fit")
+        spec = self.config["model"]["student"].as_dict()
+        if not trainer.ckpt_path and trainer.checkpoint_callbacks and not starts_at_random(pl_module.student, spec):  # type: ignore[arg-type]
+            trainer.save_checkpoint(RunFolder(Path(trainer.default_root_dir)).start, weights_only=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         run = RunFolder(Path(trainer.default_root_dir))

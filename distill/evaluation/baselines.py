@@ -8,9 +8,10 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cache_tools import Column, ConfigError, Teacher
+from cache_tools import Column, ConfigError, Ragged, Teacher, as_json, import_class
 from distill.data.batch import to_device
 from distill.data.columns import CorpusColumns, featuriser_of
 from distill.export.student import CONFIG, StudentTeacher, instance, read_config
@@ -24,6 +25,22 @@ MAP_ROWS = 1000
 CLIP = 10.0  # standard deviations
 
 CALIBRATION_ROWS = 2048  # of the corpora together
+
+COUNTED_ROWS = 20_000  # of the corpora together, for the frequencies of tokens
+
+COMMON = 1e-3  # a token of this probability weighs half
+
+FINGERPRINTS = ("cache_tools.teachers.molecule.MorganCounts", "cache_tools.teachers.molecule.RdkitDescriptors")
+
+
+BESIDE: System = "student+fingerprints"
+
+PARTS: tuple[System, ...] = ("student", "fingerprints")  # of that system
+
+
+def with_parts(systems: Sequence[System]) -> set[System]:
+    """The systems, and those that are needed to make them."""
+    return {*systems, *(PARTS if BESIDE in systems else ())}
 
 
 def embed(student: Student, inputs: Column, rows: torch.Tensor, device: str, batch: int = 512) -> Array:
@@ -111,28 +128,87 @@ def other_student(place: Path, modality: str) -> tuple[str, Teacher] | None:
     return column, StudentTeacher(folder, modality if len(inputs) > 1 else None)
 
 
-def undistilled(student: Student, spec: Mapping[str, Any]) -> dict[System, Student]:
-    """The student before distillation: ``untrained``, of random weights, and ``pretrained`` if it starts from others.
+def fingerprints(corpora: Sequence[CorpusColumns]) -> list[tuple[str, Teacher]]:
+    """The producers of the system ``fingerprints``, with names for their columns; none for texts and images.
+
+    Args:
+        corpora: of one modality; a teacher of theirs that is equal to a producer lends its column.
+    """
+    teachers = {name: column for corpus in corpora for name, column in corpus.teachers.items()}
+    named = []
+    for path in FINGERPRINTS if corpora[0].corpus.modality == "molecule" else ():
+        producer = import_class(path, Teacher)()
+        facts = as_json(producer.fingerprint())
+        equal = (name for name, column in teachers.items() if column.manifest["producer"]["fingerprint"] == facts)
+        named.append((next(equal, f"fingerprints-{path.rpartition('.')[2]}"), producer))
+    return named
+
+
+class TokenMean(Student):
+    """A static student of texts that nothing was trained for: the mean of its tokens' vectors, weighted by rarity.
+
+    A token of probability p weighs a / (a + p): Arora et al., A simple but tough-to-beat baseline for sentence embeddings,
+    ICLR 2017.
+
+    Args:
+        input: the column that it reads.
+        table: a vector for each token, (vocabulary, dim).
+        counts: how often each token stands in the corpus, (vocabulary,).
+    """
+
+    def __init__(self, input: str, table: torch.Tensor, counts: torch.Tensor):
+        super().__init__()
+        self.input, self.dim = input, table.shape[1]  # type: ignore[misc] # of the student beside it
+        weights = COMMON / (COMMON + counts / counts.sum().clamp_min(1))
+        self.bag = nn.EmbeddingBag.from_pretrained(weights.unsqueeze(1) * table.detach().float())
+
+    def embeddings(self, rows: Mapping[str, Ragged]) -> list[torch.Tensor]:
+        tokens = rows["tokens"]
+        return [self.bag(tokens.values.long(), tokens.counts.cumsum(0) - tokens.counts)]
+
+
+def _token_mean(student: Student, corpora: Sequence[CorpusColumns]) -> TokenMean | None:
+    """The system ``tokens``: by the token table of a student, with the frequencies of rows of the corpora that it reads."""
+    read = [corpus for corpus in corpora if corpus.inputs.name == getattr(student, "input", None)]
+    if not read or (table := student.token_table()) is None:
+        return None
+    counts = torch.zeros(len(table))
+    for corpus in read:
+        rows = corpus.inputs.rows(_drawn([corpus.inputs], COUNTED_ROWS // len(read)))
+        counts += torch.bincount(corpus.featuriser.unpack(rows)["tokens"].values.long(), minlength=len(table))
+    return TokenMean(student.input, table, counts)
+
+
+def starts_at_random(student: Student, spec: Mapping[str, Any]) -> bool:
+    """Whether a student as ``spec`` (``class_path`` and ``init_args``) builds it has random weights."""
+    init_args = spec.get("init_args") or {}
+    return student.random_start(init_args) == init_args
+
+
+def undistilled(
+    student: Student,
+    spec: Mapping[str, Any],
+    corpora: Sequence[CorpusColumns] = (),
+    saved: Mapping[str, torch.Tensor] | None = None,
+) -> dict[System, Student]:
+    """What a student was before distillation: ``untrained``; its ``start``, if that was not random; and its ``tokens``.
 
     Args:
         student: as ``spec`` builds it.
         spec: ``class_path`` and ``init_args``.
+        corpora: those of the run, which say how frequent each token is.
+        saved: the weights that the fit began with; those that ``spec`` gives when not given.
     """
-    random = _without_weights(spec)
-    if random == spec:
-        return {"untrained": copy.deepcopy(student)}
-    untrained = cast(Student, instance(Student, Student, random, Path("model.student")))
-    return {"untrained": untrained, "pretrained": copy.deepcopy(student)}
-
-
-def _without_weights(spec: Any) -> Any:
-    """The same arguments, but no weights to start from, also for encoders inside a student."""
-    if not isinstance(spec, Mapping):
-        return spec
-    out = {key: _without_weights(value) for key, value in spec.items()}
-    if spec.get("config") is None:  # with a config the network is new, whatever `pretrained` says
-        out |= {key: nothing for key, nothing in (("pretrained", False), ("weights", None)) if spec.get(key)}
-    return out
+    start = copy.deepcopy(student)
+    if saved:
+        start.load_state_dict(saved)
+    out: dict[System, Student] = {"untrained": start}
+    if not starts_at_random(student, spec):
+        random = {**spec, "init_args": student.random_start(spec.get("init_args") or {})}
+        untrained = cast(Student, instance(Student, Student, random, Path("model.student")))
+        out = {"untrained": untrained, "start": start}
+    tokens = _token_mean(start, corpora)
+    return out | ({"tokens": tokens} if tokens else {})
 
 
 def principal(columns: Sequence[Column], dim: int, rows: int = 10_000) -> Callable[[Array], Array]:

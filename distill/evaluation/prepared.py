@@ -5,9 +5,9 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,17 +16,17 @@ import torch
 
 from cache_tools import TASKS, CacheError, Column, ConfigError, Settings, Teacher, add_column, build_like, rebuild
 from distill.data.columns import CorpusColumns
-from distill.evaluation.baselines import embed, other_student, principal
+from distill.evaluation.baselines import BESIDE, PARTS, embed, fingerprints, other_student, principal, with_parts
 from distill.evaluation.costs import cost_of_student, cost_of_teacher
 from distill.evaluation.seen import corpus_hashes
 from distill.evaluation.tasks.base import Array, Key, Task, distinct
-from distill.records import Cost, Kind, System
+from distill.records import SYSTEMS, Cost, Kind, System
 from distill.students.base import Student
 
 log = logging.getLogger(__name__)
 
 
-Students = Mapping[System, Student]  # the trained student, perhaps also untrained and pretrained
+Students = Mapping[System, Student]  # the trained student, perhaps also what it was before distillation
 
 Reduction = Callable[[Array], Array]  # (rows, dims of all teachers) -> (rows, dim)
 
@@ -50,7 +50,7 @@ class Prepared:
         folder: of its items, with columns of the same producers as the corpus.
         input: the column that the students read.
         teachers: columns to probe.
-        others: other students, name -> column.
+        others: fingerprints and other students, name -> columns.
         corpora: those of its modality.
         seen: items that also stand in one of them.
         trust_remote_code: as for :func:`prepare`.
@@ -60,7 +60,7 @@ class Prepared:
     folder: Path
     input: str
     teachers: list[str]
-    others: dict[str, str]
+    others: dict[str, list[str]]
     corpora: Sequence[CorpusColumns]
     seen: set[str]
     trust_remote_code: bool
@@ -84,8 +84,8 @@ class Prepared:
         """
         inputs = self.column(self.input, "inputs")
         teachers = {name: self.column(name) for name in self.teachers}
-        others = {name: self.column(column) for name, column in self.others.items()}
-        columns = inputs, *teachers.values(), *others.values()
+        others = {name: [self.column(column) for column in columns] for name, columns in self.others.items()}
+        columns = inputs, *teachers.values(), *chain.from_iterable(others.values())
         valid = torch.stack([column.valid(torch.arange(len(inputs))) for column in columns])
         keys, labels = self.task.load()
         position = {item: row for row, item in enumerate(distinct(keys))}
@@ -95,7 +95,9 @@ class Prepared:
             raise CacheError(f"task {self.folder}: not one row can be embedded, see skipped.csv there")
         wanted, rows = torch.unique(rows[kept], return_inverse=True)  # an item that stands in many pairs is embedded once
         found: dict[str, tuple[Kind, Array]] = {
-            kind: (kind, embed(student, inputs, wanted, device)) for kind, student in students.items() if kind in systems
+            kind: (kind, embed(student, inputs, wanted, device))
+            for kind, student in students.items()
+            if kind in with_parts(systems)
         }
         dense = {name: np.asarray(column.rows(wanted).float()) for name, column in teachers.items()}
         together = np.concatenate(list(dense.values()), 1) if dense else np.empty((len(wanted), 0))
@@ -105,10 +107,14 @@ class Prepared:
             found["pca"] = "pca", reduce(together)
         if "teachers" in systems:
             found |= {name: ("teachers", x) for name, x in dense.items()}
-        found |= {name: ("other", np.asarray(column.rows(wanted).float())) for name, column in others.items()}
+        for name, parts in others.items():
+            x = np.concatenate([np.asarray(column.rows(wanted).float()) for column in parts], 1)
+            found[name] = name if name in SYSTEMS else "other", x
+        if BESIDE in systems and {*PARTS} <= found.keys():
+            found[BESIDE] = BESIDE, np.concatenate([found[name][1] for name in PARTS], 1)
         if broken := [name for name, (_, x) in found.items() if not np.isfinite(x).all()]:
             raise ConfigError(f"{self.folder}: the embedding of {broken[0]} has a NaN or an infinity, it cannot be probed")
-        chosen = {name: (kind, x[rows.numpy()]) for name, (kind, x) in found.items()}
+        chosen = {name: (kind, x[rows.numpy()]) for name, (kind, x) in found.items() if kind in (*systems, "other")}
         mine, split = ([keys[row] for row in mask.nonzero().squeeze(1).tolist()] for mask in (kept, readable))
         return Embedded(mine, labels[kept.numpy()], chosen, split, np.flatnonzero(kept[readable].numpy()))
 
@@ -116,17 +122,20 @@ class Prepared:
         """What every system needs, its speed measured on this task's items."""
         measure = partial(cost_of_teacher, device=device, trust_remote_code=self.trust_remote_code)
         teachers = {name: measure(self.column(name)) for name in self.teachers}
-        costs = dict(teachers) if "teachers" in systems else {}
+        costs: dict[str, Cost] = dict(teachers) if "teachers" in systems else {}
         if teachers:
-            width = max((student.dim for student in students.values()), default=0)
-            wide = sum(cost.dim for cost in teachers.values())
-            dims: dict[System, int] = {"concatenated": wide, "pca": min(wide, width)}
-            costs |= {kind: Cost.of_all(dim, list(teachers.values())) for kind, dim in dims.items() if kind in systems}
-        if own := [kind for kind in students if kind in systems]:
-            inputs = self.column(self.input, "inputs")
-            cost = cost_of_student(students[own[0]], self.folder, inputs, device)  # one network, whatever its weights
-            costs |= dict.fromkeys(own, cost)
-        return costs | {name: measure(self.column(column)) for name, column in self.others.items()}
+            together = costs["concatenated"] = Cost.of_all(list(teachers.values()))
+            costs["pca"] = replace(together, dim=min(together.dim, width_of(students)))
+        own = {kind: student for kind, student in students.items() if kind in with_parts(systems)}
+        inputs = self.column(self.input, "inputs")
+        networks = {type(student): student for student in own.values()}  # one network, whatever its weights
+        of = {name: cost_of_student(student, self.folder, inputs, device) for name, student in networks.items()}
+        costs |= {kind: of[type(student)] for kind, student in own.items()}
+        for name, columns in self.others.items():
+            costs[name] = Cost.of_all([measure(self.column(column)) for column in columns])
+        if BESIDE in systems and {*PARTS} <= costs.keys():
+            costs[BESIDE] = Cost.of_all([costs[name] for name in PARTS])
+        return {name: cost for name, cost in costs.items() if name not in SYSTEMS or name in systems}
 
 
 def prepare(
@@ -173,20 +182,27 @@ def prepare(
     names = dict.fromkeys(name for corpus in corpora for name in corpus.teachers if name in columns)
     teachers = [name for name in names if name in live or _imported(name, folders)]
     others = {name: other_student(place, modality) for name, place in students.items()}
-    producers = {name: other for name, other in others.items() if other}
+    producers = {name: [other] for name, other in others.items() if other}
     if unread := sorted(others.keys() - producers.keys()):
         log.warning("student %s reads no %ss: it is left out of their tasks", ", ".join(unread), modality)
-    for folder, (column, student) in product(folders.values(), producers.values()):
+    if "fingerprints" in with_parts(systems) and (named := fingerprints(corpora)):
+        producers["fingerprints"] = named
+    for folder, (column, producer) in product(folders.values(), chain.from_iterable(producers.values())):
         with _writing_to(parent):
-            add_column(folder, column, student, settings)
+            add_column(folder, column, producer, settings)
     corpus_items = np.concatenate([corpus_hashes(corpus.columns.corpus, place) for corpus in corpora])
     prepared = {}
     for name, task in tasks.items():
         stands = np.isin(corpus_hashes(folders[name]), corpus_items).tolist()
         seen = {item for item, stood in zip(distinct(task.load()[0]), stands, strict=True) if stood}
-        read = {other: column for other, (column, _) in producers.items()}
+        read = {system: [column for column, _ in named] for system, named in producers.items()}
         prepared[name] = Prepared(task, folders[name], inputs.name, teachers, read, corpora, seen, trust_remote_code)
     return prepared
+
+
+def width_of(students: Students) -> int:
+    """How wide the embedding of a run's student is; 0 without one."""
+    return max((student.dim for kind, student in students.items() if kind != "tokens"), default=0)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -15,11 +15,11 @@ from rich.progress import track
 from cache_tools import ConfigError, Settings
 from distill.data.columns import CorpusColumns
 from distill.evaluation.baselines import calibrated, check_exports, on_a_plane
-from distill.evaluation.prepared import Embedded, Prepared, Reduction, Students, prepare
+from distill.evaluation.prepared import Embedded, Prepared, Reduction, Students, prepare, width_of
 from distill.evaluation.probes import PROBES, Probe
 from distill.evaluation.suites import suite
 from distill.evaluation.tasks.base import Array, Task
-from distill.records import SYSTEMS, Cost, Record, System
+from distill.records import RENAMED, SYSTEMS, Cost, Record, System
 from distill.run_folder import MAP, safe_name
 
 log = logging.getLogger(__name__)
@@ -46,9 +46,10 @@ class Evaluation:
             another number.
         seeds: one split each.
         systems: what to compare: the ``student``; the same student ``untrained``, with random weights and batch norms
-            that saw rows of the corpus, and ``pretrained``, before distillation if it starts from other weights; its
-            ``teachers``; their embeddings ``concatenated``; the ``pca`` of these to the student's width, learnt from the
-            corpus.
+            that saw rows of the corpus, and at its ``start``, if its fit began with other weights; its ``teachers``;
+            their embeddings ``concatenated``; the ``pca`` of these to the student's width, learnt from the corpus; of
+            molecules, ``fingerprints`` (Morgan counts and RDKit's descriptors), and the ``student+fingerprints`` side by
+            side; of texts, the ``tokens``' vectors in the student's table, weighted by their rarity.
         students: more of them: name -> a folder of ``distill export``.
         every: also probe the student during a fit, every so many epochs, by the first split and seed; 0: never.
         during: the tasks to probe then; all of them when not given.
@@ -70,7 +71,7 @@ class Evaluation:
         suites: dict[str, Path] | None = None,
         splits: list[str] | None = None,
         seeds: list[int] | None = None,
-        systems: list[System] | None = None,
+        systems: list[System | Literal["pretrained"]] | None = None,
         students: dict[str, Path] | None = None,
         every: int = 0,
         during: list[str] | None = None,
@@ -88,7 +89,8 @@ class Evaluation:
         self.seeds = [0, 1, 2, 3, 4] if seeds is None else seeds
         if not self.seeds or min(self.seeds) < 0:
             raise ConfigError(f"probe.seeds is {self.seeds}, expected one seed or more, none below 0")
-        self.systems, self.students = systems or list(SYSTEMS), students or {}
+        self.systems = [RENAMED.get(name, cast(System, name)) for name in systems or SYSTEMS]
+        self.students = students or {}
         self.exclude_seen, self.score_on, self.trust_remote_code = exclude_seen, score_on, trust_remote_code
         self.cache = Path(cache) if cache else None
         if every < 0:
@@ -108,9 +110,7 @@ class Evaluation:
             ConfigError: when there is no task, a task or split does not fit the run, two systems share a name, or one of
                 ``students`` is no export.
         """
-        teachers = {name for corpus in corpora for name in corpus.teachers}
-        if taken := sorted((teachers & {*SYSTEMS, *self.students}) | (self.students.keys() & set(SYSTEMS))):
-            raise ConfigError(f"two systems are called {taken[0]}: give the teacher's column, or the student, another name")
+        self.check_names(corpora)
         check_exports(self.students)
         if not self.tasks:
             raise ConfigError(
@@ -131,11 +131,24 @@ class Evaluation:
         wanted = {name for task in self.prepared.values() for corpus in task.corpora for name in corpus.teachers}
         self.left_out = sorted(wanted - probed) if {"teachers", "concatenated", "pca"} & set(self.systems) else []
 
+    def check_names(self, corpora: Sequence[CorpusColumns]) -> None:
+        """Refuse a teacher or another student that has the name of a system.
+
+        Raises:
+            ConfigError: when one has.
+        """
+        teachers = {name for corpus in corpora for name in corpus.teachers}
+        if taken := sorted((teachers & {*SYSTEMS, *self.students}) | (self.students.keys() & set(SYSTEMS))):
+            raise ConfigError(
+                f"two systems are called {taken[0]}: give the teacher's column, or the student, another name; these are "
+                f"taken: {', '.join(SYSTEMS)}"
+            )
+
     def run(self, students: Students, device: str, quiet: bool = False, keep: Path | None = None) -> list[Record]:
         """Probe every system on every task; :meth:`prepare` comes first.
 
         Args:
-            students: the trained one, and optionally the ``untrained`` and the ``pretrained`` one.
+            students: the trained one, and optionally what :func:`distill.evaluation.baselines.undistilled` gives.
             device: where they run.
             quiet: show no progress.
             keep: a folder for the predictions of every system for every test row, and for a map of the first task's items.
@@ -185,7 +198,7 @@ class Evaluation:
 
     def _reductions(self, students: Students) -> dict[str, Reduction | None]:
         """Modality -> principal components of its teachers, as wide as the student."""
-        dim = max((student.dim for student in students.values()), default=0)
+        dim = width_of(students)
         wanted = "pca" in self.systems and dim
         return {name: task.reduction(dim) if wanted else None for name, task in self._first_of_modality().items()}
 

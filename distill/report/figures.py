@@ -25,10 +25,13 @@ COLOURS: Mapping[str, str] = {
     "student": "#2a7f62",
     "other": "#7fb069",
     "untrained": "#b9b9b9",
-    "pretrained": "#8a8a8a",
+    "start": "#8a8a8a",
     "teachers": "#5b8db8",
     "concatenated": "#c58940",
     "pca": "#8c5e2a",
+    "fingerprints": "#7a5195",
+    "student+fingerprints": "#14532d",
+    "tokens": "#7a5195",
 }
 
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#444444", "#bcbd22", "#a0522d")

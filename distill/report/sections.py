@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 SHOWN = 4  # students whose curves, conflicts and maps are drawn
 
-BASELINES = {"teachers": "the best single teacher", "pretrained": "its own beginning", "untrained": "random weights"}
+BASELINES = {"teachers": "the best single teacher", "start": "its own start", "untrained": "random weights"}
 
 FLOORED = "floored"  # of what a run logged
 

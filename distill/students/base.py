@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from cache_tools import ConfigError, EncodedImage, Featuriser, Pixels
 
+RANDOM: Mapping[str, Any] = {"pretrained": False, "weights": None}  # what these arguments are of a random start
+
 LARGEST = 65_536  # rows of a batch, and tokens of a text, that a traced program accepts
 
 
@@ -96,6 +98,20 @@ class Student(nn.Module, ABC):
             folder: does not exist yet; a subclass writes the files that its arguments need there.
         """
         return dict(init_args)
+
+    def random_start(self, init_args: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments that build the same network with random weights; they equal ``init_args`` if it begins with such.
+
+        Arguments called ``pretrained`` and ``weights`` name other weights; a student with others overrides this.
+
+        Args:
+            init_args: the arguments that this student was built with.
+        """
+        return {**init_args, **{key: value for key, value in RANDOM.items() if init_args.get(key)}}
+
+    def token_table(self) -> Tensor | None:
+        """The vector of each token, (vocabulary, width), before any context; None when the student has no such table."""
+        return None
 
     def traceable(self, featuriser: Featuriser) -> Traceable | None:
         """This student as torch.export can trace it, or None when it has no such form.

@@ -68,6 +68,13 @@ class MixedStudent(Student):
     def forward(self, inputs: Mapping[str, Any]) -> Tensor:
         return self.embeddings(inputs)[-1]
 
+    def random_start(self, init_args: Mapping[str, Any]) -> dict[str, Any]:
+        encoders = {}
+        for name, spec in init_args["encoders"].items():
+            encoder = cast(Student, self.encoders[name])
+            encoders[name] = {**spec, "init_args": encoder.random_start(spec.get("init_args") or {})}
+        return {**init_args, "encoders": encoders}
+
     def portable(self, init_args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         encoders = {}
         for name, spec in init_args["encoders"].items():

@@ -75,6 +75,14 @@ class TextStudent(Student):
         self.network.config.save_pretrained(folder)
         return {**init_args, "model": str(folder), "pretrained": False, "config": None}
 
+    def random_start(self, init_args: Mapping[str, Any]) -> dict[str, Any]:
+        new = init_args.get("config") is not None  # then the network is random, whatever `pretrained` says
+        return dict(init_args) if new else super().random_start({"pretrained": True, **init_args})
+
+    def token_table(self) -> Tensor:
+        table: Tensor = self.network.get_input_embeddings().weight
+        return table
+
     def traceable(self, featuriser: Featuriser) -> Traceable:
         """This student as torch.export can trace it: token ids and a mask, both (batch, tokens), to (batch, dim)."""
         from torch.export import Dim

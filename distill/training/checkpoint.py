@@ -1,5 +1,6 @@
 """Read a checkpoint of a fit, and refuse what is none."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
@@ -34,3 +35,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "last.ckpt of a `distill fit`"
         )
     return content
+
+
+def student_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The weights of the student in a checkpoint."""
+    state = checkpoint["state_dict"]
+    return {name.removeprefix("student."): value for name, value in state.items() if name.startswith("student.")}

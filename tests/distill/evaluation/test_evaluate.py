@@ -13,15 +13,20 @@ from cache_tools import open_column
 from cache_tools.building.column import Settings
 from cache_tools.cli.transfer import import_
 from cache_tools.errors import CacheError, ConfigError
+from cache_tools.format.packing import Ragged
+from cache_tools.teachers.base import Teacher
 from distill.data.columns import open_corpus
-from distill.evaluation.baselines import calibrated, undistilled
+from distill.evaluation.baselines import TokenMean, calibrated, starts_at_random, undistilled
 from distill.evaluation.during import ProbeDuring
 from distill.evaluation.protocol import Evaluation
 from distill.evaluation.tasks import MoleculeTask
 from distill.export.student import load_student
 from distill.export.write import export, rebuild_run
+from distill.records import Record
+from distill.run_folder import RunFolder
 from distill.students.molecule import GraphStudent
 from distill.students.text import TextStudent
+from distill.training.checkpoint import read_checkpoint, student_of
 
 STUDENT = {"class_path": "distill.students.molecule.GraphStudent", "init_args": {"layers": 2, "width": 16, "dim": 12}}
 SMILES = ["CCO", "CCN", "CCC", "c1ccccc1", "CCCl", "CC=O", "CC#N", "CCS"]
@@ -180,10 +185,10 @@ def test_a_student_that_began_with_weights_is_judged_with_them_and_without(tmp_p
     }
     student = TextStudent(str(tmp_path / "bert"))
     found = undistilled(student, spec)
-    assert set(found) == {"untrained", "pretrained"}
+    assert set(found) == {"untrained", "start"}
     states = {name: each.state_dict() for name, each in {**found, "student": student}.items()}
     key = "network.embeddings.word_embeddings.weight"
-    assert torch.equal(states["pretrained"][key], states["student"][key])
+    assert torch.equal(states["start"][key], states["student"][key])
     assert not torch.equal(states["untrained"][key], states["student"][key])
     new = {**spec, "init_args": {"model": "bert", "pretrained": True, "config": small}}
     assert set(undistilled(TextStudent("bert", config=small), new)) == {"untrained"}
@@ -230,11 +235,11 @@ def test_only_the_untrained_student_of_a_probe_is_calibrated(chains: Path):
     for norms in ("unseen", "seen"):
         if norms == "seen":
             student = calibrated(student, evaluation.corpora, "cpu")
-        records = evaluation.run({"student": student, "untrained": student, "pretrained": student}, "cpu", quiet=True)
+        records = evaluation.run({"student": student, "untrained": student, "start": student}, "cpu", quiet=True)
         scores[norms] = {
-            record.system: record.score for record in records if "trained" in record.system or record.system == "student"
+            record.system: record.score for record in records if record.system in ("student", "untrained", "start")
         }
-    assert scores["unseen"]["student"] == scores["unseen"]["pretrained"] != scores["unseen"]["untrained"]
+    assert scores["unseen"]["student"] == scores["unseen"]["start"] != scores["unseen"]["untrained"]
     assert scores["unseen"]["untrained"] == pytest.approx(scores["seen"]["untrained"])
     assert scores["seen"]["student"] == pytest.approx(scores["seen"]["untrained"])
 
@@ -341,3 +346,157 @@ def test_a_read_only_cache_that_holds_the_tasks_needs_no_other_folder(
     evaluation.prepare([open_corpus(read_only, ["maccs"])], Settings(workers=1))
     assert evaluation.prepared["y"].teachers == ["maccs"]
     assert "npy is not kept, the next test computes it again" in caplog.text
+
+
+def test_fingerprints_are_a_system_of_molecules_that_are_no_teachers_and_stand_beside_the_student(chains: Path):
+    from rdkit.Chem import Descriptors, MolFromSmiles
+    from rdkit.Chem.rdFingerprintGenerator import GetMorganGenerator
+
+    systems = ["student", "fingerprints", "student+fingerprints"]
+    evaluation = Evaluation({"y": MoleculeTask(chains / "task.csv", "regression")}, seeds=[0], systems=systems)
+    evaluation.prepare([open_corpus(chains / "c", ["maccs"])], Settings(workers=1))
+    student = GraphStudent(layers=1, width=8, dim=6)
+    prepared = evaluation.prepared["y"]
+    embedded = prepared.embed(systems, {"student": student}, None, "cpu")
+    found = {name: x for name, (_, x) in embedded.systems.items()}
+    assert list(found) == systems
+    molecules = [MolFromSmiles(key) for key in embedded.keys]
+    counts = np.stack([GetMorganGenerator(radius=2, fpSize=1024).GetCountFingerprintAsNumPy(each) for each in molecules])
+    np.testing.assert_allclose(found["fingerprints"][:, :1024], np.log1p(counts), rtol=2e-3)
+    weight = 1024 + list(dict(Descriptors.descList)).index("MolWt")
+    expected = [Descriptors.MolWt(each) for each in molecules]
+    assert np.corrcoef(found["fingerprints"][:, weight], expected)[0, 1] > 0.999
+    beside = np.concatenate([found["student"], found["fingerprints"]], 1)
+    np.testing.assert_array_equal(found["student+fingerprints"], beside)
+    costs = evaluation.costs({"student": student}, "cpu")
+    assert {name: cost.dim for name, cost in costs.items()} == {name: x.shape[1] for name, x in found.items()}
+    assert costs["student+fingerprints"].per_second < min(costs[name].per_second for name in systems[:2])
+    assert costs["student+fingerprints"].parameters == costs["student"].parameters
+    alone = Evaluation(evaluation.tasks, seeds=[0], systems=["student+fingerprints"])
+    alone.prepare([open_corpus(chains / "c", ["maccs"])], Settings(workers=1))
+    assert [record.kind for record in alone.run({"student": student}, "cpu", quiet=True)] == ["student+fingerprints"]
+
+
+def test_molecules_are_featurised_once_when_a_teacher_is_a_fingerprint(tmp_path: Path):
+    from cache_tools.building.corpus import build
+    from cache_tools.corpora.base import Items
+    from cache_tools.inputs import MoleculeGraph
+    from cache_tools.teachers.molecule import MorganCounts
+
+    corpus = build(tmp_path, "c", Items(SMILES, "molecule"), {"counts": MorganCounts()}, {"graph": MoleculeGraph()})
+    (tmp_path / "task.csv").write_text("smiles,y\nCCO,1\nCCN,2\nCCC,3\nCCCC,4\n")
+    tasks = {"y": MoleculeTask(tmp_path / "task.csv", "regression")}
+    for systems in (["fingerprints"], ["teachers", "fingerprints"]):
+        evaluation = Evaluation(tasks, systems=systems)
+        evaluation.prepare([open_corpus(corpus, ["counts"])], Settings(workers=1))
+        prepared = evaluation.prepared["y"]
+        assert prepared.others == {"fingerprints": ["counts", "fingerprints-RdkitDescriptors"]}
+        columns = sorted(path.name for path in (prepared.folder / "teachers").iterdir())
+        assert columns == ["counts", "fingerprints-RdkitDescriptors"]
+
+
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory) -> Path:
+    """A fitted run of texts whose student began with the weights of a saved BERT, and a task."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    from cache_tools.building.corpus import build
+    from cache_tools.corpora.base import Items
+    from cache_tools.inputs import TokenIds
+    from distill.cli import main
+
+    folder = tmp_path_factory.mktemp("lines")
+    words = ["[PAD]", "[UNK]", "the", "film", "is", "good", "bad", "dull", "fine"]
+    made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(folder / "words")
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 9}
+    BertModel(BertConfig(**small)).save_pretrained(folder / "bert")
+    random = np.random.default_rng(0)
+    texts = sorted({" ".join(random.choice(words[2:], random.integers(2, 6))) for _ in range(90)})
+    inputs = {"tokens": TokenIds(str(folder / "words"), 16)}
+    build(folder, "c", Items(texts, "text"), {"length": Length()}, inputs, Settings(workers=1))
+    rows = [f"{text},{int('good' in text)}" for text in texts]
+    (folder / "task.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    init_args = {"model": str(folder / "bert"), "pretrained": True, "dim": 8}
+    task = {"class_path": "distill.evaluation.tasks.TextTask", "init_args": {"path": str(folder / "task.csv")}}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "log_every_n_steps": 1}
+    config = {
+        "run": str(folder / "run"),
+        "trainer": {"max_epochs": 2, **quiet},
+        "data": {"corpus": str(folder / "c"), "batch_size": 16, "held_out": 16},
+        "model": {
+            "student": {"class_path": "distill.students.text.TextStudent", "init_args": init_args},
+            "head": {"class_path": "distill.heads.MseHead"},
+            "student_lr": 1e-2,
+        },
+        "probe": {"splits": ["own"], "seeds": [0], "tasks": {"good": task}},
+    }
+    (folder / "fit.yaml").write_text(yaml.safe_dump(config))
+    main(["fit", "--config", str(folder / "fit.yaml")])
+    main(["test", "--run", str(folder / "run")])
+    return folder
+
+
+class Length(Teacher):
+    modality = "text"
+    dim = 3
+
+    def embed(self, items):
+        return np.array([[len(item), item.count("good"), item.count("is")] for item in items], np.float32)
+
+
+def test_a_fit_keeps_the_weights_that_it_began_with_and_the_test_judges_them(lines: Path):
+    from transformers import BertModel
+
+    run = RunFolder(lines / "run")
+    states = {path.stem: student_of(read_checkpoint(path)) for path in (run.start, run.best)}
+    key = "network.embeddings.word_embeddings.weight"
+    bert = BertModel.from_pretrained(lines / "bert").embeddings.word_embeddings.weight
+    torch.testing.assert_close(states["start"][key], bert, rtol=0, atol=0)
+    assert not torch.equal(states["best"][key], bert)
+    content = json.loads(run.results.read_text())
+    kinds = {record["system"] for record in content["records"]}
+    assert kinds == {"student", "untrained", "start", "length", "concatenated", "pca", "tokens"}
+    assert content["costs"]["tokens"]["parameters"] == 9 * 16
+    assert content["costs"]["tokens"]["dim"] == 16
+    assert content["costs"]["start"]["parameters"] == content["costs"]["student"]["parameters"] > 9 * 16
+
+
+def test_the_start_is_what_was_saved_also_where_the_configuration_would_give_another(lines: Path):
+    config = yaml.safe_load((lines / "run" / "config.yaml").read_text())
+    saved = student_of(read_checkpoint(RunFolder(lines / "run").start))
+    torch.manual_seed(77)  # another linear map to the width of 8
+    _, model = rebuild_run(config, lines / "run" / "config.yaml")
+    spec = config["model"]["student"]
+    assert not torch.equal(model.student.project.weight, saved["project.weight"])
+    found = undistilled(model.student, spec, [open_corpus(lines / "c", None)], saved)
+    assert torch.equal(found["start"].project.weight, saved["project.weight"])
+    assert set(found) == {"untrained", "start", "tokens"}
+
+
+def test_a_fit_from_random_weights_keeps_no_start():
+    spec = {"class_path": STUDENT["class_path"], "init_args": {**STUDENT["init_args"]}}
+    student = GraphStudent(**STUDENT["init_args"])
+    assert starts_at_random(student, spec)
+    assert list(undistilled(student, spec)) == ["untrained"]
+
+
+def test_tokens_are_the_mean_of_the_table_s_vectors_weighted_by_rarity():
+    random = np.random.default_rng(0)
+    table, counts = random.normal(size=(5, 3)).astype(np.float32), np.array([0, 900, 99, 1, 0])
+    texts = [[1, 2, 2], [3], [4, 0, 1, 1]]
+    expected = []
+    for text in texts:
+        weights = [1e-3 / (1e-3 + counts[token] / 1000) for token in text]
+        expected.append(sum(weight * table[token] for weight, token in zip(weights, text, strict=True)) / len(text))
+    rows = Ragged(torch.tensor(sum(texts, []), dtype=torch.int32), torch.tensor([3, 1, 4]), 4)
+    student = TokenMean("tokens", torch.from_numpy(table), torch.from_numpy(counts))
+    np.testing.assert_allclose(student({"tokens": {"tokens": rows}}), expected, rtol=1e-5)
+
+
+def test_scores_of_version_0_1_are_read_with_the_name_that_the_start_has_now():
+    record = Record("pretrained", "pretrained", "t", "measured", "own", 0, "r2", 0.5, 10)
+    assert (record.system, record.kind) == ("start", "start")
+    assert Evaluation({}, systems=["student", "pretrained"]).systems == ["student", "start"]
