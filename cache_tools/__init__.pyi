@@ -18,6 +18,7 @@ from .format.statistics import Statistics
 from .format.store import MANIFEST, TASKS, list_columns, read_corpus, read_item, read_items, read_manifest
 from .hub import UNREADABLE, create_network, first_line, locate, read_safetensors, stay_local
 from .inputs import EncodedImage, Featuriser, MoleculeGraph, Pixels, TokenIds
+from .interrupt import INTERRUPTED, Interruptible
 from .items.image import decode_image
 from .items.molecule import parse_smiles
 from .moved import current_class_path
@@ -29,6 +30,7 @@ from .teachers.specialist import as_tunable, teacher_facts, write_specialist
 
 __all__ = [
     "BACKBONES",
+    "INTERRUPTED",
     "MANIFEST",
     "TABLES",
     "TASKS",
@@ -45,6 +47,7 @@ __all__ = [
     "Featuriser",
     "IdxImages",
     "ImageFolder",
+    "Interruptible",
     "Items",
     "MoleculeGraph",
     "Network",

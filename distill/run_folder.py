@@ -18,7 +18,7 @@ import numpy as np
 
 from cache_tools import ConfigError, write_file
 
-INTERRUPTED, TERMINATED = 130, 143  # how a command ends that Ctrl-C or a SIGTERM stopped
+TERMINATED = 143  # the status of a command that a SIGTERM stopped
 
 MAP = "map.npz"  # among the probes: two dimensions of the embeddings of one task
 

@@ -8,6 +8,7 @@ import jsonargparse
 
 from cache_tools.console import start_console
 from cache_tools.errors import QuorumError
+from cache_tools.interrupt import Interruptible
 
 COMMANDS = {
     "build": "cache_tools.cli.build:build",
@@ -32,18 +33,17 @@ class _Parser(jsonargparse.ArgumentParser):
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of ``distill-cache``."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    start_console(arguments)
-    command = arguments[:1]
-    names = command if command and command[0] in COMMANDS else COMMANDS  # `--help` shows all of them
-    try:
-        jsonargparse.auto_cli(
-            {name: pkgutil.resolve_name(COMMANDS[name]) for name in names},
-            args=arguments,
-            prog="distill-cache",
-            as_positional=False,
-            parser_class=_Parser,
-        )
-    except QuorumError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted: finished shards are kept, the same command goes on from there")
+    with Interruptible("interrupted: finished shards are kept, the same command goes on from there"):
+        start_console(arguments)
+        command = arguments[:1]
+        names = command if command and command[0] in COMMANDS else COMMANDS  # `--help` shows all of them
+        try:
+            jsonargparse.auto_cli(
+                {name: pkgutil.resolve_name(COMMANDS[name]) for name in names},
+                args=arguments,
+                prog="distill-cache",
+                as_positional=False,
+                parser_class=_Parser,
+            )
+        except QuorumError as error:
+            sys.exit(f"error: {error}")

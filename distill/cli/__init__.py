@@ -6,8 +6,7 @@ from importlib import import_module
 
 from rich.console import Console
 
-from cache_tools import QuorumError, start_console
-from distill.run_folder import INTERRUPTED
+from cache_tools import Interruptible, QuorumError, start_console
 
 HELP = """usage: distill COMMAND [--KEY VALUE ...]
 
@@ -54,6 +53,11 @@ def main(arguments: list[str] | None = None) -> None:
     if command in ("-h", "--help"):
         Console(width=130, highlight=False).print(HELP, markup=False)
         return
+    with Interruptible("interrupted"):
+        _run(command, arguments)
+
+
+def _run(command: str, arguments: list[str]) -> None:
     start_console(arguments)
     module = next((module for module, commands in MODULES.items() if command in commands), None)
     if module is None:
@@ -67,6 +71,3 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         advice = ADVICE.get(error.errno, "then run the same command again")
         sys.exit(f"error: {error.filename or 'a file that was written'}: {error.strerror}: {advice}")
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted")
-        sys.exit(INTERRUPTED)

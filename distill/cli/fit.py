@@ -16,14 +16,14 @@ import yaml
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
-from cache_tools import ConfigError, QuorumError, TrainingError
+from cache_tools import ConfigError, Interruptible, QuorumError, TrainingError
 from distill.data.module import DistillData
 from distill.evaluation.baselines import starts_at_random, undistilled
 from distill.evaluation.during import ProbeDuring
@@ -31,7 +31,7 @@ from distill.evaluation.origin import about
 from distill.evaluation.prepared import Students
 from distill.evaluation.protocol import Evaluation
 from distill.records import Results
-from distill.run_folder import INTERRUPTED, TERMINATED, RunFolder, newest_run
+from distill.run_folder import TERMINATED, RunFolder, newest_run
 from distill.training.checkpoint import read_checkpoint, student_of
 from distill.training.conflict import Conflict
 from distill.training.distiller import Distiller
@@ -73,8 +73,6 @@ def main(arguments: list[str]) -> None:
         )
     except SIGTERMException:
         sys.exit(TERMINATED)  # not 0: what was asked for is not finished
-    except SystemExit as stop:
-        sys.exit(INTERRUPTED if isinstance(stop.__context__, KeyboardInterrupt) else stop.code)
     except RuntimeError as error:
         if re.search(r"gloo|NCCL|onnection (closed|reset) by peer", str(error)):
             reason = str(error).partition(" This is")[0][-200:]
@@ -177,7 +175,7 @@ class DistillCLI(LightningCLI):
         kwargs["use_distributed_sampler"] = False  # BatchOrder already knows ranks
         chosen = self._get(self.config_init, "trainer")
         fitting = self.subcommand == "fit"
-        callbacks = list(chosen["callbacks"] or [])
+        callbacks = [*(chosen["callbacks"] or []), InterruptBetweenSteps()]
         if chosen["enable_progress_bar"] is not False:
             callbacks.append(RichProgressBar(refresh_rate=10, leave=fitting))  # each refresh waits for the GPU
         probing = self._get(self.config_init, "probe")
@@ -336,6 +334,24 @@ class SaveConfig(SaveConfigCallback):
             return  # an error of our own says what to do
         again = f"distill fit --config {run.config} --ckpt_path {run.last}" if run.last.is_file() else "begin again"
         log.warning("the fit stopped after step %d and is not finished; to continue: %s", trainer.global_step, again)
+
+
+class InterruptBetweenSteps(Callback):
+    """Lets a Ctrl-C take effect between two batches, when no library is in the middle of its own work."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if Interruptible.current:
+            Interruptible.current.asking = True
+
+    def on_train_batch_start(self, *_: Any, **__: Any) -> None:
+        if Interruptible.current:
+            Interruptible.current.check()
+
+    on_validation_batch_start = on_test_batch_start = on_train_batch_start
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if Interruptible.current:
+            Interruptible.current.asking = False
 
 
 class WholeCheckpoints(TorchCheckpointIO):

@@ -16,8 +16,8 @@ from typing import IO, Any
 
 import yaml
 
-from cache_tools import ConfigError, QuorumError
-from distill.run_folder import INTERRUPTED, TERMINATED, RunFolder
+from cache_tools import INTERRUPTED, ConfigError, QuorumError
+from distill.run_folder import TERMINATED, RunFolder
 
 log = logging.getLogger(__name__)
 
