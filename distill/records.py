@@ -32,6 +32,8 @@ OF_A_STUDENT = ("untrained", "start", "student+fingerprints", "tokens")  # anoth
 
 RENAMED: dict[str, System] = {"pretrained": "start"}  # names of version 0.1
 
+MARGIN = 0.01  # of score: a student that is lower by less is called equal
+
 SCORES = "scores.csv"  # in the folder of a report
 
 log = logging.getLogger(__name__)
@@ -70,6 +72,7 @@ class Record:
     score: float
     test_rows: int
     seen_rows: int = 0  # test rows that also stand in the corpus, whether the test used them or left them out
+    probe: str = ""  # its name
 
     def __post_init__(self) -> None:
         """Refuse values of another type, as a damaged file may hold them; read the names of version 0.1."""

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
+from distill.cli.requirements import add_requirements, check, require
 from distill.report.compare import compare_runs, compare_studies
 
 
@@ -12,7 +13,8 @@ def main(arguments: list[str]) -> None:
 
     Args:
         arguments: folders of runs that `distill test` probed by the same tasks, splits and seeds; or ``--studies`` and
-            folders of reports of `distill study`, of which scores.csv is read; ``--out``, the folder of the new report.
+            folders of reports of `distill study`, of which scores.csv is read; ``--out``, the folder of the new report;
+            ``--require`` and ``--margin``, see :mod:`distill.cli.requirements`.
     """
     parser = ArgumentParser(
         "distill compare", description="Put the probes of several runs, or of studies, into one report."
@@ -23,10 +25,13 @@ def main(arguments: list[str]) -> None:
     studies = "instead of runs: folders of reports of `distill study`, whose scores.csv is read; one alone is drawn in full"
     parser.add_argument("--studies", nargs="+", type=Path, default=[], help=studies)
     parser.add_argument("--out", type=Path, default=Path("compare"), help="a folder for report.html, report.md and figures")
+    add_requirements(parser)
     given = parser.parse_args(arguments)
+    check(given.require)
     if bool(given.runs) == bool(given.studies):
         parser.error("name runs or --studies")
     if given.studies:
-        compare_studies(given.studies, given.out)
+        answers = compare_studies(given.studies, given.out, given.margin)
     else:
-        compare_runs(given.runs, given.out)
+        answers = compare_runs(given.runs, given.out, given.margin)
+    require(given.require, answers)

@@ -21,9 +21,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from rich.console import Console
 
 from cache_tools import ConfigError, Interruptible, QuorumError, TrainingError
+from distill.cli.requirements import add_requirements, check, require
 from distill.data.module import DistillData
 from distill.evaluation.baselines import starts_at_random, undistilled
 from distill.evaluation.during import ProbeDuring
@@ -149,6 +149,7 @@ class DistillCLI(LightningCLI):
             default=0,
             help="steps between two looks at the teachers' gradients; 0: never",
         )
+        add_requirements(parser)
         parser.add_class_arguments(Evaluation, "probe")
         parser.link_arguments("data.statistics", "model.statistics", apply_on="instantiate")
 
@@ -268,6 +269,7 @@ class DistillCLI(LightningCLI):
             sys.exit(TERMINATED)
 
     def before_test(self) -> None:
+        check(self._get(self.config, "require"))
         self.evaluation: Evaluation = self._get(self.config_init, "probe")
         self.evaluation.prepare(self.datamodule.corpora)
         spec = self._get(self.config, "model").student.as_dict()
@@ -287,12 +289,13 @@ class DistillCLI(LightningCLI):
             results = self._probe(RunFolder(run.path, Path(temporary) / run.probes.name), device, checkpoint)
             title, origin = f"Probes of {run.path}", f"Checkpoint `{checkpoint}`."
             try:
-                by_split = sections.write(results.run.probes, title, {"student": [results]}, origin)
+                margin = results.about["margin"]
+                summary = sections.write(results.run.probes, title, {"student": [results]}, origin, margin=margin)
             finally:  # results are kept, also when they cannot be drawn
                 run.publish_probes(results.run.probes)
-        for split, scores in by_split.items():
-            Console().print(tables.table(scores, f"{checkpoint}: probes, {split} split"))
-        Console().print(f"written: {run.probes}/report.html, report.md, results.json, predictions/")
+        written = f"{run.probes}/report.html, report.md, results.json, predictions/"
+        tables.print_scores(*summary, written, f"{checkpoint}: probes, ")
+        require(self._get(self.config, "require"), summary.answers)
 
     def _probe(self, run: RunFolder, device: str, checkpoint: str) -> Results:
         """Write the results of the probes into the run."""
@@ -300,7 +303,8 @@ class DistillCLI(LightningCLI):
         run.probes.mkdir()
         records = self.evaluation.run(students, device, keep=run.probes)
         costs = self.evaluation.costs(students, device)
-        results = Results(run, records, costs, about(checkpoint, device, self.datamodule.corpora, self.evaluation.left_out))
+        facts = about(checkpoint, device, self.datamodule.corpora, self.evaluation.left_out)
+        results = Results(run, records, costs, facts | {"margin": self._get(self.config, "margin")})
         results.save()
         return results
 

@@ -8,11 +8,11 @@ import yaml
 
 from cache_tools import Column, TeacherError, locate
 from distill.data.columns import CorpusColumns
-from distill.records import Results
+from distill.records import MARGIN, Results
 from distill.report import figures
-from distill.report import sections as report
+from distill.report.answer import verdict_table
 from distill.report.page import plain
-from distill.report.scores import Scores
+from distill.report.sections import summarise
 from distill.report.tables import score_table
 from distill.run_folder import RunFolder
 
@@ -37,6 +37,20 @@ class HeldOut(NamedTuple):
     loss: str
     figures: list[str]
     rows: list[list[str]]
+
+
+class Probes(NamedTuple):
+    """What probes found, in Markdown.
+
+    Attributes:
+        answers: the verdict, in words; several where tasks are of several modalities.
+        verdicts: a table of each.
+        tables: kind of split, the table of its scores, and the file of its plot.
+    """
+
+    answers: list[str]
+    verdicts: list[str]
+    tables: list[tuple[str, str, str]]
 
 
 def write(
@@ -147,16 +161,17 @@ def _held_out(rows: list[dict[str, str]], step: int, teachers: Iterable[str]) ->
     return HeldOut(last["step"], f"{float(last['val/loss']):.4g}", names, lines)
 
 
-def _probes(folder: Path, run: RunFolder, checkpoint: Path) -> list[tuple[str, str, str]]:
-    """Each split with its answer and its table of scores, a plot of each in ``folder``; none without probes of this one."""
+def _probes(folder: Path, run: RunFolder, checkpoint: Path) -> Probes | None:
+    """What the probes of this checkpoint found, with a plot of each table in ``folder``; None without such probes."""
     if not run.results.is_file():
-        return []
+        return None
     results = Results.load(run.path)
     if Path(results.about.get("checkpoint", "")).name != checkpoint.name:
-        return []
-    out = []
-    for split in dict.fromkeys(record.split for record in results.records):
-        scores = Scores(results.records, split)
-        figures.bars(scores).savefig(folder / f"probes-{split}.png", dpi=130)
-        out.append((split, str(plain(report.answer(scores))), str(score_table(scores).markdown())))
-    return out
+        return None
+    found, tables = summarise(results.records, results.costs, results.about.get("margin", MARGIN)), []
+    for number, (split, scores) in enumerate(found.by_split.items()):
+        plot = f"probes-{scores.split}{f'-{number}' if split != scores.split else ''}.png"
+        figures.bars(scores).savefig(folder / plot, dpi=130)
+        tables.append((str(plain(split)), str(score_table(scores).markdown()), plot))
+    verdicts = [str(verdict_table(each).markdown()) for each in found.answers if each.best]
+    return Probes([str(plain(each)) for each in found.answers], verdicts, tables)

@@ -2,25 +2,29 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from cache_tools import ConfigError
-from distill.records import Record, Results, read_scores
+from distill.records import MARGIN, Record, Results, read_scores
 from distill.report import sections
+from distill.report.answer import Answer
 from distill.report.page import Table
-from distill.report.scores import EVERY, Scores
+from distill.report.scores import EVERY, Scores, mean_per_task
+from distill.report.sections import Summary
 from distill.report.tables import print_scores
 
 
-def compare_runs(runs: Sequence[Path], out: Path) -> None:
+def compare_runs(runs: Sequence[Path], out: Path, margin: float = MARGIN) -> list[Answer]:
     """Put the probes of several runs into one report.
 
     Args:
         runs: folders of runs that `distill test` probed, by the same tasks, splits and seeds.
         out: a folder for report.html, report.md, scores.csv and figures.
+        margin: a student that is lower by less than this is equal.
+
+    Returns:
+        The verdicts.
 
     Raises:
         ConfigError: when a run was not probed, or two runs have one name.
@@ -29,11 +33,12 @@ def compare_runs(runs: Sequence[Path], out: Path) -> None:
     if name := _repeated(names):
         raise ConfigError(f"two runs are called {name}: rename a folder")
     results = {name: [Results.load(run)] for name, run in zip(names, runs, strict=True)}
-    title, origin = f"{len(runs)} runs compared", f"Runs: {', '.join(map(str, runs))}."
-    print_scores(sections.write(out, title, results, origin), out)
+    title = f"{len(runs)} runs compared" if len(runs) > 1 else f"Run {names[0]}"
+    origin = f"Runs: {', '.join(map(str, runs))}."
+    return _print(sections.write(out, title, results, origin, margin=margin), out)
 
 
-def compare_studies(studies: Sequence[Path], out: Path) -> None:
+def compare_studies(studies: Sequence[Path], out: Path, margin: float = MARGIN) -> list[Answer]:
     """Put the methods of several studies, of other teachers and tasks each, into one report.
 
     Systems are those that all studies have by the same name; ranks are over the tasks of all, each once:
@@ -43,6 +48,10 @@ def compare_studies(studies: Sequence[Path], out: Path) -> None:
     Args:
         studies: folders of the reports of `distill study`, of which scores.csv is read.
         out: a folder for report.html, report.md, scores.csv and figures.
+        margin: a student that is lower by less than this is equal.
+
+    Returns:
+        The verdicts.
 
     Raises:
         ConfigError: when a folder has no scores, two have one name or a task of one name, or no method is in all.
@@ -62,8 +71,13 @@ def compare_studies(studies: Sequence[Path], out: Path) -> None:
     left_out = {name: rest for name, of in systems.items() if (rest := [system for system in of if system not in shared])}
     records = [record for records in by_study.values() for record in records]
     title = f"{len(studies)} studies together" if len(studies) > 1 else f"Study {studies[0].name}"
-    values = {"studies": studies, "by_study": by_study, "left_out": left_out, "study_means": study_means}
-    print_scores(sections.write_scores(out, "report/studies.md.jinja", title, records, **values), out)
+    values: dict[str, Any] = {"studies": studies, "by_study": by_study, "left_out": left_out, "study_means": study_means}
+    return _print(sections.write_scores(out, "report/studies.md.jinja", title, records, margin=margin, **values), out)
+
+
+def _print(summary: Summary, out: Path) -> list[Answer]:
+    print_scores(*summary, f"{out}/report.html, report.md")
+    return summary.answers
 
 
 def _repeated(names: Iterable[str]) -> str | None:
@@ -71,26 +85,12 @@ def _repeated(names: Iterable[str]) -> str | None:
     return next((name for name, count in sorted(Counter(names).items()) if count > 1), None)
 
 
-def mean_per_task(records: Sequence[Record]) -> list[Record]:
-    """A record for each system and task: the mean over kinds of split and seeds, so that each task counts once."""
-    cells: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
-        cells.setdefault((record.system, record.task), []).append(record)
-    return [
-        replace(cell[0], split=EVERY, seed=0, score=float(np.mean([record.score for record in cell])))
-        for cell in cells.values()
-    ]
-
-
 def study_means(by_study: Mapping[str, Sequence[Record]]) -> Table:
-    """Every system's mean over the tasks of each study, and the mean of these, best first."""
+    """Every system's mean over the tasks of each study; best first by its mean over the tasks of all."""
     scores = {name: Scores(records, EVERY) for name, records in by_study.items()}
     means = [dict(zip(of.systems, of.mean().tolist(), strict=True)) for of in scores.values()]
-    overall = {system: np.mean([mean[system] for mean in means]) for system in means[0]}
-    rows = [
-        [system, *(f"{mean[system]:.3f}" for mean in means), f"{overall[system]:.3f}"]
-        for system in sorted(overall, key=lambda system: -overall[system])
-    ]
+    overall = Scores([record for records in by_study.values() for record in records], EVERY)
+    rows = [[system, *(f"{mean[system]:.3f}" for mean in means)] for system in overall.systems]
     counts = ", ".join(f"{name} {len(of.tasks)}" for name, of in scores.items())
     students = frozenset(of.systems[row] for of in scores.values() for row in of.of_kind("student"))
-    return Table(["system", *scores, "mean"], rows, f"Tasks: {counts}. The mean is over studies.", students)
+    return Table(["system", *scores], rows, f"Tasks: {counts}.", students)

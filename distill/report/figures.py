@@ -9,8 +9,8 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.ticker import LogLocator
 
-from distill.records import Cost
 from distill.report.scores import Scores, mean_of_known
 
 STYLE: Any = {
@@ -101,71 +101,52 @@ def _label(axis: Axes, cells: AxesImage, values: Array, form: str, rows: Sequenc
     axis.spines[:].set_visible(False)
 
 
-def critical_difference(scores: Scores) -> Figure:
-    """Mean ranks over tasks on a line; a bar joins systems that Nemenyi's test does not tell apart (Demšar, JMLR 2006)."""
+def cost(scores: Scores, costs: Mapping[str, float], label: str) -> Figure | None:
+    """Mean score against a cost; a line joins the systems that none of the cheaper ones reaches (the Pareto front).
+
+    Args:
+        scores: of every system.
+        costs: system -> its cost.
+        label: of the cost, with its unit.
+
+    Returns:
+        None when fewer than two costs are known.
+    """
+    points = [
+        (costs[name], mean, name) for name, mean in zip(scores.systems, scores.mean(), strict=True) if name in costs
+    ]  # best mean first
+    front = [point for place, point in enumerate(points) if all(point[0] < cheaper[0] for cheaper in points[:place])]
 
     def draw(axis: Axes) -> None:
-        rank = np.nanmean(mean_of_known(scores.ranks()), 1)
-        order, count = np.argsort(rank, kind="stable"), len(rank)
-        rank, names = rank[order], [scores.systems[each] for each in order]
-        half, step = (count + 1) // 2, 0.24
-        for place, (at, name) in enumerate(zip(rank, names, strict=True)):
-            left = place < half
-            depth, end = -0.5 - step * (place if left else count - 1 - place), 0.5 if left else count + 0.5
-            axis.plot([at, at, end], [0, depth, depth], color=COLOURS[scores.kinds[name]], lw=1.2, clip_on=False)
-            axis.text(end, depth, f" {name} {at:.1f} ", ha="right" if left else "left", va="center")
-        joined = scores.not_told_apart(rank)
-        for level, (first, last) in enumerate(joined):
-            height = -0.08 - 0.34 * (level + 1) / (len(joined) + 1)
-            axis.plot(
-                [rank[first] - 0.06, rank[last] + 0.06], [height, height], color="#222222", lw=3, solid_capstyle="butt"
-            )
-        axis.plot([1, 1 + scores.critical_difference()], [0.42, 0.42], color="#222222", lw=1.2, marker="|", clip_on=False)
-        axis.text(1, 0.5, f"critical difference {scores.critical_difference():.1f}", va="bottom")
-        ticks = range(1, count + 1, 1 + count // 20)
-        axis.set(xlim=(0.5, count + 0.5), ylim=(-0.7 - step * half, 0.9), yticks=[], xticks=ticks)
-        axis.spines["bottom"].set_position(("data", 0))
-        axis.spines["left"].set_visible(False)
-        axis.tick_params(axis="x", direction="in", pad=-14)
-
-    return panel(7.2, 1.2 + 0.17 * len(scores.systems), draw)
-
-
-def cost(scores: Scores, costs: Mapping[str, Cost], field: str, label: str) -> Figure | None:
-    """Mean score against a field of every system's cost; None when fewer than two systems have it."""
-    mean = dict(zip(scores.systems, scores.mean(), strict=True))
-    values = {system: getattr(costs[system], field) for system in scores.systems if system in costs}
-    points = {system: value for system, value in values.items() if value}
-
-    def draw(axis: Axes) -> None:
-        for system, value in points.items():
-            axis.plot(value, mean[system], "o", ms=6, color=COLOURS[scores.kinds[system]])
+        axis.step([x for x, *_ in front], [y for _, y, _ in front], where="pre", color="#999999", lw=1, zorder=1)
+        for x, y, name in points:
+            axis.plot(x, y, "o", ms=6, color=COLOURS[scores.kinds[name]])
         low, high = axis.get_ylim()
-        y = np.inf
-        for system in sorted(points, key=lambda system: -mean[system]):  # a label that would lie on another moves down
-            y = min(mean[system], y - 0.05 * (high - low))
-            place: dict[str, Any] = {"xytext": (1.02, y), "textcoords": ("axes fraction", "data"), "va": "center"}
-            line = {"arrowstyle": "-", "color": "#cccccc", "lw": 0.6}
-            axis.annotate(system, (points[system], mean[system]), arrowprops=line, annotation_clip=False, **place)
+        height = np.inf
+        for x, y, name in points:  # a label that would lie on another moves down
+            height = min(y, height - 0.055 * (high - low))
+            place: dict[str, Any] = {"xytext": (1.03, height), "textcoords": ("axes fraction", "data"), "va": "center"}
+            line = {"arrowstyle": "-", "color": "#dddddd", "lw": 0.6}
+            axis.annotate(name, (x, y), arrowprops=line, annotation_clip=False, zorder=0, **place)
         axis.set_xscale("log")
-        powers = np.log10(list(points.values()))
-        axis.set_xlim(10 ** np.floor(powers.min() - 0.05), 10 ** np.ceil(powers.max() + 0.05))
-        axis.xaxis.set_major_formatter("{x:,.0f}")  # of matplotlib's own labels a page would show the TeX
+        axis.set_xlim(min(points)[0] / 1.6, max(points)[0] * 1.6)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        axis.xaxis.set_major_formatter("{x:,.15g}")  # of matplotlib's own labels a page would show the TeX
         axis.xaxis.set_minor_formatter("")
         axis.set_xlabel(label)
-        axis.set_ylabel("mean score")
+        axis.set_ylabel("mean score over tasks")
 
-    return panel(5.2, 3.4, draw) if len(points) > 1 else None
+    return panel(5.5, 3.4, draw) if len({x for x, *_ in points}) > 1 else None
 
 
 def curves(rows: Sequence[Mapping[str, str]], keys: Mapping[str, str], label: str) -> Figure | None:
-    """What a run logged by step: ``keys`` -> the lines' names; None when it logged none of them."""
+    """What a run logged by step: ``keys`` -> the lines' names; None when it logged none of them twice."""
     logged = {name: [(int(row["step"]), float(row[key])) for row in rows if row.get(key)] for key, name in keys.items()}
-    lines = {name: points for name, points in logged.items() if points}
+    lines = {name: points for name, points in logged.items() if len(points) > 1}
 
     def draw(axis: Axes) -> None:
         for colour, (name, points) in zip(cycle(SERIES), lines.items(), strict=False):
-            axis.plot(*zip(*points, strict=True), label=name, color=colour, marker="o" if len(points) < 3 else "", ms=3)
+            axis.plot(*zip(*points, strict=True), label=name, color=colour)
         axis.set_xlabel("step")
         axis.set_ylabel(label)
         _legend(axis)

@@ -1,7 +1,9 @@
-"""Statistics of scores: means, ranks, their intervals, and which systems differ."""
+"""Statistics of scores: means, ranks and their intervals."""
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -10,21 +12,9 @@ from distill.records import Record
 
 Array = np.ndarray[Any, Any]
 
+log = logging.getLogger(__name__)
+
 EVERY = "every"  # kind of split: the mean over the splits that a task has, and over seeds
-
-
-class Duel(NamedTuple):
-    """One system against another: mean difference over tasks with its 95 % interval; tasks won, tied and lost.
-
-    Of a single score there is no interval: ``low`` and ``high`` are NaN.
-    """
-
-    difference: float
-    low: float
-    high: float
-    won: int
-    tied: int
-    lost: int
 
 
 class Scores:
@@ -52,7 +42,7 @@ class Scores:
         cells = {(record.system, record.task, record.seed): record.score for record in chosen}
         systems = list(self.kinds)
         values = np.array([[[cells.get((s, t, e), np.nan) for e in self.seeds] for t in self.tasks] for s in systems])
-        order = np.argsort(-np.nanmean(values, (1, 2)), kind="stable")
+        order = np.argsort(-np.nanmean(mean_of_known(values), 1), kind="stable")
         self.systems, self.values = [systems[row] for row in order], values[order]
 
     @property
@@ -70,8 +60,8 @@ class Scores:
         return len(self.seeds) > 1
 
     def mean(self) -> Array:
-        """Mean over tasks and seeds, (systems,)."""
-        return np.asarray(np.nanmean(self.values, (1, 2)))
+        """Mean over tasks of the mean over seeds, (systems,)."""
+        return np.asarray(np.nanmean(mean_of_known(self.values), 1))
 
     def half_width(self) -> Array:
         """Half of the 95 % t-interval of :meth:`mean` over seeds, (systems,); NaN with one seed."""
@@ -79,8 +69,8 @@ class Scores:
         return half_width(np.nan_to_num(deviation).mean(1))
 
     def mean_rank(self) -> Array:
-        """Mean over tasks and seeds of the system's rank, 1 is best, (systems,)."""
-        return np.asarray(np.nanmean(self.ranks(), (1, 2)))
+        """Mean over tasks of the system's mean rank over seeds, 1 is best, (systems,)."""
+        return np.asarray(np.nanmean(mean_of_known(self.ranks()), 1))
 
     def ranks(self) -> Array:
         """Rank of each system on each task and seed, 1 is best, ties share, (systems, tasks, seeds)."""
@@ -98,39 +88,73 @@ class Scores:
         whole = mean[self.of_kind("concatenated")]
         return np.asarray(mean / whole[0] if whole.size and whole[0] > 0 else np.full(len(mean), np.nan))
 
-    def against(self, one: int, other: int, resamples: int = 2000) -> "Duel":
-        """System ``one`` against ``other``, task by task.
-
-        A task is won where the t-interval of the difference over seeds is above zero, lost where it is below, tied
-        otherwise. The mean difference has a bootstrap interval over tasks and seeds together.
-        """
-        difference = self.values[one] - self.values[other]  # (tasks, seeds)
-        middle, half = np.nanmean(difference, 1), half_width(difference)
-        half = np.where(np.isnan(half), np.inf, half)  # with one seed every task is tied
-        random, (tasks, seeds) = np.random.default_rng(0), difference.shape
-        drawn = random.integers(tasks, size=(resamples, tasks, 1)), random.integers(seeds, size=(resamples, 1, seeds))
-        low, high = np.nanpercentile(np.nanmean(difference[drawn], (1, 2)), [2.5, 97.5])
-        won, lost = int((middle - half > 0).sum()), int((middle + half < 0).sum())
-        if difference.size == 1:
-            low = high = np.nan
-        return Duel(float(np.nanmean(difference)), float(low), float(high), won, tasks - won - lost, lost)
-
-    def critical_difference(self) -> float:
-        """Least difference of two mean ranks that Nemenyi's test finds at 5 % (Demšar, JMLR 2006, eq. 6)."""
-        count = len(self.systems)
-        quantile = stats.studentized_range.ppf(0.95, count, np.inf) / np.sqrt(2)
-        return float(quantile * np.sqrt(count * (count + 1) / (6 * len(self.tasks))))
-
-    def not_told_apart(self, ranks: Array) -> list[tuple[int, int]]:
-        """First and last system of each longest run within the critical difference; ``ranks`` are in ascending order."""
-        last = (np.searchsorted(ranks, ranks + self.critical_difference(), "right") - 1).tolist()
-        spans = [(first, end) for first, end in enumerate(last) if end > first]
-        return [span for number, span in enumerate(spans) if number == 0 or span[1] > spans[number - 1][1]]
-
     def teachers_mean(self) -> Array:
         """Mean over the teachers per task, (tasks,)."""
         values = self.values[self.of_kind("teachers")]  # (teachers, tasks, seeds)
         return mean_of_known(values.transpose(1, 0, 2).reshape(len(self.tasks), -1))
+
+
+def comparable_scores(records: Sequence[Record]) -> dict[str, Scores]:
+    """Scores by kind of split, by probe if tasks have several, and by the systems measured.
+
+    So means and ranks are over tasks that all systems have. Seeds of a task that not all of its systems have are left out,
+    with a warning.
+    """
+    measured: dict[tuple[str, str, str], set[str]] = {}
+    for record in records:
+        measured.setdefault((record.split, _probe(record), record.task), set()).add(record.system)
+    groups: dict[str, dict[frozenset[str], list[str]]] = {}  # split and probe -> systems -> tasks
+    for (split, probe, task), systems in measured.items():
+        groups.setdefault(f"{split}{probe}", {}).setdefault(frozenset(systems), []).append(task)
+    kept = _paired(records, lambda record: (record.task, record.split))
+    if len(kept) < len(records):
+        where = sorted(set(map(_cell, records)) - set(map(_cell, kept)))
+        log.warning("left out of means, as not all systems have them (task, split, seed): %s", where)
+    comparable = {}
+    for group, by_systems in groups.items():
+        for tasks in by_systems.values():
+            more = f" and {len(tasks) - 1} more" if len(tasks) > 1 else ""
+            name = group if len(by_systems) == 1 else f"{group}, {tasks[0]}{more}"
+            chosen = [record for record in kept if record.task in tasks and f"{record.split}{_probe(record)}" == group]
+            if chosen:
+                comparable[name] = Scores(chosen, chosen[0].split)
+    return comparable
+
+
+def _probe(record: Record) -> str:
+    """How the name of a group says which probe it is of; empty for a task with one probe."""
+    return f", {record.probe}" if record.probe and record.task.endswith(f" {record.probe}") else ""
+
+
+def scores_per_task(records: Sequence[Record]) -> dict[str, Scores]:
+    """The same with every task once: the mean over those of its splits and seeds that all of its systems have."""
+    return comparable_scores(mean_per_task(_paired(records, lambda record: record.task)))
+
+
+def _paired(records: Sequence[Record], place: Callable[[Record], object]) -> list[Record]:
+    """Those records whose task, split and seed all systems of the same ``place`` have."""
+    systems: dict[object, set[str]] = {}
+    cells: dict[object, set[str]] = {}
+    for record in records:
+        systems.setdefault(place(record), set()).add(record.system)
+        cells.setdefault(_cell(record), set()).add(record.system)
+    return [record for record in records if cells[_cell(record)] == systems[place(record)]]
+
+
+def _cell(record: Record) -> tuple[str, str, int]:
+    return record.task, record.split, record.seed
+
+
+def mean_per_task(records: Iterable[Record]) -> list[Record]:
+    """A record for each system and task: the mean over kinds of split of the mean over seeds. So a task counts once."""
+    cells: dict[tuple[str, str], dict[str, list[Record]]] = {}  # system and task -> split -> records
+    for record in records:
+        cells.setdefault((record.system, record.task), {}).setdefault(record.split, []).append(record)
+    return [replace(_mean([_mean(of) for of in cell.values()]), split=EVERY, seed=0) for cell in cells.values()]
+
+
+def _mean(records: Sequence[Record]) -> Record:
+    return replace(records[0], score=float(np.mean([record.score for record in records])))
 
 
 def mean_of_known(values: Array) -> Array:

@@ -1,30 +1,36 @@
-"""The report of runs: is the student better than the teacher that one would use, on which tasks, how certainly."""
+"""The report of runs: the verdict, scores, costs, and what each run kept."""
 
 import logging
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
 
-from distill.records import Cost, Record, Results, merged, save_scores
+from distill.records import MARGIN, Cost, Record, Results, merged, save_scores
 from distill.report import figures, page
+from distill.report.answer import Answer, answers, students_table, verdict_table
 from distill.report.page import Plot, Table
-from distill.report.scores import Scores
-from distill.report.tables import duel_table, interval, score_table
+from distill.report.scores import Scores, comparable_scores
+from distill.report.tables import score_table
 from distill.run_folder import MAP
 
 log = logging.getLogger(__name__)
 
 SHOWN = 4  # students whose curves, conflicts and maps are drawn
 
-BASELINES = {"teachers": "the best single teacher", "start": "its own start", "untrained": "random weights"}
-
 FLOORED = "floored"  # of what a run logged
 
 MEASURES = {"r2": "R2 of each teacher", "cosine": "cosine with each teacher", "nats": "nats per dimension of each teacher"}
+
+
+class Summary(NamedTuple):
+    """What a report says first: its verdicts, one for each group of tasks, and the scores of each kind of split."""
+
+    answers: list[Answer]
+    by_split: dict[str, Scores]
 
 
 def write(
@@ -34,7 +40,7 @@ def write(
     origin: str,
     template: str = "report/runs.md.jinja",
     **values: Any,
-) -> dict[str, Scores]:
+) -> Summary:
     """Write the report of one student or several.
 
     Args:
@@ -46,7 +52,7 @@ def write(
         values: see there.
 
     Returns:
-        The scores of each split.
+        The verdicts, and the scores of each split.
     """
     records, warnings = merged(runs)
     first = {name: group[0] for name, group in runs.items()}
@@ -60,69 +66,47 @@ def write(
     return write_scores(folder, template, title, records, **values)
 
 
-def write_scores(folder: Path, template: str, title: str, records: Sequence[Record], **values: Any) -> dict[str, Scores]:
-    """Write a report by a template that extends report.md.jinja, and its scores.csv; gives the scores of each split."""
-    by_split = comparable_scores(records)
+def write_scores(
+    folder: Path,
+    template: str,
+    title: str,
+    records: Sequence[Record],
+    costs: Mapping[str, Cost] | None = None,
+    margin: float = MARGIN,
+    **values: Any,
+) -> Summary:
+    """Write a report by a template that extends report.md.jinja, and its scores.csv.
+
+    Args:
+        folder: gets them.
+        template: of the report.
+        title: of the page.
+        records: all scores.
+        costs: of the systems, where known.
+        margin: a student that is lower by less is equal.
+        values: what the template needs.
+    """
+    summary = summarise(records, costs, margin)
     functions = {function.__name__: function for function in FUNCTIONS}
-    page.write(folder, template, title, by_split=by_split, **functions, **values)
+    page.write(folder, template, title, costs=costs or {}, **summary._asdict(), **functions, **values)
     save_scores(folder, records)
-    return by_split
+    return summary
 
 
-def comparable_scores(records: Sequence[Record]) -> dict[str, Scores]:
-    """Scores by kind of split, and by the systems measured: means and ranks are over tasks that all systems have."""
-    systems: dict[tuple[str, str], set[str]] = {}
-    for record in records:
-        systems.setdefault((record.split, record.task), set()).add(record.system)
-    groups: dict[str, dict[frozenset[str], list[str]]] = {}  # split -> systems -> tasks
-    for (split, task), measured in systems.items():
-        groups.setdefault(split, {}).setdefault(frozenset(measured), []).append(task)
-    comparable = {}
-    for split, by_systems in groups.items():
-        for tasks in by_systems.values():
-            more = f" and {len(tasks) - 1} more" if len(tasks) > 1 else ""
-            name = split if len(by_systems) == 1 else f"{split}, {tasks[0]}{more}"
-            comparable[name] = Scores([record for record in records if record.task in tasks], split)
-    return comparable
-
-
-def answer(scores: Scores) -> str:
-    """One paragraph: the best student against the best teacher, the untrained one, and all teachers together."""
-    students, mean = scores.of_kind("student"), scores.mean()
-    if not students:
-        return "no student was probed."
-    best, half = students[0], scores.half_width()
-    spread = "" if np.isnan(half[best]) else f" ± {half[best]:.3f}"
-    name = f"`{scores.systems[best]}`"
-    if len(students) > 1:
-        name = f"the best of {len(students)} students by these very scores, {name},"
-    sentences = [f"{name} has a mean of {mean[best]:.3f}{spread} over {len(scores.tasks)} tasks."]
-    for kind, baseline in BASELINES.items():
-        for other in scores.of_kind(kind)[:1]:
-            duel = scores.against(best, other)
-            counts = f"; tasks won {duel.won}, tied {duel.tied}, lost {duel.lost}" if scores.several else ""
-            sentences.append(
-                f"Against {baseline}, `{scores.systems[other]}` ({mean[other]:.3f}): {duel.difference:+.3f} "
-                f"(95 % {interval(duel) or 'unknown'}){counts}."
-            )
-    if np.isfinite(share := scores.kept()[best]):
-        sentences.append(f"It keeps {share:.0%} of what the teachers concatenated score.")
-    return " ".join(sentences)
+def summarise(records: Sequence[Record], costs: Mapping[str, Cost] | None = None, margin: float = MARGIN) -> Summary:
+    """The verdicts, and the scores of each split; arguments as of :func:`write_scores`."""
+    by_split = comparable_scores(records)
+    return Summary(answers(records, by_split, costs, margin), by_split)
 
 
 def split_plots(split: str, scores: Scores) -> list[Plot]:
-    """Scores and ranks of one kind of split, and which systems differ."""
+    """Scores of one kind of split, and the ranks on several tasks."""
     name, several = f"{split.capitalize()} split", scores.several
     bars = f"{name}: mean score{', its 95 % interval over seeds' if several else ''}; dots are tasks"
     ranks = f"{name}: rank of each system on each task{', mean over seeds' if several else ''}; 1 is best"
-    plots = [
-        Plot(f"scores-{split}", bars, figures.bars(scores)),
-        Plot(f"ranks-{split}", ranks, figures.ranks(scores)),
-    ]
-    if len(scores.systems) > 2 and len(scores.tasks) > 1:
-        test = f"Nemenyi's test (5 %, {len(scores.tasks)} tasks)"
-        caption = f"{name}: mean ranks over tasks; a bar joins systems that {test} does not tell apart"
-        plots.append(Plot(f"critical-{split}", caption, figures.critical_difference(scores)))
+    plots = [Plot(f"scores-{split}", bars, figures.bars(scores))]
+    if len(scores.tasks) > 1:
+        plots.append(Plot(f"ranks-{split}", ranks, figures.ranks(scores)))
     return plots
 
 
@@ -140,14 +124,20 @@ def cost_table(scores: Scores, costs: Mapping[str, Cost]) -> Table:
     return Table(["system", "dim", "parameters", "items/s"], rows)
 
 
-def cost_plots(split: str, scores: Scores, costs: Mapping[str, Cost]) -> list[Plot]:
-    """The mean score of every system against what it costs."""
-    drawn = {
-        "parameters": figures.cost(scores, costs, "parameters", "parameters of its networks"),
-        "speed": figures.cost(scores, costs, "per_second", "raw items embedded per second"),
-    }
-    caption = f"Mean score, {split} split, against"
-    return [Plot(f"cost-{name}", f"{caption} {name}", figure) for name, figure in drawn.items() if figure]
+def cost_plots(answers: Sequence[Answer], costs: Mapping[str, Cost]) -> list[Plot]:
+    """The mean score of every system, each task once, against what it costs."""
+    plots = []
+    for each in answers:
+        tasks = f", {each.tasks}" if each.tasks else ""
+        seconds = {name: 1 / cost.per_second for name, cost in costs.items() if cost.per_second}
+        parameters = {name: float(cost.parameters) for name, cost in costs.items() if cost.parameters}
+        drawn = {
+            "seconds per item": figures.cost(each.scores, seconds, "seconds per item, from the raw item"),
+            "parameters": figures.cost(each.scores, parameters, "parameters of its networks"),
+        }
+        caption = "Mean score over tasks against {}; no system on the line is beaten in both" + tasks
+        plots += [Plot(f"cost-{of}{tasks}", caption.format(of), figure) for of, figure in drawn.items() if figure]
+    return plots
 
 
 def training_table(runs: Mapping[str, Results]) -> Table:
@@ -234,9 +224,9 @@ def teacher_table(corpus: Mapping[str, Any]) -> Table:
 
 
 FUNCTIONS = (
-    answer,
+    verdict_table,
+    students_table,
     score_table,
-    duel_table,
     split_plots,
     cost_table,
     cost_plots,

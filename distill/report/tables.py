@@ -1,8 +1,7 @@
 """Tables of scores, for the terminal and for a report."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from pathlib import Path
 
 import numpy as np
 from rich import box
@@ -11,19 +10,21 @@ from rich.markup import escape
 from rich.table import Table
 
 from distill.report import page
-from distill.report.scores import Duel, Scores, mean_of_known
+from distill.report.scores import Scores, mean_of_known
 
 STUDENTS = ("student", "other")
 
-MANY = 6  # students; above it only the best one is compared with the others
+MEANS = 3  # columns behind the tasks
 
 
-def print_scores(by_split: Mapping[str, Scores], folder: Path) -> None:
-    """Print a table per kind of split, and where their report is."""
+def print_scores(answers: Sequence[object], by_split: Mapping[str, Scores], written: str, title: str = "") -> None:
+    """Print the verdicts, a table per kind of split, and what was ``written``."""
     console = Console()
+    for answer in answers:
+        console.print(f"\n{answer}", markup=False, highlight=False)
     for split, scores in by_split.items():
-        console.print(table(scores, f"{split} split"))
-    console.print(f"written: {folder}/report.html, report.md")
+        console.print(table(scores, f"{title}{split} split"))
+    console.print(f"written: {written}", markup=False)
 
 
 def header(scores: Scores) -> list[str]:
@@ -69,7 +70,7 @@ def table(scores: Scores, title: str, width: int | None = None) -> Table:
     if sum(1 + max(len(part) for cell in column for part in cell.split("\n")) for column in columns) > (
         width or Console().width
     ):
-        columns = [columns[0], *columns[-3:]]
+        columns = [columns[0], *columns[-MEANS:]]
     shown = Table(
         title=escape(title), caption=escape(caption(scores)), box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
     )
@@ -82,29 +83,13 @@ def table(scores: Scores, title: str, width: int | None = None) -> Table:
 
 
 def score_table(scores: Scores) -> page.Table:
-    """The scores for a report, with the mean rank's interval and the share of the concatenated teachers' score."""
+    """The scores for a report, means first, with the mean rank's interval and the share of the concatenated teachers."""
     ends = [
         ["" if len(scores.tasks) == 1 else f"{low:.1f} to {high:.1f}", "" if np.isnan(kept) else f"{kept:.0%}"]
         for low, high, kept in zip(*scores.rank_interval(), scores.kept(), strict=True)
     ]
-    body = [line + end for line, end in zip_longest(rows(scores), ends, fillvalue=["", ""])]
+    lines = [header(scores), *rows(scores)]
+    more = zip_longest(lines, [["95 %", "of\nconcatenated"], *ends], fillvalue=["", ""])
+    head, *body = [[line[0], *line[-MEANS:], *end, *line[1:-MEANS]] for line, end in more]
     strong = frozenset(scores.systems[row] for row in scores.of_kind(*STUDENTS))
-    return page.Table([*header(scores), "95 %", "of\nconcatenated"], body, f"{caption(scores)}.", strong)
-
-
-def duel_table(scores: Scores) -> page.Table:
-    """Every student against every other one and the best teacher; of many students the best one against all."""
-    students, best_teacher = scores.of_kind(*STUDENTS), scores.of_kind("teachers")[:1]
-    ahead = students if len(students) <= MANY else students[:1]
-    lines = []
-    for one, other in [(one, other) for k, one in enumerate(ahead) for other in students[k + 1 :] + best_teacher]:
-        duel = scores.against(one, other)
-        counts = [str(duel.won), str(duel.tied), str(duel.lost)] if scores.several else []
-        pair = f"{scores.systems[one]} - {scores.systems[other]}"
-        lines.append([pair, f"{duel.difference:+.3f}", interval(duel) or "-", *counts])
-    return page.Table(["", "difference", "95 %", *(["won", "tied", "lost"] if scores.several else [])], lines)
-
-
-def interval(duel: Duel) -> str:
-    """The 95 % interval of the difference; empty where there is none."""
-    return "" if np.isnan(duel.low) else f"{duel.low:+.3f} to {duel.high:+.3f}"
+    return page.Table(head, body, f"{caption(scores)}.", strong)

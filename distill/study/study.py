@@ -148,7 +148,8 @@ class Study:
         values = {"rates": learning_rates(self.grid), "trials": self.grid[0].trials, "attributions": attributions}
         values |= {"attribution_table": table}
         title, template = f"Study {self.folder.name}", "study/study.md.jinja"
-        print_scores(sections.write(out, title, by_system, f"{origin}.", template, **values), out)
+        summary = sections.write(out, title, by_system, f"{origin}.", template, **values)
+        print_scores(*summary, f"{out}/report.html, report.md")
 
     def attributions(self, records: Sequence[Record]) -> list[Attribution]:
         """What each teacher brings, per method and kind of split."""
