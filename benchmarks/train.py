@@ -9,24 +9,21 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.profilers import SimpleProfiler
-from PIL import Image
 
-from cache_tools import ImageFolder, MoleculeGraph, Pixels, RdkitSamples, Settings, Teacher, build
+from cache_tools import MoleculeGraph, RdkitSamples, Settings, Teacher, build
 from cache_tools.teachers.gnn import PretrainedGnn
 from distill.data.module import DistillData
 from distill.heads import GaussianHead
 from distill.students.base import Student
-from distill.students.image import ImageStudent
-from distill.students.molecule import GraphStudent
 from distill.training.distiller import Distiller
-from measure import Benchmark, LeftOut, Row, Setup, benchmark, beside, needed
+from measure import Row, Setup, benchmark, beside, needed
 from online import OnlineData
 
 WIDTHS = (300, 300, 300, 300, 300, 512, 217, 167)  # those of mol-pretrained, descriptors and MACCS
@@ -99,7 +96,13 @@ def _wait() -> None:
 
 
 def fit(
-    setup: Setup, data: DistillData, student: Student, kind: type[Distiller] = Distiller, steps: int = 12, **options
+    setup: Setup,
+    data: DistillData,
+    student: Student,
+    kind: Callable[..., Distiller] = Distiller,
+    steps: int = 12,
+    also: Sequence[Callback] = (),
+    **options,
 ) -> tuple[float, float]:
     """Seconds per step of a real fit, and the share of them that the host waited for data."""
     torch.manual_seed(0)
@@ -107,9 +110,9 @@ def fit(
     clock = Clock(first)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     limits = {"max_steps": steps, "limit_val_batches": 0, "gradient_clip_val": 1.0, "use_distributed_sampler": False}
-    trainer = Trainer(callbacks=[clock], profiler=Silent(), **limits, **quiet, **options)
+    trainer = Trainer(callbacks=[clock, *also], profiler=Silent(), **limits, **quiet, **options)
     trainer.fit(kind(data.statistics, student, GaussianHead), data)
-    return clock.seconds / (steps - first), clock.waited
+    return clock.seconds / (trainer.global_step - first), clock.waited
 
 
 def molecules(setup: Setup, name: str, rows: int) -> Path:
@@ -118,7 +121,9 @@ def molecules(setup: Setup, name: str, rows: int) -> Path:
     return build(setup.folder, name, corpus, teachers, {"graph": MoleculeGraph()}, Settings(workers=1))
 
 
-def graph_student(setup: Setup, layers: int, width: int) -> GraphStudent:
+def graph_student(setup: Setup, layers: int, width: int) -> Student:
+    from distill.students.molecule import GraphStudent  # here: benchmarks of images need no torch_geometric
+
     return GraphStudent(setup.size(layers, 2), setup.size(width, 16))
 
 
@@ -131,61 +136,6 @@ def heads_on_a_cpu(setup: Setup) -> Iterator[Row]:
         return fit(setup, data, graph_student(setup, 5, 300), kind, accelerator="cpu")[0]
 
     yield beside(lambda: step(Distiller), lambda: step(Alone), setup.size(5, 1), ">= 0.85")
-
-
-def pictures(setup: Setup) -> Path:
-    random, folder, size = np.random.default_rng(0), setup.folder / "pictures of noise", setup.size(224, 32)
-    folder.mkdir()
-    for number in range(setup.size(1536, 80)):
-        picture = Image.fromarray(random.integers(0, 256, (28, 28, 3), np.uint8)).resize((size, size))
-        picture.save(folder / f"{number:04}.png")
-    teachers = {f"t{number}": Images(dim) for number, dim in enumerate(WIDTHS)}
-    settings = Settings(workers=setup.size(8, 1))
-    return build(setup.folder, "pictures", ImageFolder(folder), teachers, {"pixels": Pixels(size)}, settings)
-
-
-def vision_student(setup: Setup) -> ImageStudent:
-    return ImageStudent("test_vit" if setup.tiny else "vit_small_patch16_224", pretrained=False)
-
-
-def on_a_gpu(
-    name: str, corpus: Callable[[Setup], Path], student: Callable[[Setup], Student], batch: int, target: str
-) -> Benchmark:
-    """What teachers cost on a GPU, and what the host waits for data: the GPU waits at most as long.
-
-    A tiny one takes any device.
-    """
-
-    @benchmark(
-        f"training with 8 teachers against the student alone: {name}, GPU",
-        f"share of the time that the host waits for data: {name}, GPU",
-    )
-    def rows(setup: Setup) -> Iterator[Row]:
-        if not (setup.tiny or torch.cuda.is_available()):
-            raise LeftOut("needs a GPU")
-        path, waits = corpus(setup), []
-        options = {"accelerator": "auto", "devices": 1, "max_epochs": -1, "precision": "bf16-mixed"}
-
-        def step(kind: type[Distiller]) -> float:
-            data = DistillData(path, batch_size=setup.size(batch, 16), held_out=setup.size(64, 16))
-            seconds, waited = fit(setup, data, student(setup), kind, 63, **options)
-            waits.extend([waited] * (kind is Distiller))
-            return seconds
-
-        yield beside(lambda: step(Distiller), lambda: step(Alone), setup.size(3, 1), target)
-        yield Row("", "", float(np.median(waits)), "< 0.03")
-
-    return rows
-
-
-images_on_a_gpu = on_a_gpu("ViT-S/16, 224 px, bf16, batch 256", pictures, vision_student, 256, ">= 0.95")
-graphs_on_a_gpu = on_a_gpu(
-    "GINE 10 x 512, bf16, batch 2048",
-    lambda setup: molecules(setup, "train-gpu", 15_000),
-    lambda setup: graph_student(setup, 10, 512),
-    2048,
-    ">= 0.85",
-)
 
 
 @benchmark("cached teachers against live ones: 4 pretrained GNNs, GINE 3 x 128, batch 128")
@@ -228,7 +178,7 @@ def one_rank(setup: Setup, corpus: Path, devices: int) -> None:
         print(json.dumps(seconds))
 
 
-BENCHMARKS = (heads_on_a_cpu, ranks, online, images_on_a_gpu, graphs_on_a_gpu)
+BENCHMARKS = (heads_on_a_cpu, ranks, online)
 
 
 if __name__ == "__main__":
