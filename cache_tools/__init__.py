@@ -7,6 +7,8 @@ import lazy_loader
 
 from cache_tools import moved
 
+__version__ = "0.1.0"
+
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 moved.install()

@@ -1,3 +1,4 @@
+from .arguments import CommandParser, choose_command, read_configurations, suggestion
 from .building.column import Settings
 from .building.corpus import add_column, build, build_like, check_column_name
 from .building.launch import choose_device
@@ -28,6 +29,8 @@ from .teachers.base import Teacher, Tunable
 from .teachers.network import Network, TextPooling, pool_tokens, weights_sha256
 from .teachers.specialist import as_tunable, teacher_facts, write_specialist
 
+__version__: str
+
 __all__ = [
     "BACKBONES",
     "INTERRUPTED",
@@ -40,6 +43,7 @@ __all__ = [
     "BadItem",
     "CacheError",
     "Column",
+    "CommandParser",
     "ConfigError",
     "Corpus",
     "CorpusError",
@@ -75,6 +79,7 @@ __all__ = [
     "build",
     "build_like",
     "check_column_name",
+    "choose_command",
     "choose_device",
     "class_path",
     "create_network",
@@ -89,6 +94,7 @@ __all__ = [
     "open_column",
     "parse_smiles",
     "pool_tokens",
+    "read_configurations",
     "read_corpus",
     "read_idx",
     "read_item",
@@ -102,6 +108,7 @@ __all__ = [
     "sha256",
     "start_console",
     "stay_local",
+    "suggestion",
     "teacher_facts",
     "weights_sha256",
     "write_file",

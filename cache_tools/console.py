@@ -10,6 +10,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.logging import RichHandler
 
+OF_NO_USE = (  # what Lightning logs: an advertisement, a device that is not there, a step of its own
+    "Tip: For seamless",
+    "TPU available: False",
+    "Loading `train_dataloader` to estimate",
+)
+
 
 def start_console(arguments: Sequence[str] = ()) -> None:
     """Make modules in the current folder and beside the configurations importable, and start logging.
@@ -21,16 +27,18 @@ def start_console(arguments: Sequence[str] = ()) -> None:
     """
     if sys.path[0] in ("", os.getcwd()):  # where ``python -m`` puts it
         del sys.path[0]
-    folders = [os.getcwd(), *(str(Path(config).absolute().parent) for config in _configurations(arguments))]
+    files = [config for config in configurations(arguments) if os.path.isfile(config)]
+    folders = [os.getcwd(), *(str(Path(config).absolute().parent) for config in files)]
     sys.path += [folder for folder in dict.fromkeys(folders) if folder not in sys.path]
     start_logging()
 
 
-def _configurations(arguments: Sequence[str]) -> Iterator[str]:
+def configurations(arguments: Sequence[str]) -> Iterator[str]:
+    """The value of each ``--config`` of a command."""
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
-        key, _, value = argument.partition("=")
-        if key in ("--config", "-c") and os.path.isfile(value or following):
-            yield value or following
+        key, equals, value = argument.partition("=")
+        if key in ("--config", "-c") and (equals or following):
+            yield value if equals else following
 
 
 def start_logging() -> None:
@@ -46,4 +54,4 @@ def start_logging() -> None:
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # lightning with a newer torch
     rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    rank_zero.addFilter(lambda record: "Tip: For seamless" not in record.getMessage())  # an advertisement
+    rank_zero.addFilter(lambda record: not any(words in record.getMessage() for words in OF_NO_USE))

@@ -5,6 +5,6 @@
 
 import lazy_loader
 
-import cache_tools  # noqa: F401 - makes the module names of version 0.1 importable
+from cache_tools import __version__ as __version__  # makes the module names of version 0.1 importable, too
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

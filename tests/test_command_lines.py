@@ -137,7 +137,7 @@ def test_a_fit_imports_neither_the_writing_of_exports_nor_the_report():
 @pytest.mark.parametrize("words", [["fitt"], ["--config", "fit.yaml"]])
 def test_a_wrong_command_is_refused_at_once(tmp_path, words):
     done = Place(tmp_path).inside(distill, *words)
-    assert done.stderr == f"error: no command {words[0]!r}; see `distill --help`\n"
+    assert f"error: no command {words[0]!r}" in done.stderr
     assert done.returncode == 1
     assert "usage: distill COMMAND" in Place(tmp_path).inside(distill, "--help").stdout
 
@@ -191,7 +191,7 @@ def test_a_place_that_cannot_be_is_refused(place, options, message):
         (["--model.head", "nothing.Here"], "No module named 'nothing'"),
         (
             ["--model.head.widht", "3"],
-            "'widht' is not accepted. Got value: distill.heads.GaussianHead(widht='3')\n"
+            "'widht' is not accepted. Got value: distill.heads.GaussianHead(widht='3'); did you mean width?\n"
             "  Its options: distill fit --model.head.help distill.heads.GaussianHead",
         ),
     ],

@@ -11,7 +11,7 @@ import yaml
 
 from cache_tools import cli as cache_cli
 from distill import cli as distill_cli
-from distill.cli.specialise import main as specialise
+from distill.cli.functions import main as run_function
 from distill.cli.study import resolve
 from distill.study.study import Study
 
@@ -105,7 +105,7 @@ def test_a_cache_configuration_is_complete(config, capsys, monkeypatch):
 @pytest.mark.parametrize("config", SPECIALISTS, ids=lambda path: path.stem)
 def test_a_specialists_configuration_is_complete(config, capsys):
     with pytest.raises(SystemExit) as stop:
-        specialise(["--config", str(config), "--out", f"{config.stem}.safetensors", "--print_config"])
+        run_function(["specialise", "--config", str(config), "--out", f"{config.stem}.safetensors", "--print_config"])
     assert stop.value.code in (0, None), capsys.readouterr().err
     assert yaml.safe_load(capsys.readouterr().out)["task"]["class_path"]
 

@@ -1,14 +1,26 @@
-"""``distill-cache build | list | verify | import | export | sample``; a command's modules are imported when it runs."""
+"""The command ``distill-cache``: shows the help, runs the command that was named, and says errors in words."""
 
 import pkgutil
 import sys
-from typing import Any
 
-import jsonargparse
+from jsonargparse import auto_cli
 
+from cache_tools.arguments import CommandParser, choose_command, read_configurations
 from cache_tools.console import start_console
 from cache_tools.errors import QuorumError
 from cache_tools.interrupt import Interruptible
+
+HELP = """usage: distill-cache COMMAND [--KEY VALUE ...]
+
+  build    run every teacher and featuriser once over a corpus: --config configs/cache/mol.yaml
+           continue a stopped build: the same command
+  list     show every column of a cache: --cache cache
+  verify   check every byte of a cache: --cache cache
+  import   make a column from embeddings in a file: --corpus cache/mol --name NAME --embeddings FILE
+  export   write a teacher's column to a file: --column cache/mol/teachers/maccs --to FILE
+  sample   show random rows of a teacher's column; with --check, embed them again: --column cache/mol/teachers/maccs
+
+Every key of a command: distill-cache COMMAND --help; the version: distill-cache --version"""
 
 COMMANDS = {
     "build": "cache_tools.cli.build:build",
@@ -20,30 +32,20 @@ COMMANDS = {
 }
 
 
-class _Parser(jsonargparse.ArgumentParser):
-    """Lets ``--check`` stand for ``--check true``."""
-
-    def add_argument(self, *args: Any, **kwargs: Any) -> Any:
-        action = super().add_argument(*args, **kwargs)
-        if kwargs.get("type") is bool:
-            action.nargs, action.const = "?", True
-        return action
-
-
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of ``distill-cache``."""
+    """Entry point of ``distill-cache``.
+
+    Args:
+        arguments: the words after ``distill-cache``; those of the command line when not given.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
+    command = choose_command(HELP, COMMANDS, arguments)
     with Interruptible("interrupted: finished shards are kept, the same command goes on from there"):
         start_console(arguments)
-        command = arguments[:1]
-        names = command if command and command[0] in COMMANDS else COMMANDS  # `--help` shows all of them
         try:
-            jsonargparse.auto_cli(
-                {name: pkgutil.resolve_name(COMMANDS[name]) for name in names},
-                args=arguments,
-                prog="distill-cache",
-                as_positional=False,
-                parser_class=_Parser,
-            )
+            list(read_configurations(arguments))  # a missing or broken file is told with its line
+            function = pkgutil.resolve_name(COMMANDS[command])
+            prog = f"distill-cache {command}"
+            auto_cli(function, args=arguments[1:], prog=prog, as_positional=False, parser_class=CommandParser)
         except QuorumError as error:
             sys.exit(f"error: {error}")

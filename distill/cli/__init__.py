@@ -4,9 +4,8 @@ import errno
 import sys
 from importlib import import_module
 
-from rich.console import Console
-
-from cache_tools import Interruptible, QuorumError, start_console
+from cache_tools import Interruptible, QuorumError, choose_command, read_configurations, start_console
+from distill.cli import light
 
 HELP = """usage: distill COMMAND [--KEY VALUE ...]
 
@@ -21,15 +20,13 @@ HELP = """usage: distill COMMAND [--KEY VALUE ...]
   mteb        score an exported student of texts on tasks of MTEB: --student FOLDER
   specialise  tune a teacher on a labelled task, for its logits: --config configs/specialist.yaml --out FILE
 
-Every key of a command: distill COMMAND --help"""
+Every key of a command: distill COMMAND --help; the version: distill --version"""
 
-MODULES = {  # module of this package -> its commands; one of several commands reads which one it runs
-    "fit": ("fit", "validate", "test"),
-    "compare": ("compare",),
-    "export": ("export", "predict"),
-    "study": ("study",),
-    "mteb": ("mteb",),
-    "specialise": ("specialise",),
+MODULES = {  # command -> module of this package
+    **dict.fromkeys(("fit", "validate", "test"), "fit"),
+    "compare": "compare",
+    "study": "study",
+    **dict.fromkeys(("export", "predict", "mteb", "specialise"), "functions"),
 }
 
 
@@ -49,25 +46,20 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: the words after ``distill``; those of the command line when not given.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    command = arguments[0] if arguments else "--help"
-    if command in ("-h", "--help"):
-        Console(width=130, highlight=False).print(HELP, markup=False)
-        return
+    module = MODULES[choose_command(HELP, MODULES, arguments)]
     with Interruptible("interrupted"):
-        _run(command, arguments)
-
-
-def _run(command: str, arguments: list[str]) -> None:
-    start_console(arguments)
-    module = next((module for module, commands in MODULES.items() if command in commands), None)
-    if module is None:
-        sys.exit(f"error: no command {command!r}; see `distill --help`")
-    try:
-        import_module(f"{__name__}.{module}").main(arguments if len(MODULES[module]) > 1 else arguments[1:])
-    except QuorumError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        if error.errno is None:  # not of the system
-            raise
-        advice = ADVICE.get(error.errno, "then run the same command again")
-        sys.exit(f"error: {error.filename or 'a file that was written'}: {error.strerror}: {advice}")
+        start_console(arguments)
+        light.install()
+        try:
+            if module == "fit":
+                import_module("distill.cli.keys").check_keys(arguments)
+            else:
+                list(read_configurations(arguments))  # a missing or broken file is told with its line
+            import_module(f"distill.cli.{module}").main(arguments if module in ("fit", "functions") else arguments[1:])
+        except QuorumError as error:
+            sys.exit(f"error: {error}")
+        except OSError as error:
+            if error.errno is None:  # not of the system
+                raise
+            advice = ADVICE.get(error.errno, "then run the same command again")
+            sys.exit(f"error: {error.filename or 'a file that was written'}: {error.strerror}: {advice}")

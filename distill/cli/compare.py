@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
+from cache_tools import CommandParser
 from distill.cli.requirements import add_requirements, check, require
 from distill.report.compare import compare_runs, compare_studies
 
@@ -16,9 +15,7 @@ def main(arguments: list[str]) -> None:
             folders of reports of `distill study`, of which scores.csv is read; ``--out``, the folder of the new report;
             ``--require`` and ``--margin``, see :mod:`distill.cli.requirements`.
     """
-    parser = ArgumentParser(
-        "distill compare", description="Put the probes of several runs, or of studies, into one report."
-    )
+    parser = CommandParser("distill compare", description="Put the probes of several runs, or of studies, into one report.")
     parser.add_argument(
         "runs", nargs="*", type=Path, default=[], help="folders of runs that `distill test` probed by the same tasks"
     )

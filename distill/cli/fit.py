@@ -10,22 +10,22 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NoReturn
+from typing import Any, Self
 
 import yaml
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from cache_tools import ConfigError, Interruptible, QuorumError, TrainingError
+from cache_tools import CommandParser, ConfigError, TrainingError
+from distill.cli.callbacks import InterruptBetweenSteps, SaveConfig, WholeCheckpoints
 from distill.cli.requirements import add_requirements, check, require
 from distill.data.module import DistillData
-from distill.evaluation.baselines import starts_at_random, undistilled
+from distill.evaluation.baselines import undistilled
 from distill.evaluation.during import ProbeDuring
 from distill.evaluation.origin import about
 from distill.evaluation.prepared import Students
@@ -39,9 +39,13 @@ from distill.training.distiller import Distiller
 log = logging.getLogger(__name__)
 
 
-USAGE = "distill {} --config configs/mol.yaml [--KEY VALUE ...]   (every key: distill {} --help)"
+USAGE = "distill {} --config configs/mol.yaml [--KEY VALUE ...]"
 
-COMMANDS = ("fit", "validate", "test")
+COMMANDS = {  # what each does, for its help
+    "fit": "Train a student to predict the cached embeddings of its teachers.",
+    "validate": "Measure on held-out rows how well the heads of a run predict each teacher.",
+    "test": "Probe a run on the tasks of its configuration, beside its teachers, and write the report.",
+}
 
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # launchers set some; 0 in rank zero
 
@@ -59,16 +63,18 @@ def main(arguments: list[str]) -> None:
         ConfigError: when a configuration or checkpoint is missing, or they do not fit together.
     """
     arguments = complete(arguments)
+    command = arguments[0]
+    logging.getLogger("lightning").handlers.clear()  # it would say everything a second time
     try:
-        DistillCLI(
+        DistillCLI.of(command)(
             Distiller,
             DistillData,
             args=arguments,
             seed_everything_default=0,
-            parser_kwargs={name: {"usage": USAGE.format(name, name)} for name in COMMANDS},
+            parser_kwargs={"prog": "distill", command: {"usage": USAGE.format(command), "description": COMMANDS[command]}},
             parser_class=Parser,
             # only a fit writes the run's configuration: that of a test would take its place
-            save_config_callback=SaveConfig if arguments[0] == "fit" else None,
+            save_config_callback=SaveConfig if command == "fit" else None,
             save_config_kwargs={"overwrite": True},
         )
     except SIGTERMException:
@@ -123,19 +129,18 @@ def _run_of(configs: list[Path]) -> Path | None:
     return Path(runs[-1]) if runs else None
 
 
-class Parser(LightningArgumentParser):
-    """Says what is wrong with a class or its options in words that a user typed."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        message = re.sub(r"^  - Expected a path but .*\n", "", message, flags=re.MULTILINE)
-        message = re.sub(r"Namespace\(class_path='([^']+)', init_args=Namespace\((.*)\)\)", r"\1(\2)", message)
-        if option := re.match(r'(?s)Parser key "([\w.]+)":.*Option .* is not accepted. Got value: ([\w.]+)\(', message):
-            message += f"\n  Its options: distill fit --{option[1]}.help {option[2]}"
-        super().error(message, ex)
+class Parser(CommandParser, LightningArgumentParser):
+    """LightningCLI's parser that takes whole keys only and says what was probably meant."""
 
 
 class DistillCLI(LightningCLI):
     """LightningCLI with a run folder and the probes."""
+
+    @classmethod
+    def of(cls, command: str) -> type[Self]:
+        """The same with one command: the parsers of all of them take a second."""
+        commands = {command: cls.subcommands()[command]}
+        return type(cls.__name__, (cls,), {"subcommands": staticmethod(lambda: commands)})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=Path, default=Path("runs/mol"), help="folder of this run")
@@ -177,6 +182,8 @@ class DistillCLI(LightningCLI):
         chosen = self._get(self.config_init, "trainer")
         fitting = self.subcommand == "fit"
         callbacks = [*(chosen["callbacks"] or []), InterruptBetweenSteps()]
+        if chosen["enable_model_summary"] is None:  # a line says it, see before_fit
+            kwargs["enable_model_summary"] = False
         if chosen["enable_progress_bar"] is not False:
             callbacks.append(RichProgressBar(refresh_rate=10, leave=fitting))  # each refresh waits for the GPU
         probing = self._get(self.config_init, "probe")
@@ -253,9 +260,10 @@ class DistillCLI(LightningCLI):
         probing: Evaluation = self._get(self.config_init, "probe")
         if probing.tasks and not self._get(self.config, "ckpt_path"):  # a run of an earlier version may go on
             probing.check_names(self.datamodule.corpora)
-        teachers = ", ".join(self.model.teachers)
         if self.trainer.is_global_zero:
-            log.info("fit: %s; teachers: %s", self.trainer.default_root_dir, teachers)
+            log.info("fit: %s; teachers: %s", self.trainer.default_root_dir, ", ".join(self.model.teachers))
+            sizes = [sum(each.numel() for each in part.parameters()) for part in (self.model.student, self.model.heads)]
+            log.info("parameters: student %s, heads %s", *(f"{size:,}" for size in sizes))
 
     def after_fit(self) -> None:
         run = RunFolder(Path(self.trainer.default_root_dir))
@@ -307,67 +315,6 @@ class DistillCLI(LightningCLI):
         results = Results(run, records, costs, facts | {"margin": self._get(self.config, "margin")})
         results.save()
         return results
-
-
-class SaveConfig(SaveConfigCallback):
-    """Writes config.yaml when training begins, so that a checkpoint that is refused leaves the run's own file.
-
-    From then on the run is not finished; when its fit stops before its end, the command that continues it is shown.
-    """
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        pass
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.config["ckpt_path"] = None  # else a new run of this configuration would continue an old one
-        self.config["probe"]["trust_remote_code"] = False  # each command says it again
-        data, parts = self.config["data"], trainer.datamodule.corpora  # type: ignore[attr-defined]
-        # by name, so that a column that the cache gets later is no teacher of this run
-        for place, part in zip(data["corpora"] or [data], parts, strict=True):
-            place["teachers"], place["input"] = list(part.teachers), part.inputs.name
-        if trainer.is_global_zero:
-            RunFolder(Path(trainer.default_root_dir)).finished.unlink(missing_ok=True)
-        super().setup(trainer, pl_module, "fit")
-        spec = self.config["model"]["student"].as_dict()
-        if not trainer.ckpt_path and trainer.checkpoint_callbacks and not starts_at_random(pl_module.student, spec):  # type: ignore[arg-type]
-            trainer.save_checkpoint(RunFolder(Path(trainer.default_root_dir)).start, weights_only=True)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        run = RunFolder(Path(trainer.default_root_dir))
-        if isinstance(exception, QuorumError) or not trainer.is_global_zero or not self.already_saved:
-            return  # an error of our own says what to do
-        again = f"distill fit --config {run.config} --ckpt_path {run.last}" if run.last.is_file() else "begin again"
-        log.warning("the fit stopped after step %d and is not finished; to continue: %s", trainer.global_step, again)
-
-
-class InterruptBetweenSteps(Callback):
-    """Lets a Ctrl-C take effect between two batches, when no library is in the middle of its own work."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if Interruptible.current:
-            Interruptible.current.asking = True
-
-    def on_train_batch_start(self, *_: Any, **__: Any) -> None:
-        if Interruptible.current:
-            Interruptible.current.check()
-
-    on_validation_batch_start = on_test_batch_start = on_train_batch_start
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if Interruptible.current:
-            Interruptible.current.asking = False
-
-
-class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, then renames it: Lightning's temporary folder may be on another disk."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        beside = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp")
-        try:
-            super().save_checkpoint(checkpoint, beside, storage_options)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
 
 
 def _listed(given: Any) -> list[Any]:

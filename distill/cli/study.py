@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jsonargparse import auto_cli
 
-from cache_tools import ConfigError
+from cache_tools import CommandParser, ConfigError
 from distill.study.attribution import Subsets
 from distill.study.run import Sweep
 from distill.study.slurm import write_array
@@ -89,4 +89,4 @@ def resolve(configs: Sequence[Path]) -> str:
 
 def main(arguments: list[str]) -> None:
     """Entry point of ``distill study``."""
-    auto_cli(study, args=arguments, as_positional=False, prog="distill study")
+    auto_cli(study, args=arguments, as_positional=False, prog="distill study", parser_class=CommandParser)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
 import torch
 import yaml
@@ -42,7 +42,7 @@ from distill.export.student import (
     replaced,
 )
 from distill.heads import Head
-from distill.run_folder import RunFolder
+from distill.run_folder import RunFolder, newest_run
 from distill.students.base import Student
 from distill.targets import Raw, Standardise
 from distill.training.checkpoint import read_checkpoint
@@ -54,7 +54,11 @@ _TAKEN = "{} is there already: choose another --out, or move it away"
 
 
 def export(
-    out: Path, ckpt_path: Path, heads: bool = False, program: bool = False, sentence_transformers: bool = False
+    out: Path,
+    ckpt_path: Path | None = None,
+    heads: bool = False,
+    program: bool = False,
+    sentence_transformers: bool = False,
 ) -> None:
     """Write a student to a folder that ``distill.load_student`` loads anywhere; run it where the training ran.
 
@@ -71,6 +75,7 @@ def export(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(_TAKEN.format(out.absolute()))
+    ckpt_path = ckpt_path or newest_run().best
     config, data, model, checkpoint = open_run(ckpt_path, heads)
     student = model.student.eval()
     inputs = _inputs(data.corpora)
@@ -131,16 +136,16 @@ def predict(
         settings: batch size, device, type on disk.
 
     Raises:
-        ConfigError: when both or none of ``ckpt_path`` and ``student`` are given, or the student does not read this corpus.
+        ConfigError: when both ``ckpt_path`` and ``student`` are given, or the student does not read this corpus.
         CacheError: when there is no such corpus, or the column was made by something else.
     """
-    if (student is None) == (ckpt_path is None):
+    if student and ckpt_path:
         raise ConfigError(
             "expected one of --ckpt_path and --student: a checkpoint of a run, or a folder of `distill export`"
         )
     check_column_name(name)
     manifest = read_corpus(corpus)
-    folder = student or export_of(cast(Path, ckpt_path))
+    folder = student or export_of(ckpt_path or newest_run().best)
     several = len(read_config(folder)["inputs"]) > 1
     teacher = StudentTeacher(folder.resolve(), manifest.modality if several else None)
     if teacher.modality != manifest.modality:

@@ -19,7 +19,7 @@ from cache_tools.errors import ConfigError
 from cache_tools.inputs import MoleculeGraph, TokenIds
 from cache_tools.teachers.base import Teacher
 from cache_tools.teachers.molecule import Maccs
-from distill.cli.mteb import main
+from distill.cli.functions import main
 from distill.evaluation import mteb as ours
 from distill.evaluation.mteb import SMALL, MtebEncoder, engine, named
 from distill.export.write import export, rebuild_run
@@ -135,7 +135,7 @@ def local(tmp_path, monkeypatch) -> dict[str, Path]:
 
 def test_the_command_writes_mteb_s_files_and_its_spearman_is_that_of_the_student(students, local, tmp_path, capsys):
     arguments = [f"--student={students['text']}", "--tasks=[LocalLikeness, LocalMood]", f"--out={tmp_path / 'out'}"]
-    main(arguments)
+    main(["mteb", *arguments])
     shown = capsys.readouterr().out
     (folder,) = (tmp_path / "out" / "results" / "quorum-distill__tiny_text").iterdir()
     assert str(folder) in shown.replace("\n", "")
@@ -153,7 +153,7 @@ def test_the_command_writes_mteb_s_files_and_its_spearman_is_that_of_the_student
     assert f"{np.mean(list(scores.values())):.3f}" in shown
     (folder / "LocalMood.json").unlink()
     before = (folder / "LocalLikeness.json").stat().st_mtime_ns
-    main(arguments)
+    main(["mteb", *arguments])
     assert (folder / "LocalMood.json").exists()
     assert (folder / "LocalLikeness.json").stat().st_mtime_ns == before, "what is there is not run again"
 

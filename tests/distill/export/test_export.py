@@ -509,7 +509,7 @@ def test_a_predicted_column_is_a_teacher_like_any_other(fitted, monkeypatch, cap
 def test_predict_refuses_what_does_not_fit(fitted, made, tmp_path):
     corpus = fitted / "cache" / "mol"
     with pytest.raises(ConfigError, match="expected one of --ckpt_path and --student"):
-        predict(corpus)
+        predict(corpus, ckpt_path=fitted / "runs" / "mini" / "checkpoints" / "best.ckpt", student=made["molecule"][0])
     with pytest.raises(ConfigError, match="reads texts, the corpus .* holds molecules"):
         predict(corpus, student=made["text"][0])
     with pytest.raises(ConfigError, match="no modality 'molecule', the student reads: image, text"):

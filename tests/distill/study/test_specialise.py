@@ -30,7 +30,7 @@ from cache_tools.teachers.gnn import KINDS, MolClrGcn, MolClrLayer, PretrainedGn
 from cache_tools.teachers.molecule import Maccs
 from cache_tools.teachers.specialist import Specialist, teacher_facts
 from convnet import CifarResNet, MobileNet, _CifarResNet
-from distill.cli.specialise import main
+from distill.cli.functions import main
 from distill.evaluation.tasks import ImageTask, MoleculeTask
 from distill.study import specialise as module
 from distill.study.specialise import specialise
@@ -402,6 +402,6 @@ def test_the_command_reads_its_arguments_from_a_file(teachers, images, tmp_path,
         "init_args": {"weights": teachers["resnet"].weights},
     }
     (tmp_path / "specialist.yaml").write_text(json.dumps({"teacher": teacher, "task": task, "epochs": 0}))
-    main(["--config", str(tmp_path / "specialist.yaml"), "--out", str(tmp_path / "out.safetensors"), "--device", "cpu"])
+    main(["specialise", "--config", str(tmp_path / "specialist.yaml"), "--out", str(tmp_path / "out.safetensors"), "--device", "cpu"])
     assert read(tmp_path / "out.safetensors")[1]["logits"] == "2", "the pattern leaves two classes"
     assert "written: " in capsys.readouterr().out
