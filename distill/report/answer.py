@@ -60,11 +60,11 @@ class Answer:
         student, count = self.best[0].student, len(self.verdicts)
         name = f"`{student}`" if count == 1 else f"`{student}`, the best of {count} students by these scores,"
         first, *rest = [verdict for verdict in self.best if verdict.baseline in DESCRIBED] or self.best[:1]
-        by_word: dict[str, list[str]] = {}
+        by_word: dict[str, list[str]] = {word: [] for word in VERBS}
         for verdict in rest:
             needed = f" ({_needed(verdict)} needed)" if verdict.word == "unresolved" else ""
-            by_word.setdefault(VERBS[verdict.word], []).append(_described(verdict) + needed)
-        clauses = [f"it {verb} {_listed(others)}" for verb, others in by_word.items()]
+            by_word[verdict.word].append(_described(verdict) + needed)
+        clauses = [f"it {VERBS[word]} {_listed(others)}" for word, others in by_word.items() if others]
         return f"{where}{name} {self.sentence(first)}" + (f" Also, {'; '.join(clauses)}." if clauses else "")
 
     def sentence(self, verdict: Verdict) -> str:
