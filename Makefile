@@ -13,6 +13,14 @@ export WEIGHTS
 # refused before anything is installed
 $(if $(wildcard configs/cache/$(TEACHERS).yaml),,$(error no teacher group "$(TEACHERS)"; TEACHERS can be: $(GROUPS)))
 
+# $(call environment,FOLDER,PACKAGES): uv needs a quarter of pip's time; where it cannot be had, or fails, pip installs
+COMMA := ,
+define environment
+$(PYTHON) -m venv $(1)
+	$(1)/bin/pip install --disable-pip-version-check --quiet uv && $(1)/bin/uv pip install --python $(1) $(2) \
+	  || $(1)/bin/pip install --disable-pip-version-check --quiet --progress-bar on $(2)
+endef
+
 .DEFAULT_GOAL := help
 .PHONY: help install demo cache fit probe lint type test bench bench-peers clean
 
@@ -24,8 +32,7 @@ install: $(BIN)/.installed ## make the environment .venv (every other target doe
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check --quiet --progress-bar on -e '.[all,dev]' -c constraints.txt
+	$(call environment,.venv,-e '.[all$(COMMA)dev]' -c constraints.txt)
 	@touch $@
 
 demo: install ## cache, fit, test and report on the molecules that RDKit ships: offline, about 9 minutes
@@ -64,8 +71,7 @@ bench-peers: .venv-bench/.installed ## compare the cache with litdata, mosaicml-
 	.venv-bench/bin/python benchmarks/peers.py
 
 .venv-bench/.installed: pyproject.toml
-	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/pip install --disable-pip-version-check --quiet --progress-bar on -e '.[mol,bench]'
+	$(call environment,.venv-bench,-e '.[mol$(COMMA)bench]')
 	@touch $@
 
 clean: ## remove the environments and the files of tools; caches and runs stay
