@@ -23,7 +23,7 @@ def print_scores(answers: Sequence[object], by_split: Mapping[str, Scores], writ
     for answer in answers:
         console.print(f"\n{answer}", markup=False, highlight=False)
     for split, scores in by_split.items():
-        console.print(table(scores, f"{title}{split} split"))
+        console.print("", table(scores, f"{title}{split} split"), sep="\n")
     console.print(f"written: {written}", markup=False)
 
 
@@ -67,13 +67,11 @@ def table(scores: Scores, title: str, width: int | None = None) -> Table:
     """The scores as a rich table; students stand out. Tasks that do not fit into ``width`` are left out."""
     heads, lines = header(scores), rows(scores)
     columns = list(zip(heads, *lines, strict=True))
-    if sum(1 + max(len(part) for cell in column for part in cell.split("\n")) for column in columns) > (
-        width or Console().width
-    ):
+    widths = [max(len(part) for cell in column for part in cell.split("\n")) for column in columns]
+    if sum(2 + each for each in widths) - 2 > (width or Console().width):
         columns = [columns[0], *columns[-MEANS:]]
-    shown = Table(
-        title=escape(title), caption=escape(caption(scores)), box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
-    )
+    shown = Table(title=escape(title), caption=escape(caption(scores)), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown.show_edge = shown.pad_edge = False
     for number, (heading, *_) in enumerate(columns):
         shown.add_column(escape(heading), justify="right" if number else "left", overflow="fold", no_wrap=not number)
     for system, *cells in zip(*(cells for _, *cells in columns), strict=True):

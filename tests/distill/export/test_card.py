@@ -1,24 +1,28 @@
-"""The model card shows names as they are: none becomes a tag, a link or a column."""
+"""The model card begins with the verdict, and shows names as they are: none becomes a tag, a link or a column."""
 
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 from markdown_it import MarkdownIt
 
 from distill.export import card
+from distill.records import Cost, Record, Results
+from distill.report.compare import compare_runs
+from distill.run_folder import RunFolder
 
 
-def test_no_name_becomes_a_tag_a_link_or_a_column_of_a_model_card(tmp_path: Path):
-    evil = "<script>alert(1)</script> | [a](http://b) *c* `d"
+def written(folder: Path, name: str) -> str:
+    """The model card of a run in ``folder`` whose teacher and source have a name."""
     producer = {"class_path": "cache_tools.teachers.molecule.Maccs", "init_args": {}, "fingerprint": {}}
     column = SimpleNamespace(dim=3, manifest={"producer": producer})
     corpus = SimpleNamespace(
-        corpus=SimpleNamespace(modality="molecule", rows=3, source=evil, fingerprint="0" * 20),
+        corpus=SimpleNamespace(modality="molecule", rows=3, source=name, fingerprint="0" * 20),
         columns=SimpleNamespace(corpus=Path("c")),
         inputs=SimpleNamespace(name="graph"),
-        teachers={evil: column},
+        teachers={name: column},
     )
-    (tmp_path / "metrics.csv").write_text("step,val/loss\n7,1.0\n")
+    (folder / "metrics.csv").write_text("step,val/loss\n7,1.0\n")
     exported = {
         "checkpoint": {"epoch": 0, "step": 7},
         "inputs": {"graph": {"modality": "molecule"}},
@@ -26,8 +30,13 @@ def test_no_name_becomes_a_tag_a_link_or_a_column_of_a_model_card(tmp_path: Path
         "teachers": {},
         "student": {"class_path": "distill.students.molecule.GraphStudent"},
     }
-    card.write(tmp_path, evil, tmp_path / "checkpoints" / "best.ckpt", {"model": {}}, [corpus], exported)
-    text = (tmp_path / "README.md").read_text()
+    card.write(folder, name, folder / "checkpoints" / "best.ckpt", {"model": {}}, [corpus], exported)
+    return (folder / "README.md").read_text()
+
+
+def test_no_name_becomes_a_tag_a_link_or_a_column_of_a_model_card(tmp_path: Path):
+    evil = "<script>alert(1)</script> | [a](http://b) *c* `d"
+    text = written(tmp_path, evil)
     shown = MarkdownIt("commonmark").enable("table").render(text.split("---\n", 2)[2])
     assert "<script" not in shown
     assert 'href="http://b"' not in shown
@@ -35,3 +44,22 @@ def test_no_name_becomes_a_tag_a_link_or_a_column_of_a_model_card(tmp_path: Path
     assert shown.count("&lt;script&gt;alert(1)&lt;/script&gt; | [a](http://b) *c* `d") == 4
     rows = [line for line in text.splitlines() if line.startswith("|") and "script" in line]
     assert len(rows) == 2
+
+
+def test_the_card_begins_with_the_verdict_of_the_report(tmp_path: Path):
+    run, random = RunFolder(tmp_path), np.random.default_rng(0)
+    run.probes.mkdir()
+    records = [
+        Record(system, kind, f"t{task}", "measured", "random", 0, "r2", level + random.normal(0, 0.01), 10)
+        for system, kind, level in (("student", "student", 0.7), ("a", "teachers", 0.6), ("untrained", "untrained", 0.2))
+        for task in range(9)
+    ]
+    about = {"checkpoint": "x/best.ckpt", "margin": 0.03}
+    Results(run, records, {"student": Cost(3, None, 9.0), "a": Cost(3, None, 3.0)}, about).save()
+    (answer,) = compare_runs([tmp_path], tmp_path / "out", margin=0.03)
+    text = written(tmp_path, "mine")
+    said = str(answer).replace(f"`{tmp_path.name}`", "`student`")
+    assert text.split("---\n", 2)[2].split("\n\n")[1] == said
+    assert "3 times faster to compute" in said
+    assert "it is above -0.03" in text
+    assert "| a (best teacher) | beats | +0.1" in text

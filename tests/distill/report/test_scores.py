@@ -82,6 +82,18 @@ def test_no_share_of_concatenated_teachers_that_know_nothing():
     assert np.isnan(Scores([replace(BASE, score=-0.2), worse], "random").kept()).all()
 
 
+def test_a_table_that_just_fits_breaks_no_cell():
+    def lines(width: int) -> list[str]:
+        console = Console(width=width, record=True)
+        console.print(table(Scores(RECORDS, "random"), "", width))
+        return [line.rstrip() for line in console.export_text().partition("Labels")[0].strip().splitlines()]
+
+    whole = lines(200)
+    width = max(map(len, whole))
+    assert [line.split() for line in lines(width)] == [line.split() for line in whole]
+    assert "t1" not in lines(width - 1)[0]
+
+
 def test_tasks_that_do_not_fit_are_left_to_the_report():
     many = [replace(each, task=f"{each.task}-{k}") for each in RECORDS for k in range(8)]
     shown = table(Scores(many, "random"), "title", 80)
