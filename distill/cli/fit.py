@@ -187,6 +187,8 @@ class DistillCLI(LightningCLI):
         if chosen["enable_progress_bar"] is not False:
             callbacks.append(RichProgressBar(refresh_rate=10, leave=fitting))  # each refresh waits for the GPU
         probing = self._get(self.config_init, "probe")
+        if fitting and probing.tasks and not self._get(self.config, "ckpt_path"):  # a run of an earlier version may go on
+            probing.check_names(self.datamodule.corpora)
         if fitting and probing.every:
             callbacks.append(ProbeDuring(probing))
         if not fitting:
@@ -257,9 +259,6 @@ class DistillCLI(LightningCLI):
         ]
 
     def before_fit(self) -> None:
-        probing: Evaluation = self._get(self.config_init, "probe")
-        if probing.tasks and not self._get(self.config, "ckpt_path"):  # a run of an earlier version may go on
-            probing.check_names(self.datamodule.corpora)
         if self.trainer.is_global_zero:
             log.info("fit: %s; teachers: %s", self.trainer.default_root_dir, ", ".join(self.model.teachers))
             sizes = [sum(each.numel() for each in part.parameters()) for part in (self.model.student, self.model.heads)]

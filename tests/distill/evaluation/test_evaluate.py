@@ -24,6 +24,7 @@ from distill.export.student import load_student
 from distill.export.write import export, rebuild_run
 from distill.records import Record
 from distill.run_folder import RunFolder
+from distill.students.mixed import MixedStudent
 from distill.students.molecule import GraphStudent
 from distill.students.text import TextStudent
 from distill.training.checkpoint import read_checkpoint, student_of
@@ -474,6 +475,29 @@ def test_the_start_is_what_was_saved_also_where_the_configuration_would_give_ano
     found = undistilled(model.student, spec, [open_corpus(lines / "c", None)], saved)
     assert torch.equal(found["start"].project.weight, saved["project.weight"])
     assert set(found) == {"untrained", "start", "tokens"}
+
+
+def test_a_teacher_with_the_name_of_a_system_is_refused_before_a_fit_begins(lines: Path, tmp_path: Path):
+    from cache_tools.building.corpus import add_column
+    from distill.cli import main
+
+    add_column(lines / "c", "start", Length())
+    run = tmp_path / "refused"
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", str(lines / "fit.yaml"), "--data.teachers", "[start]", "--run", str(run)])
+    assert "two systems are called start: give the teacher's column" in str(stop.value.code)
+    assert "these are taken: student, untrained, start, teachers," in str(stop.value.code)
+    assert not run.exists()
+
+
+def test_an_encoder_with_weights_inside_a_mixed_student_is_a_start(lines: Path):
+    init_args = {"encoders": {"text": {"class_path": "distill.students.text.TextStudent"}}, "dim": 8}
+    student = MixedStudent({"text": TextStudent(str(lines / "bert"))}, dim=8)
+    for pretrained in (True, False):
+        init_args["encoders"]["text"]["init_args"] = {"model": str(lines / "bert"), "pretrained": pretrained}
+        spec = {"class_path": "distill.students.mixed.MixedStudent", "init_args": init_args}
+        assert starts_at_random(student, spec) is not pretrained
+    assert student.random_start(init_args)["encoders"]["text"]["init_args"]["pretrained"] is False
 
 
 def test_a_fit_from_random_weights_keeps_no_start():
