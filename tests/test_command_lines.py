@@ -191,7 +191,7 @@ def test_a_place_that_cannot_be_is_refused(place, options, message):
         (["--model.head", "nothing.Here"], "No module named 'nothing'"),
         (
             ["--model.head.widht", "3"],
-            "'widht' is not accepted. Got value: distill.heads.GaussianHead(widht='3'); did you mean width?\n"
+            "Option 'widht' is not accepted by distill.heads.GaussianHead; did you mean width?\n"
             "  Its options: distill fit --model.head.help distill.heads.GaussianHead",
         ),
     ],

@@ -68,6 +68,8 @@ def told(monkeypatch, capsys):
         (["fit", *MOL, "--max_epochs", "3"], 2),
         (["fit", *MOL, "--trainer.max_epoch=3"], 2),
         (["test", "--prob.seeds", "[0]"], 2),
+        (["fit", *MOL, "--model.student.widht", "3"], 2),
+        (["fit", *MOL, "--model.student.init_args.widht=3"], 2),
         (["export", "--ckpt", "x"], 2),
         (["fit", "--config", "configs/nothing.yaml"], 1),
         (["study", "--config", "configs/nothing.yaml"], 1),
@@ -146,7 +148,7 @@ def test_the_keys_that_are_known_before_the_imports_are_those_of_the_command(com
     assert set(whole) <= keys.KEYS | keys.SECTIONS.keys()
     assert keys.KEYS - set(whole) <= unprinted
     for section, path in keys.SECTIONS.items():
-        assert set(parameters(path)) - {"statistics"} == set(whole[section]), "statistics come from the data"
+        assert set(parameters(path) or ()) - {"statistics"} == set(whole[section]), "statistics come from the data"
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,9 @@ def test_the_keys_that_are_known_before_the_imports_are_those_of_the_command(com
         (["--trainer.max_epoch", "3"], "no key 'trainer.max_epoch'; did you mean trainer.max_epochs?"),
         (["--trainer.max_epo=3"], "no key 'trainer.max_epo'; did you mean trainer.max_epochs?"),
         (["--batch_size", "3"], "no key 'batch_size'; did you mean data.batch_size?"),
-        (["--model.student.widht", "3"], "Option 'widht' is not accepted; did you mean width?"),
+        (["--model.student.widht", "3"], "Option 'widht' is not accepted by distill.students.molecule.GraphStudent; did"),
+        (["--model.head.widht", "3"], "'widht' is not accepted by distill.heads.GaussianHead; did you mean width?"),
+        (["--model.student", "my.Own", "--model.student.widht", "3"], "No module named 'my'"),
         (["--model.head", "GausianHead"], "did you mean distill.heads.gaussian.GaussianHead"),
         (
             ["--model.student", "distill.student.molecule.GraphStudent"],
@@ -224,6 +228,48 @@ def test_a_wrong_key_of_a_configuration_is_told_with_its_line(told, tmp_path):
     (tmp_path / "fit.yaml").write_text("run: x\ndata:\n  corpus: y\n  batchsize: 3\n")
     shown = told(distill_command, "fit", f"--config={tmp_path}/fit.yaml")
     assert f"error: {tmp_path}/fit.yaml, line 4: no key 'data.batchsize'; did you mean data.batch_size?" in shown
+
+
+def test_a_wrong_option_of_a_class_in_a_configuration_is_told_with_its_line(told, tmp_path):
+    """Also of the class that a later configuration puts in the place of an earlier one."""
+    student = "model:\n  student:\n    init_args: {KEY: 3}\n    class_path: distill.students.CLASS\n"
+    (tmp_path / "fit.yaml").write_text(student.replace("CLASS", "molecule.GraphStudent").replace("KEY", "layers"))
+    (tmp_path / "wrong.yaml").write_text(student.replace("CLASS", "text.StaticStudent").replace("KEY", "layers"))
+    first, second = str(tmp_path / "fit.yaml"), str(tmp_path / "wrong.yaml")
+    shown = told(distill_command, "fit", "--config", first, "--config", second)
+    assert f"{second}, line 3: Option 'layers' is not accepted by distill.students.text.StaticStudent" in shown
+
+
+FITS = [
+    path
+    for folder in ("configs", "tests/fixtures/v01")
+    for path in sorted((ROOT / folder).rglob("*.yaml"))
+    if yaml.safe_load(path.read_text()).keys() & {"model", "data"}
+]
+
+
+@pytest.mark.parametrize("config", FITS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_right_key_is_refused_before_the_imports(config):
+    keys.check_keys(["fit", "--config", str(config)])
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("extension_example.Letters", ["letters"]),  # a module of a user's
+        ("cache_tools.Maccs", None),  # taken from a front door that is not in the source
+        ("distill.heads.GaussianHead", "width"),
+        ("nothing.Here", None),
+        ("__main__.Mine", None),
+        ("", None),
+        (".relative", None),
+        ("{class_path: a.b}", None),
+    ],
+)
+def test_parameters_are_read_from_sources_or_not_at_all(path, expected, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tests")
+    found = parameters(path)
+    assert expected in found if isinstance(expected, str) else found == expected
 
 
 def test_a_missing_configuration_is_told_with_its_neighbour(told):

@@ -3,22 +3,37 @@
 import ast
 import pkgutil
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 
-def parameters(path: str) -> list[str]:
-    """Names of the parameters of the class ``module:Name``.
+@cache
+def parameters(class_path: str) -> list[str] | None:
+    """Names of the parameters of a class; None when the sources do not tell, as of a class that takes any keyword.
+
+    Args:
+        class_path: where it can be imported from.
 
     Example:
-        >>> parameters("distill.run_folder:RunFolder")
+        >>> parameters("distill.run_folder.RunFolder")
         ['path', 'probes']
     """
-    module, _, name = path.partition(":")
-    body = _definition(_tree(module), name).body
-    start = next(node for node in body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
-    return [argument.arg for argument in (*start.args.args[1:], *start.args.kwonlyargs)]
+    module, _, name = class_path.rpartition(".")
+    for node in _tree(module).body:
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return parameters(f"{node.module}.{alias.name}")
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            starts = [inner for inner in node.body if isinstance(inner, ast.FunctionDef) and inner.name == "__init__"]
+            if starts:
+                known = starts[0].args
+                return None if known.kwarg else [argument.arg for argument in (*known.args[1:], *known.kwonlyargs)]
+            inherits = node.bases and isinstance(node.bases[0], ast.Name) and not node.decorator_list
+            return parameters(f"{module}.{ast.unparse(node.bases[0])}") if inherits else None
+    return None
 
 
 def declared(path: str) -> Callable[..., Any]:
@@ -33,7 +48,7 @@ def declared(path: str) -> Callable[..., Any]:
     """
     module, _, name = path.partition(":")
     tree = _tree(module)
-    function = _definition(tree, name)
+    function = next(node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
     used = {node.id for node in ast.walk(function.args) if isinstance(node, ast.Name)}
     imports: list[ast.stmt] = []
     for node in tree.body:
@@ -48,13 +63,15 @@ def declared(path: str) -> Callable[..., Any]:
 
 
 def _tree(module: str) -> ast.Module:
+    """The source of a module; empty when there is none."""
     package, *inside = module.split(".")
-    spec = find_spec(package)  # not of the module: that would import the packages around it
-    folders = spec.submodule_search_locations if spec else None
-    if not folders:
-        raise ModuleNotFoundError(f"no package {package}", name=package)
-    return ast.parse(Path(folders[0], *inside).with_suffix(".py").read_text(encoding="utf-8"))
-
-
-def _definition(tree: ast.Module, name: str) -> Any:
-    return next(node for node in tree.body if getattr(node, "name", "") == name)
+    try:
+        spec = find_spec(package)  # not of the module: that would import the packages around it
+    except ValueError:  # no name, or the program itself
+        spec = None
+    if not spec or not spec.origin:
+        return ast.Module([], [])
+    folder = Path(spec.origin).parent.joinpath(*inside)
+    files = [folder.with_suffix(".py"), folder / "__init__.py"] if inside else [Path(spec.origin)]
+    sources = [file.read_text(encoding="utf-8") for file in files if file.suffix == ".py" and file.is_file()]
+    return ast.parse(sources[0]) if sources else ast.Module([], [])
