@@ -248,7 +248,11 @@ class TransformersBackbone(Backbone):
             parameter.requires_grad_(not name.endswith("mask_token"))  # no pixels are masked: DDP would wait for it
         processor, config = from_pretrained("AutoImageProcessor", model), self.network.config
         self.mean, self.std = tuple(processor.image_mean), tuple(processor.image_std)
-        self.size = getattr(config, "image_size", self.size)
+        sides = getattr(config, "image_size", self.size)  # of PVTv2 a list of two
+        sides = {sides} if isinstance(sides, int) else set(sides)
+        if len(sides) > 1:
+            raise TeacherError(f"{model} reads images of {config.image_size} pixels: expected a network of square images")
+        self.size = sides.pop()
         self.width = config.hidden_size if hasattr(config, "hidden_size") else config.hidden_sizes[-1]
 
     def forward(self, pixels: Tensor) -> list[Tensor]:

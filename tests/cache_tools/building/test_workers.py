@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -23,6 +24,7 @@ from cache_tools.teachers.molecule import MorganBits, RdkitDescriptors
 TEACHERS = """
 import ctypes
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +58,28 @@ class Refusing(Stuck):
 class Wrong(Stuck):
     def embed(self, items):
         return {}["key"]
+
+
+class SlowOnce(Stuck):
+    def prepare(self, item):
+        time.sleep(item == b"slow")
+        return item
+
+    def embed(self, items):
+        return np.array([[item == b"slow"] for item in items])
+
+
+class Processes(Stuck):
+    "The process that prepared an item, and the one that embeds it."
+
+    on_device = True
+    dim = 2
+
+    def prepare(self, item):
+        return os.getpid()
+
+    def embed(self, items):
+        return np.array([[item, os.getpid()] for item in items])
 """
 
 DESCRIPTORS = "cache_tools.teachers.molecule.RdkitDescriptors"
@@ -92,7 +116,7 @@ def until(happened, seconds: float) -> float:
 
 
 @contextlib.contextmanager
-def building(folder: Path, teacher: str, workers: int) -> Iterator[subprocess.Popen]:
+def building(folder: Path, teacher: str, workers: int, *options: str) -> Iterator[subprocess.Popen]:
     """`distill-cache build` of real molecules, in a session of its own, when one shard of the teacher is on disk."""
     config = {
         "corpus": {"class_path": "cache_tools.RdkitSamples", "init_args": {"limit": 4000}},
@@ -103,7 +127,7 @@ def building(folder: Path, teacher: str, workers: int) -> Iterator[subprocess.Po
     }
     (folder / "build.yaml").write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "cache_tools.cli", "build", "--config", str(folder / "build.yaml")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         until(lambda: list(folder.glob("cache/mol/teachers/a/00000.json")), 60)
         yield process
@@ -140,6 +164,25 @@ def test_no_worker_process_outlives_a_main_process_that_is_killed(teachers):
         until(lambda: not alive(process.pid), 10)
 
 
+def test_no_writer_outlives_the_first_one_that_is_killed(teachers):
+    with building(teachers, DESCRIPTORS, 1, "--devices", "3") as process:
+        until(lambda: len([line for line in alive(process.pid) if "--rank" in line]) == 2, 30)
+        process.kill()
+        until(lambda: not alive(process.pid), 10)
+
+
+def test_no_thread_of_a_build_but_one_takes_a_ctrl_c(teachers):
+    with building(teachers, DESCRIPTORS, 1) as process:
+        blocked = [line for line in masks(process.pid) if int(line, 16) >> (signal.SIGINT - 1) & 1]
+        assert len(blocked) == len(masks(process.pid)) - 1, "the one that waits for it"
+
+
+def masks(process: int) -> list[str]:
+    """The blocked signals of each thread of a process."""
+    texts = [path.read_text() for path in Path(f"/proc/{process}/task").glob("*/status")]
+    return [line.split()[1] for text in texts for line in text.splitlines() if line.startswith("SigBlk")]
+
+
 def run(teacher) -> None:
     with Pipeline(teacher, 2) as pipeline:
         list(pipeline([[b"CCO"] * 3] * 5))
@@ -166,6 +209,36 @@ def test_worker_processes_give_what_one_process_gives_in_the_order_of_the_batche
         folder = build(tmp_path / str(workers), "mol", RdkitSamples(limit=100), teacher, {}, settings)
         columns[workers] = [(folder / "teachers" / "a" / f"0000{number}.h5").read_bytes() for number in range(2)]
     assert columns[1] == columns[3]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_worker_processes_do_all_the_work_and_beside_a_gpu_they_process_the_items(teachers, device):
+    import own_teachers
+
+    with Pipeline(own_teachers.Processes(), 2, device) as pipeline:
+        values = np.concatenate([result.values for result in pipeline([[b"CCO"] * 3] * 8)])
+    prepared, embedded = values.T
+    assert os.getpid() not in prepared
+    np.testing.assert_array_equal(embedded, prepared if device == "cpu" else os.getpid())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_are_taken_only_a_little_ahead_also_beside_a_slow_one(teachers, monkeypatch, workers):
+    import own_teachers
+
+    monkeypatch.setattr("cache_tools.building.pipeline.AHEAD", 4)
+    taken = []
+
+    def batches():
+        for number in range(30):
+            taken.append(number)
+            yield [b"slow" if number == 1 else b"quick"]
+
+    with Pipeline(own_teachers.SlowOnce(), workers) as pipeline:
+        for number, result in enumerate(pipeline(batches())):
+            assert result.values.tolist() == [[number == 1]]
+            assert len(taken) <= number + 1 + 4 + workers, "a shard is claimed when its batches are taken"
+    assert len(taken) == number + 1 == 30
 
 
 def test_threads_that_prepare_items_stop_at_the_next_item(tmp_path):
