@@ -134,14 +134,13 @@ def verdict_table(answer: Answer) -> Table:
 
 def students_table(answer: Answer) -> Table:
     """Each of several students against the baselines, and if they are not many against each other."""
+    few = len(answer.verdicts) <= MANY
     every = [
-        verdict
-        for of_student in answer.verdicts.values()
-        for verdict in of_student
-        if len(answer.verdicts) <= MANY or verdict.baseline in DESCRIBED
+        verdict for of_student in answer.verdicts.values() for verdict in of_student if few or verdict.baseline in DESCRIBED
     ]
     columns = sorted({verdict.baseline for verdict in every}, key=[*DESCRIBED, *answer.verdicts].index)
-    cells = {(verdict.student, verdict.baseline): f"{verdict.word}\n{verdict.difference:+.3f}" for verdict in every}
+    between = "\n" if few else " "  # many columns are narrow
+    cells = {(each.student, each.baseline): f"{each.word}{between}{each.difference:+.3f}" for each in every}
     rows = [[student, *(cells.get((student, column), "") for column in columns)] for student in answer.verdicts]
     return Table(["student", *columns], rows if len(rows) > 1 else [])
 
