@@ -5,7 +5,7 @@ import io
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -72,15 +72,17 @@ class Record:
     score: float
     test_rows: int
     seen_rows: int = 0  # test rows that also stand in the corpus, whether the test used them or left them out
+    folds: int = 1  # the score is their mean
     probe: str = ""  # its name
+    beside: dict[str, float] = field(default_factory=dict)  # further scores, by name
 
     def __post_init__(self) -> None:
         """Refuse values of another type, as a damaged file may hold them; read the names of version 0.1."""
-        types: dict[Any, Any] = {int: int, float: float | int}
-        for field in fields(self):
-            value, expected = getattr(self, field.name), types.get(field.type, str)
+        types: dict[Any, Any] = {int: int, float: float | int, dict[str, float]: dict}
+        for each in fields(self):
+            value, expected = getattr(self, each.name), types.get(each.type, str)
             if not isinstance(value, expected):
-                raise TypeError(f"{field.name} is {value!r}")
+                raise TypeError(f"{each.name} is {value!r}")
         object.__setattr__(self, "system", RENAMED.get(self.system, self.system))
         object.__setattr__(self, "kind", RENAMED.get(self.kind, self.kind))
 
@@ -132,9 +134,9 @@ class Results:
 def save_scores(folder: Path, records: Sequence[Record]) -> None:
     """Write every score of a report to its scores.csv, with a column per field of a record."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Record)], lineterminator="\n")
+    writer = csv.DictWriter(text, [each.name for each in fields(Record)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(record) for record in records)
+    writer.writerows(asdict(record) | {"beside": json.dumps(record.beside)} for record in records)
     write_file(folder / SCORES, text.getvalue())
 
 
@@ -147,7 +149,11 @@ def read_scores(folder: Path) -> list[Record]:
     path = folder / SCORES
     if not path.is_file():
         raise ConfigError(f"no {path}: expected the folder of a report that `distill study` or `distill compare` wrote")
-    types: dict[str, Callable[[str], Any]] = {"seed": int, "score": float, "test_rows": int, "seen_rows": int}
+    types: dict[str, Callable[[str], Any]] = {
+        **dict.fromkeys(("seed", "test_rows", "seen_rows", "folds"), int),
+        "score": float,
+        "beside": json.loads,
+    }
     try:
         text = path.read_text()
         if text and not text.endswith("\n"):

@@ -39,6 +39,7 @@ class Embedded(NamedTuple):
     systems: dict[str, tuple[Kind, Array]]  # (rows, dim), of pairs (rows, 2, dim)
     split: list[Key]  # all that a student can read, whoever else is probed: splits are made of these
     places: Array  # of ``keys`` in ``split``
+    marks: Mapping[str, Array] = {}  # name -> whether a row of ``keys`` has it, (rows,)
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ class Prepared:
             raise ConfigError(f"{self.folder}: the embedding of {broken[0]} has a NaN or an infinity, it cannot be probed")
         chosen = {name: (kind, x[rows.numpy()]) for name, (kind, x) in found.items() if kind in (*systems, "other")}
         mine, split = ([keys[row] for row in mask.nonzero().squeeze(1).tolist()] for mask in (kept, readable))
-        return Embedded(mine, labels[kept.numpy()], chosen, split, np.flatnonzero(kept[readable].numpy()))
+        marks = {name: marked[kept.numpy()] for name, marked in self.task.marks().items()}
+        return Embedded(mine, labels[kept.numpy()], chosen, split, np.flatnonzero(kept[readable].numpy()), marks)
 
     def costs(self, systems: Sequence[System], students: Students, device: str) -> dict[str, Cost]:
         """What every system needs, its speed measured on this task's items."""

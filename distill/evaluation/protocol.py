@@ -6,17 +6,20 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import Literal, cast
 
 import numpy as np
 import torch
 from rich.progress import track
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from cache_tools import ConfigError, Settings
 from distill.data.columns import CorpusColumns
 from distill.evaluation.baselines import calibrated, check_exports, on_a_plane
+from distill.evaluation.parts import Parts, offers, parts_of
 from distill.evaluation.prepared import Embedded, Prepared, Reduction, Students, prepare, width_of
 from distill.evaluation.probes import PROBES, Probe
+from distill.evaluation.probes.base import _mean_of_finite
 from distill.evaluation.suites import suite
 from distill.evaluation.tasks.base import Array, Task
 from distill.records import RENAMED, SYSTEMS, Cost, Record, System
@@ -28,14 +31,6 @@ log = logging.getLogger(__name__)
 PREDICTIONS = "predictions"
 
 
-class Parts(NamedTuple):
-    """Row numbers for training, validation and test."""
-
-    train: Array
-    valid: Array
-    test: Array
-
-
 class Evaluation:
     """The protocol: which tasks, splits, seeds and systems.
 
@@ -43,8 +38,11 @@ class Evaluation:
         tasks: name -> task.
         suites: more tasks: name of a suite -> folder of its files, see :func:`distill.evaluation.suites.suite`.
         splits: kinds of split; molecules offer ``random`` and ``scaffold``, texts and images ``own``, and ``5-shot`` or
-            another number.
-        seeds: one split each.
+            another number; all tasks ``100-rows`` or another number: so many training rows.
+        seeds: one split each; 0 to 4 when not given, with folds 0 alone.
+        folds: cut the rows into so many folds instead: each is the test rows once, and the score is the mean over folds. A
+            data set's own test rows stay what they are. 0: one split of 80, 10 and 10 %.
+        probes: kind of task -> its probes, for tasks that name none; by default a linear one of embeddings with labels.
         systems: what to compare: the ``student``; the same student ``untrained``, with random weights and batch norms
             that saw rows of the corpus, and at its ``start``, if its fit began with other weights; its ``teachers``;
             their embeddings ``concatenated``; the ``pca`` of these to the student's width, learnt from the corpus; of
@@ -79,6 +77,8 @@ class Evaluation:
         score_on: Literal["test", "validation"] = "test",
         trust_remote_code: bool = False,
         cache: Path | None = None,
+        folds: int = 0,
+        probes: dict[str, list[Probe]] | None = None,
     ):
         self.tasks, self.splits = dict(tasks or {}), splits or ["random"]
         for name, folder in (suites or {}).items():
@@ -86,7 +86,7 @@ class Evaluation:
             if twice := sorted(added.keys() & self.tasks.keys()):
                 raise ConfigError(f"two tasks are called {twice[0]}, one of them of the suite {name}: rename the other")
             self.tasks |= added
-        self.seeds = [0, 1, 2, 3, 4] if seeds is None else seeds
+        self.seeds = ([0] if folds else [0, 1, 2, 3, 4]) if seeds is None else seeds
         if not self.seeds or min(self.seeds) < 0:
             raise ConfigError(f"probe.seeds is {self.seeds}, expected one seed or more, none below 0")
         self.systems = [RENAMED.get(name, cast(System, name)) for name in systems or SYSTEMS]
@@ -96,8 +96,22 @@ class Evaluation:
         if every < 0:
             raise ConfigError(f"probe.every is {every}, expected epochs between two probes, or 0 for none")
         self.every, self.during = every, during or list(self.tasks)
+        self.folds, self.probes = folds, probes or {}
+        self._check_folds()
+        if unknown := sorted(self.probes.keys() - PROBES.keys()):
+            raise ConfigError(f"probe.probes names the kind {unknown[0]}; there are: {', '.join(PROBES)}")
         if unknown := sorted(set(self.during) - set(self.tasks)):
             raise ConfigError(f"probe.during names {unknown[0]}; probe.tasks has: {', '.join(self.tasks) or 'none'}")
+
+    def _check_folds(self) -> None:
+        if self.folds < 0 or self.folds == 1:
+            raise ConfigError(f"probe.folds is {self.folds}, expected 2 or more, or 0 for one split")
+        choosing = f"probe.every {self.every}" if self.every else "probe.score_on validation"
+        if self.folds and (self.every or self.score_on == "validation"):
+            raise ConfigError(
+                f"probe.folds {self.folds} with {choosing}: every row is a test row of one fold, so none is left to choose "
+                "a checkpoint by: take one of the two"
+            )
 
     def prepare(self, corpora: Sequence[CorpusColumns], settings: Settings | None = None) -> None:
         """Embed every task's items; see :func:`distill.evaluation.prepared.prepare`.
@@ -116,7 +130,7 @@ class Evaluation:
             raise ConfigError(
                 "no task to probe: name some under probe.tasks in the configuration, as configs/mol.yaml does"
             )
-        if idle := [split for split in self.splits if not any(task.offers(split) for task in self.tasks.values())]:
+        if idle := [split for split in self.splits if not any(offers(task, split) for task in self.tasks.values())]:
             raise ConfigError(f"probe.splits names {idle[0]}, which none of the tasks {', '.join(self.tasks)} offers")
         self.corpora, self.prepared = corpora, dict[str, Prepared]()
         for modality in dict.fromkeys(task.modality for task in self.tasks.values()):
@@ -167,12 +181,13 @@ class Evaluation:
             (name, split, seed, parts, embedded[name], keep)
             for name, task in self.tasks.items()
             for split in self.splits
-            if task.offers(split)
+            if offers(task, split)
             for seed, parts in self._parts(task, split, embedded[name])
         ]
         threads = torch.get_num_threads()
         try:
-            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            one = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+            with threadpool_limits(1), one as pool:  # NumPy's threads, and torch's
                 groups = pool.map(lambda item: list(self._probe(*item)), work)
                 records = [record for group in track(groups, "probing", len(work), disable=quiet) for record in group]
         finally:
@@ -216,61 +231,96 @@ class Evaluation:
             plane = on_a_plane(embedded[name].labels, {system: systems[system][1] for system in shown})
             np.savez_compressed(keep / MAP, task=name, kind=self.tasks[name].kind, **plane)  # type: ignore[arg-type]
 
-    def _parts(self, task: Task, split: str, embedded: Embedded) -> Iterator[tuple[int, Parts]]:
-        """Rows for training, validation and test of every seed, except seeds that repeat an earlier one."""
+    def _parts(self, task: Task, split: str, embedded: Embedded) -> Iterator[tuple[int, list[Parts]]]:
+        """Rows of every seed, except seeds that repeat an earlier one: of one split, or of each fold."""
         number = np.full(len(embedded.split), -1)  # -1: a system cannot read the row
         number[embedded.places] = np.arange(len(embedded.places))
         earlier: set[tuple[bytes, ...]] = set()
         for seed in self.seeds:
-            rows = (number[part] for part in task.split(split, seed, embedded.split))
-            parts = Parts(*(part[part >= 0] for part in rows))
-            if self.score_on == "validation":
-                parts = _without_test(parts, seed)
-            content = tuple(part.tobytes() for part in parts)
+            whole = parts_of(task, split, seed, embedded.split, self.folds, self.score_on == "validation")
+            parts = [
+                Parts(number[rows][number[rows] >= 0], fold[number[rows] >= 0], number[test][number[test] >= 0])
+                for rows, fold, test in whole
+            ]
+            content = tuple(array.tobytes() for part in parts for array in part)
             if content not in earlier:
                 yield seed, parts
             earlier.add(content)
 
     def _probe(
-        self, name: str, split: str, seed: int, parts: Parts, embedded: Embedded, keep: Path | None
+        self, name: str, split: str, seed: int, parts: list[Parts], embedded: Embedded, keep: Path | None
     ) -> Iterator[Record]:
-        task, (keys, labels, systems, *_) = self.tasks[name], embedded
-        probes = task.probes or [PROBES[task.kind]()]
+        task, systems = self.tasks[name], embedded.systems
+        probes = task.probes or self.probes.get(task.kind) or [PROBES[task.kind]()]
         in_corpus = self.prepared[name].seen
-        seen = np.array([not in_corpus.isdisjoint([key] if isinstance(key, str) else key) for key in keys])[parts.test]
+        seen = np.array([not in_corpus.isdisjoint([key] if isinstance(key, str) else key) for key in embedded.keys])
+        tested = np.concatenate([part.test for part in parts]) if parts else np.zeros(0, int)
         if self.exclude_seen:
-            parts = parts._replace(test=parts.test[~seen])
+            parts = [part._replace(test=part.test[~seen[part.test]]) for part in parts]
         for probe in probes:
             where = f"task {name}, {split} split, seed {seed}"
-            if not min(len(part) for part in (parts if probe.fits else parts[2:])):
+            if not parts or not all(_usable(probe, part) for part in parts):
                 log.warning("%s: a part of the split is empty, left out", where)
                 continue
-            results = {system: _score(probe, x, labels, parts) for system, (_, x) in systems.items()}
-            if np.isnan([score for score, _ in results.values()]).any():
+            results = {system: _score(probe, x, embedded, parts) for system, (_, x) in systems.items()}
+            if np.isnan([scores[probe.metric] for scores, _ in results.values()]).any():
                 log.warning("%s: the test rows cannot be scored, left out", where)
                 continue
             label = name if len(probes) == 1 else f"{name} {probe.name}"
-            for system, (score, _) in results.items():
-                facts = label, task.provenance, split, seed, probe.metric, score, len(parts.test), int(seen.sum())
-                yield Record(system, systems[system][0], *facts)
+            rows = sum(len(part.test) for part in parts), int(seen[tested].sum())
+            for system, (scores, _) in results.items():
+                facts = label, task.provenance, split, seed, probe.metric, scores[probe.metric], *rows
+                beside = {name: value for name, value in scores.items() if name != probe.metric and np.isfinite(value)}
+                yield Record(system, systems[system][0], *facts, len(parts), probe.name, beside)
             if keep:
                 predicted = {f"predicted/{system}": values for system, (_, values) in results.items()}
                 (keep / PREDICTIONS).mkdir(exist_ok=True)
-                items = np.frombuffer(json.dumps(keys).encode(), np.uint8)  # text of any length
+                items = np.frombuffer(json.dumps(embedded.keys).encode(), np.uint8)  # text of any length
                 path = keep / PREDICTIONS / f"{safe_name(label)}-{split}-{seed}.npz"
-                np.savez_compressed(path, items=items, labels=labels, **parts._asdict(), **predicted)  # type: ignore[arg-type]
+                kept = _kept(parts)
+                np.savez_compressed(path, items=items, labels=embedded.labels, **kept, **predicted)  # type: ignore[arg-type]
 
 
-def _score(probe: Probe, x: Array, labels: Array, parts: Parts) -> tuple[float, Array]:
-    """The score on the test rows, averaged over the labels that can be scored, and the prediction for each row."""
-    train, valid, test = parts
-    probe = copy.copy(probe).fit(x[train], labels[train], x[valid], labels[valid])  # other threads fit the same probe
-    scores = probe.score(x[test], labels[test])[probe.metric]
-    return (float("nan") if np.isnan(scores).all() else float(np.nanmean(scores))), probe.predicted
+def _usable(probe: Probe, part: Parts) -> bool:
+    """Whether there are rows to fit on, to choose by and to score."""
+    fits = part.fold.size and part.fold.max() >= 0 and (part.fold != part.fold.max()).any()
+    return bool(len(part.test) and (fits or not probe.fits))
 
 
-def _without_test(parts: Parts, seed: int) -> Parts:
-    """A tenth of the training rows to choose on, and the validation rows to score on."""
-    shuffled = np.random.default_rng(seed).permutation(parts.train)
-    cut = len(shuffled) // 10
-    return Parts(shuffled[cut:], shuffled[:cut], parts.valid)
+def _score(probe: Probe, x: Array, embedded: Embedded, parts: Sequence[Parts]) -> tuple[dict[str, float], Array]:
+    """Scores of the test rows, and of those with a mark; and the prediction for each test row, fold after fold.
+
+    A score is averaged over folds, then over the labels that can be scored; NaN when none can.
+    """
+    labels = embedded.labels
+    found: dict[str, list[Array]] = {}
+    predicted = []
+    for rows, fold, test in parts:
+        fitted = copy.deepcopy(probe).fit(x[rows], labels[rows], fold)  # other threads fit the same probe
+        for mark, marked in embedded.marks.items():
+            chosen = test[marked[test]]
+            for name, values in fitted.score(x[chosen], labels[chosen]).items() if len(chosen) else ():
+                found.setdefault(f"{name} {mark}", []).append(values)
+        for name, values in fitted.score(x[test], labels[test]).items():
+            found.setdefault(name, []).append(values)
+        predicted.append(fitted.predicted)
+    return {name: _mean(_mean_of_finite(np.stack(values))) for name, values in found.items()}, np.concatenate(predicted)
+
+
+def _mean(scores: Array) -> float:
+    return float("nan") if np.isnan(scores).all() else float(np.nanmean(scores))
+
+
+def _kept(parts: Sequence[Parts]) -> dict[str, Array]:
+    """Arrays of the row numbers: of one split ``train``, ``valid`` and ``test``; of folds all test rows in one, too."""
+    if len(parts) == 1:
+        rows, fold, test = parts[0]
+        one = fold.max(initial=0) == 0
+        cut = {"train": rows[fold < 0], "valid": rows[fold >= 0]} if one else {"train": rows, "inner": fold}
+        return {**cut, "test": test}
+    arrays = {
+        f"{name}/{number}": array
+        for number, (rows, fold, test) in enumerate(parts)
+        for name, array in (("train", rows), ("inner", fold), ("test", test))
+    }
+    return {**arrays, "test": np.concatenate([part.test for part in parts])}

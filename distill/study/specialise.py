@@ -27,7 +27,7 @@ from cache_tools import (
     teacher_facts,
     write_specialist,
 )
-from distill.evaluation.probes import PROBES, LinearProbe
+from distill.evaluation.probes import PROBES, TRAINED, LinearProbe
 from distill.evaluation.tasks.base import Array, Task, distinct
 
 log = logging.getLogger(__name__)
@@ -199,9 +199,9 @@ class TunedClassifier(nn.Module):
         self.probe = probe
         x, y = np.asarray(self._over(self._embed, parts[0]).cpu()), data.labels[parts[0]]
         x[:, (spread := x.std(0)) < NARROW * spread.max()] = 0.0  # a constant, which the probe leaves out
-        order = self.random.permutation(len(x))
-        chosen, rest = np.split(order, [round(CHOOSE * len(x))])
-        probe.fit(x[rest], y[rest], x[chosen], y[chosen])
+        fold = np.full(len(x), TRAINED)
+        fold[self.random.permutation(len(x))[: round(CHOOSE * len(x))]] = 0
+        probe.fit(x, y, fold)
         device = next(teacher.module.parameters()).device
         self.register_buffer("shift", torch.as_tensor(probe.shift, dtype=torch.float32, device=device))
         self.register_buffer("scale", torch.as_tensor(probe.scale, dtype=torch.float32, device=device))

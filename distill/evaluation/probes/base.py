@@ -1,6 +1,7 @@
 """The Probe contract, and the small functions that probes share."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 Array = np.ndarray[Any, Any]
+
+TRAINED, LATER = -1, -2  # see Probe.fit
 
 
 class Probe(ABC):
@@ -28,13 +31,14 @@ class Probe(ABC):
     predicted: Array
 
     @abstractmethod
-    def fit(self, x: Array, y: Array, x_valid: Array, y_valid: Array) -> "Probe":
-        """Fit on training rows, choose options on validation rows, fit again on both.
+    def fit(self, x: Array, y: Array, fold: Array) -> "Probe":
+        """Choose options by inner folds of the rows, then fit on all rows.
 
         Args:
             x: embeddings (rows, dim); of pairs (rows, 2, dim).
             y: labels (rows, labels), NaN where missing.
-            x_valid, y_valid: the same of the validation rows.
+            fold: number of the inner fold that scores a row, (rows,), from 0; ``TRAINED`` for rows that no fold scores and
+                every fold trains on; ``LATER`` for rows that only the last fit sees. One validation part is fold 0.
         """
 
     @abstractmethod
@@ -42,10 +46,28 @@ class Probe(ABC):
         """Score -> its value for each label, (labels,): ``metric``, and perhaps others; NaN where it cannot be computed."""
 
 
+def inner_folds(fold: Array) -> Iterator[tuple[Array, Array]]:
+    """Row numbers of each inner fold: those that it trains on, and those that it scores; see :meth:`Probe.fit`.
+
+    >>> [(train.tolist(), scored.tolist()) for train, scored in inner_folds(np.array([TRAINED, 0, 1, LATER]))]
+    [([0, 2], [1]), ([0, 1], [2])]
+    """
+    for number in np.unique(fold[fold >= 0]):
+        yield np.flatnonzero((fold != number) & (fold != LATER)), np.flatnonzero(fold == number)
+
+
 def _mean_of_known(y: Array) -> Array:
     labelled = np.isfinite(y)
     total = np.where(labelled, y, 0.0).sum(0)
     mean: Array = total / np.maximum(labelled.sum(0), 1)
+    return mean
+
+
+def _mean_of_finite(scores: Array) -> Array:
+    """Mean over the first axis; NaN where nothing is finite."""
+    finite = np.isfinite(scores)
+    total = np.where(finite, scores, 0.0).sum(0)
+    mean: Array = np.where(finite.any(0), total / np.maximum(finite.sum(0), 1), np.nan)
     return mean
 
 

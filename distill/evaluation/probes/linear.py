@@ -1,12 +1,12 @@
-"""Linear probes of frozen embeddings: ridge, logistic and softmax regression, their strength chosen on validation rows.
+"""Linear probes of frozen embeddings: ridge, logistic and softmax regression, their strength chosen by inner folds.
 
-They are faster than a sweep over scikit-learn's models. Ridge needs one matrix of sums for all labels and strengths.
-Logistic and softmax regression descend along the principal axes, all labels at once; each strength starts from the weights
-of stronger ones, and the refit from the chosen weights. All run on the GPU when there is one.
+They are faster than a sweep over scikit-learn's models. Ridge needs one matrix of products for all labels and strengths.
+Logistic and softmax regression descend along the principal axes, all labels and folds at once; each strength starts from
+the weights of stronger ones, and the last fit from the chosen weights. All run on the GPU when there is one.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -15,17 +15,29 @@ from sklearn.metrics import r2_score, roc_auc_score
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from distill.evaluation.probes.base import Array, Probe, _accuracy, _class_scores, _mean_of_known, _one_hot, _tensor
+from distill.evaluation.probes.base import (
+    LATER,
+    TRAINED,
+    Array,
+    Probe,
+    _class_scores,
+    _mean_of_finite,
+    _mean_of_known,
+    _one_hot,
+    _tensor,
+    inner_folds,
+)
 from distill.evaluation.probes.descent import minimise
 
-Choose = Callable[[Tensor], Tensor]  # weights (strengths, outputs, 1 + dim) -> the number of a strength for each output
+ROUNDING = 1e-12  # of the largest product of rows: what float64 cannot tell from nothing
 
 
 class LinearProbe(Probe):
-    """Fits on training rows, chooses a strength on validation rows, fits again on both; labels may be missing (NaN).
+    """Chooses a strength by inner folds, then fits on all rows; labels may be missing (NaN).
 
-    Features are standardised by the training rows and clipped to ``clip`` standard deviations. Otherwise one unusual test
-    row could decide the score through a feature that hardly varies in training.
+    Features are standardised by the rows that no inner fold scores, or by all rows when each is scored once; and clipped to
+    ``clip`` standard deviations. Otherwise one unusual test row could decide the score through a feature that hardly varies
+    in training.
     """
 
     name = "linear"
@@ -37,34 +49,58 @@ class LinearProbe(Probe):
     low: Array | float = -np.inf
     high: Array | float = np.inf
 
-    def fit(self, x: Array, y: Array, x_valid: Array, y_valid: Array) -> "LinearProbe":
-        both, targets = self.prepare(x, y, x_valid, y_valid)
-        axes = self._axes(both)
-        both = both if axes is None else axes @ both
-
-        def choose(path: Tensor) -> Tensor:
-            outputs = self.restored(_apply(path, both[:, len(x) :]))  # (strengths, rows, outputs)
-            return torch.tensor(self._best(y_valid, outputs), device=both.device)
-
-        weights = self._solve(both, targets, len(x), choose)  # (outputs, 1 + rank)
-        self.weights = weights if axes is None else torch.cat([weights[:, :1], weights[:, 1:] @ axes.to(weights)], 1)
+    def fit(self, x: Array, y: Array, fold: Array) -> "LinearProbe":
+        features, targets = self.prepare(x, y, fold)
+        used = np.flatnonzero(fold != LATER)
+        scores, path = self.tried(features[:, used], targets[:, used], y[used], fold[used])
+        chosen = self.best(scores, len(targets))
+        self.weights = self.solve(features, targets, self.strengths[chosen], path[chosen, range(len(targets))])
         return self
 
-    def prepare(self, x: Array, y: Array, x_valid: Array, y_valid: Array) -> tuple[Tensor, Tensor]:
-        """Learn the scales; give features (dim, rows) float32 and targets (outputs, rows) float64, training rows first."""
-        self.shift, spread = x.mean(0), x.std(0)  # of the training rows alone, as are the labels'
+    def prepare(self, x: Array, y: Array, fold: Array) -> tuple[Tensor, Tensor]:
+        """Learn the scales; give features (dim, rows) in float32 and targets (outputs, rows) in float64."""
+        train = fold == TRAINED
+        train = train if train.any() else np.ones_like(train)
+        self.shift, spread = x[train].mean(0), x[train].std(0)
         self.scale = np.where(spread > 1e-8, 1 / np.maximum(spread, 1e-8), 0.0).astype(np.float32)
-        targets = self._targets(np.concatenate([y, y_valid]).astype(np.float64))  # (rows, outputs)
+        targets = self._targets(y.astype(np.float64))  # (rows, outputs)
         if self.valued:
             self.low, self.high = np.fmin.reduce(targets), np.fmax.reduce(targets)  # (outputs,), NaN ignored
-            self.middle = _mean_of_known(targets[: len(x)])
-            self.spread = np.sqrt(_mean_of_known((targets[: len(x)] - self.middle) ** 2))
+            self.middle = _mean_of_known(targets[train])
+            self.spread = np.sqrt(_mean_of_known((targets[train] - self.middle) ** 2))
             self.spread = np.where(self.spread > 0, self.spread, 1.0)
-        return self.scaled(np.concatenate([x, x_valid])), _tensor((targets - self.middle) / self.spread, np.float64).T
+        return self.scaled(x), _tensor((targets - self.middle) / self.spread, np.float64).T
 
     def scaled(self, x: Array) -> Tensor:
         """Features (dim, rows): rows are last, since few weights times a wide matrix is faster than the other order."""
         return _tensor(np.clip((x - self.shift) * self.scale, -self.clip, self.clip), np.float32).T.contiguous()
+
+    def tried(self, x: Tensor, targets: Tensor, y: Array, fold: Array) -> tuple[Array, Tensor]:
+        """Every strength tried in every inner fold.
+
+        Args:
+            x: features (dim, rows).
+            targets: (outputs, rows).
+            y: labels (rows, labels).
+            fold: see :meth:`Probe.fit`.
+
+        Returns:
+            Scores (labels, strengths), their mean over the folds; and weights (strengths, outputs, 1 + dim), likewise.
+        """
+        folds = list(inner_folds(fold))
+        masked = targets.repeat(len(folds), 1, 1)  # (folds, outputs, rows)
+        for number, (_, scored) in enumerate(folds):
+            masked[number, :, scored] = torch.nan
+        path = self._path(x, masked)  # (strengths, folds, outputs, 1 + dim)
+        scores = []
+        for number, (_, scored) in enumerate(folds):
+            outputs = self.restored(_apply(path[:, number], x[:, scored]))  # (strengths, rows, outputs)
+            scores.append(np.stack([self.judge(each, y[scored])[1][self.metric] for each in outputs], 1))
+        return _mean_of_finite(np.stack(scores)), path.mean(1)
+
+    def best(self, scores: Array, outputs: int) -> list[int]:
+        """The number of a strength for each output, from scores (labels, strengths)."""
+        return [int(np.nanargmax(row)) if np.isfinite(row).any() else len(row) // 2 for row in scores]
 
     def restored(self, outputs: Array) -> Array:
         """Outputs (..., rows, outputs) in the units of the labels."""
@@ -90,24 +126,24 @@ class LinearProbe(Probe):
     def _targets(self, y: Array) -> Array:
         return y
 
-    def _axes(self, x: Tensor) -> Tensor | None:
-        """Axes (rank, dim) of the coordinates to solve in: with more features than rows, the space of the rows."""
-        return torch.linalg.qr(x)[0].T if len(x) > x.shape[1] else None
+    @abstractmethod
+    def _path(self, x: Tensor, y: Tensor) -> Tensor:
+        """Weights (strengths, folds, outputs, 1 + dim), intercept first, fitted to the rows that have a target.
 
-    def _best(self, y: Array, outputs: Array) -> list[int]:
-        """The number of a strength for each output, from outputs (strengths, rows, outputs)."""
-        scores = np.stack([self.judge(predicted, y)[1][self.metric] for predicted in outputs], 1)  # (labels, strengths)
-        return [int(np.nanargmax(row)) if np.isfinite(row).any() else len(row) // 2 for row in scores]
+        Args:
+            x: (dim, rows) float32.
+            y: (folds, outputs, rows) float64, NaN where missing.
+        """
 
     @abstractmethod
-    def _solve(self, x: Tensor, y: Tensor, train: int, choose: Choose) -> Tensor:
-        """Weights (outputs, 1 + dim), intercept first, fitted to all rows with the chosen strengths.
+    def solve(self, x: Tensor, y: Tensor, strengths: Array, start: Tensor) -> Tensor:
+        """Weights (outputs, 1 + dim) of a strength for each output, fitted to all rows.
 
         Args:
             x: (dim, rows) float32.
             y: (outputs, rows) float64, NaN where missing.
-            train: how many of the rows to try the strengths on.
-            choose: finds the best strength for each output.
+            strengths: (outputs,).
+            start: weights to begin with, (outputs, 1 + dim).
         """
 
     @staticmethod
@@ -118,7 +154,7 @@ class LinearProbe(Probe):
 
 def _apply(weights: Tensor, x: Tensor) -> Array:
     """Outputs (..., rows, outputs) of weights (..., outputs, 1 + dim) and ``x`` (dim, rows)."""
-    flat = weights.flatten(0, -2).float()
+    flat = weights.flatten(0, -2).to(x.dtype)
     outputs = (flat[:, :1] + flat[:, 1:] @ x).unflatten(0, weights.shape[:-1])
     return np.asarray(outputs.mT.cpu())
 
@@ -129,7 +165,7 @@ def _gram(x: Tensor) -> Tensor:
 
 
 class RidgeProbe(LinearProbe):
-    """Ridge regression; R2. ``strengths`` are scikit-learn's alphas.
+    """Ridge regression; R2, and RMSE beside it. ``strengths`` are scikit-learn's alphas.
 
     Predictions stay within the range of the fitted labels: R2 has no lower bound, so one extrapolation could decide the
     mean over tasks (one GAT teacher had R2 = -120 in one FreeSolv split). Sums are in float64: squares of a graph network's
@@ -140,19 +176,30 @@ class RidgeProbe(LinearProbe):
     strengths = np.logspace(-1, 5, 13)
     valued = True
 
-    def _solve(self, x: Tensor, y: Tensor, train: int, choose: Choose) -> Tensor:
-        patterns, pattern_of = y.isfinite().unique(dim=0, return_inverse=True)
-        groups = [(pattern_of == number).nonzero().squeeze(1) for number in range(len(patterns))]  # labels of the same rows
-        strengths = torch.from_numpy(self.strengths).to(x.device)
-        path = y.new_empty(len(strengths), len(y), 1 + len(x))
-        fitted = [_sums(x[:, :train], y[group, :train]) for group in groups]
-        for group, sums in zip(groups, fitted, strict=True):
-            path[:, group] = _ridge(sums, strengths, len(group))
-        chosen = choose(path)
-        for group, sums in zip(groups, fitted, strict=True):
-            both = sums + _sums(x[:, train:], y[group, train:])
-            path[0, group] = _ridge(both, strengths[chosen[group]], len(group)).diagonal().T
-        return path[0]
+    def _path(self, x: Tensor, y: Tensor) -> Tensor:
+        flat, strengths = y.flatten(0, 1), torch.from_numpy(self.strengths).to(x.device)
+        path: Tensor = flat.new_empty(len(strengths), len(flat), 1 + len(x))
+        for group, known in _alike(flat):
+            path[:, group] = self._ridge(x, flat[group], known, strengths)
+        return path.view(len(strengths), *y.shape[:2], -1)
+
+    def solve(self, x: Tensor, y: Tensor, strengths: Array, start: Tensor) -> Tensor:
+        out, each = y.new_empty(start.shape), torch.from_numpy(strengths).to(x.device)
+        for group, known in _alike(y):
+            different, number = each[group].unique(return_inverse=True)
+            out[group] = self._ridge(x, y[group], known, different)[number, range(len(group))]
+        return out
+
+    def _ridge(self, x: Tensor, y: Tensor, known: Tensor, strengths: Tensor) -> Tensor:
+        """Weights (strengths, labels, 1 + dim) of labels (labels, rows) that the rows ``known`` have."""
+        x, y = x[:, known].double(), y[:, known]
+        if len(x) < x.shape[1]:
+            return _primal(x, y, strengths)
+        return _along(dual_ridge(_gram(x.T), y, strengths), x.T)
+
+    def judge(self, outputs: Array, y: Array) -> tuple[Array, dict[str, Array]]:
+        outputs, scores = super().judge(outputs, y)
+        return outputs, scores | {"rmse": np.sqrt(_mean_of_finite((outputs - y) ** 2))}
 
     @staticmethod
     def _score(y: Array, predicted: Array) -> float:
@@ -162,22 +209,45 @@ class RidgeProbe(LinearProbe):
         return float(r2_score(y[rows], predicted[rows]))
 
 
-def _sums(x: Tensor, y: Tensor) -> Tensor:
-    """Sums over rows with a label of the products of [1, x, y]: all that ridge regression needs."""
-    known = y[0].isfinite()
-    table = torch.cat([torch.ones_like(y[:1]), x, y])  # (1 + dim + labels, rows)
-    return _gram(table if known.all() else table[:, known])
+def _alike(y: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Numbers of the labels (labels, rows) that the same rows have, and the numbers of these rows."""
+    patterns, pattern_of = y.isfinite().unique(dim=0, return_inverse=True)
+    for number, pattern in enumerate(patterns):
+        yield (pattern_of == number).nonzero().squeeze(1), pattern.nonzero().squeeze(1)
 
 
-def _ridge(sums: Tensor, strengths: Tensor, labels: int) -> Tensor:
-    """Ridge weights (strengths, labels, 1 + dim), intercept first, from :func:`_sums`."""
-    mean = sums[0, 1:] / sums[0, 0].clamp_min(1)
-    centred = sums[1:, 1:] - sums[0, 0] * mean.outer(mean)
-    squares, products = centred[:-labels, :-labels], centred[:-labels, -labels:]  # (dim, dim), (dim, labels)
-    unit = torch.eye(len(squares), dtype=sums.dtype, device=sums.device)
+def _primal(x: Tensor, y: Tensor, strengths: Tensor) -> Tensor:
+    """Ridge weights (strengths, labels, 1 + dim), intercept first, of ``x`` (dim, rows) and ``y`` (labels, rows)."""
+    mean, middle = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
+    products = _gram(torch.cat([x - mean, y - middle]))  # (dim + labels, dim + labels)
+    squares, right = products[: len(x), : len(x)], products[: len(x), len(x) :]
+    unit = torch.eye(len(squares), dtype=x.dtype, device=x.device)
     factors = [torch.linalg.cholesky(squares + strength * unit) for strength in strengths]
-    weights = torch.stack([torch.cholesky_solve(products, factor).T for factor in factors])
-    return torch.cat([(mean[-labels:] - weights @ mean[:-labels]).unsqueeze(-1), weights], -1)
+    weights = torch.stack([torch.cholesky_solve(right, factor).T for factor in factors])
+    return torch.cat([middle - weights @ mean, weights], -1)
+
+
+def dual_ridge(gram: Tensor, y: Tensor, strengths: Tensor) -> Tensor:
+    """The same by products of rows: an intercept, which is not penalised, and a coefficient for each row.
+
+    Args:
+        gram: products of the rows, or their kernel, (rows, rows).
+        y: (labels, rows).
+        strengths: (strengths,).
+
+    Returns:
+        (strengths, labels, 1 + rows).
+    """
+    ones = gram.new_ones(len(gram), 1)
+    right = torch.cat([ones, y.T.to(gram.dtype)], 1)  # (rows, 1 + labels)
+    added = gram.clone()
+    out = []
+    for strength in strengths.to(gram.dtype):
+        added.diagonal().copy_(gram.diagonal() + strength)
+        solved = torch.cholesky_solve(right, torch.linalg.cholesky(added)).T  # (1 + labels, rows)
+        intercept = solved[1:].sum(1, keepdim=True) / solved[:1].sum().clamp_min(torch.finfo(gram.dtype).tiny)
+        out.append(torch.cat([intercept, solved[1:] - intercept * solved[:1]], 1))
+    return torch.stack(out)
 
 
 class LogisticProbe(LinearProbe):
@@ -190,40 +260,54 @@ class LogisticProbe(LinearProbe):
     metric = "auroc"
     strengths = np.logspace(-1, 5, 7)
     joint: ClassVar[bool] = False  # whether the outputs have one loss, not one each
-    tolerance = 1e-7  # of the loss, as a share of the gain by the features over the intercept alone
+    tolerance = 1e-10  # of the loss, as a share of the gain by the features over the intercept alone
 
-    def _axes(self, x: Tensor) -> Tensor:
-        rows = super()._axes(x)
-        axes: Tensor = torch.linalg.eigh(_gram(x if rows is None else rows @ x))[1].T
-        return axes if rows is None else axes @ rows
+    def _axes(self, x: Tensor) -> Tensor | None:
+        """Axes (rank, dim) along which to descend; with more features than rows, of the space of the rows."""
+        axes: Tensor
+        if len(x) <= x.shape[1]:
+            axes = torch.linalg.eigh(_gram(x))[1]  # (dim, dim)
+            return axes.T
+        values, vectors = torch.linalg.eigh(_gram(x.T.double()))  # (rows,), (rows, rows)
+        kept = values > ROUNDING * values[-1]
+        axes = x @ (vectors[:, kept] * values[kept].rsqrt()).to(x.dtype)  # (dim, rank)
+        return axes.T
 
-    def _solve(self, x: Tensor, y: Tensor, train: int, choose: Choose) -> Tensor:
-        strengths, squares = torch.from_numpy(self.strengths).to(x), x.square()
-        known = x[:, :train], squares[:, :train], y[:, :train]
-        path: list[Tensor] = []  # the weakest first
-        for strength in strengths.flip(0):
+    def _path(self, x: Tensor, y: Tensor) -> Tensor:
+        axes = self._axes(x)
+        x = x if axes is None else axes @ x
+        squares, path = x.square(), list[Tensor]()  # the weakest first
+        for strength in self.strengths[::-1]:
             start = 2 * path[0] - path[1] if len(path) > 1 else path[0] if path else None  # the path is nearly straight
-            path.insert(0, self._descend(*known, strength.expand(len(y)), start))
-        weights = torch.stack(path)
-        chosen = choose(weights)
-        return self._descend(x, squares, y, strengths[chosen], weights[chosen, torch.arange(len(y), device=x.device)])
+            path.insert(0, self._descend(x, squares, y, torch.full_like(y[..., 0], strength, dtype=x.dtype), start))
+        return _along(torch.stack(path), axes)
+
+    def solve(self, x: Tensor, y: Tensor, strengths: Array, start: Tensor) -> Tensor:
+        axes = self._axes(x)
+        if axes is not None:
+            x, start = axes @ x, torch.cat([start[:, :1], start[:, 1:] @ axes.T], 1)
+        each = torch.from_numpy(strengths).to(x).unsqueeze(0)
+        return _along(self._descend(x, x.square(), y.unsqueeze(0), each, start.unsqueeze(0))[0], axes)
 
     def _descend(self, x: Tensor, squares: Tensor, y: Tensor, strengths: Tensor, start: Tensor | None) -> Tensor:
-        """Weights (outputs, 1 + dim) at which the penalised loss is least.
+        """Weights (folds, outputs, 1 + dim) at which the penalised loss is least.
 
         Args:
             x: (dim, rows).
             squares: of ``x``.
-            y: (outputs, rows), NaN where missing.
-            strengths: (outputs,).
+            y: (folds, outputs, rows), NaN where missing.
+            strengths: (folds, outputs).
             start: weights to begin with; by default only the intercept is not zero.
         """
-        shape = (1, len(y), -1) if self.joint else (len(y), 1, -1)  # (problems, outputs of one, ...)
-        known, truth = y.isfinite().float().view(shape), y.nan_to_num().float().view(shape)
+        shape = y.shape[:2] if self.joint else (y.shape[0] * y.shape[1], 1)  # problems, outputs of one
+        flat = y.reshape(*shape, -1)
+        known, truth = flat.isfinite().float(), flat.nan_to_num().float()
         share = (truth.sum(-1, keepdim=True) + 0.5) / (known.sum(-1, keepdim=True) + 1)
-        null, penalty = x.new_zeros(2, len(y), 1 + len(x)).unflatten(1, shape[:2])
-        null[..., :1], penalty[..., 1:] = share.log() if self.joint else share.logit(), strengths.view(shape)
-        begin, everything = null if start is None else start.view_as(null), torch.arange(shape[0], device=x.device)
+        null, penalty = x.new_zeros(2, *shape, 1 + len(x))
+        null[..., :1] = share.log() if self.joint else share.logit()
+        penalty[..., 1:] = strengths.reshape(*shape, 1)
+        begin = null if start is None else start.reshape(null.shape)
+        everything = torch.arange(shape[0], device=x.device)
 
         def fit(weights: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
             logits = weights[..., :1] + (weights[..., 1:].flatten(0, 1) @ x).unflatten(0, weights.shape[:2])
@@ -245,7 +329,7 @@ class LogisticProbe(LinearProbe):
 
         worst, _ = loss((null / scale).flatten(1), everything)
         found = minimise(loss, (begin / scale).flatten(1), worst, self.tolerance)
-        return (found.view_as(scale) * scale).flatten(0, 1)
+        return (found.view_as(scale) * scale).view(*y.shape[:2], -1)
 
     @staticmethod
     def _fit(logits: Tensor, truth: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
@@ -260,25 +344,29 @@ class LogisticProbe(LinearProbe):
         return float(roc_auc_score(y[rows], predicted[rows]))
 
 
+def _along(weights: Tensor, axes: Tensor | None) -> Tensor:
+    """Weights (..., 1 + dim) of weights along the axes (rank, dim), intercepts first."""
+    return weights if axes is None else torch.cat([weights[..., :1], weights[..., 1:] @ axes], -1)
+
+
 class SoftmaxProbe(LogisticProbe):
     """Multinomial logistic regression; accuracy. Labels are class numbers (rows, 1). One strength for all classes."""
 
     metric = "accuracy"
     strengths = np.logspace(-1, 4, 6)
     joint = True
-    tolerance = 1e-6  # classes are less sensitive than ranks
+    tolerance = 1e-9  # classes are less sensitive than ranks
 
     def _targets(self, y: Array) -> Array:
         return _one_hot(y)
 
-    def _best(self, y: Array, predicted: Array) -> list[int]:
-        scores = [_accuracy(y, outputs.argmax(1, keepdims=True)) for outputs in predicted]
-        return [len(scores) - 1 - int(np.argmax(scores[::-1]))] * predicted.shape[2]  # the strongest of equal ones
+    def best(self, scores: Array, outputs: int) -> list[int]:
+        return [scores.shape[1] - 1 - int(np.argmax(scores[0, ::-1]))] * outputs  # the strongest of equal ones
 
     @staticmethod
     def _fit(logits: Tensor, truth: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
         logs = logits.log_softmax(1)
-        return -truth * logs, logs.exp() - truth
+        return -truth * logs, known * (logs.exp() - truth)
 
     def judge(self, outputs: Array, y: Array) -> tuple[Array, dict[str, Array]]:
         classes = outputs.argmax(1, keepdims=True)

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from distill.evaluation.probes.base import Array, Probe, _mean_of_known
+from distill.evaluation.probes.base import Array, Probe, _mean_of_known, inner_folds
 from distill.evaluation.probes.linear import LinearProbe, LogisticProbe, RidgeProbe, SoftmaxProbe
 
 
 class MlpProbe(Probe):
     """The paper's network: one hidden layer of 128, layer norm, ReLU; Adam at 1e-3, batches of 128. Scored as linear ones.
 
-    It trains for 100 epochs, fewer when there are more than 5,000 rows, as the published code does. A second training, on
-    training and validation rows, lasts until the epoch that scored best on the validation rows.
+    It trains for 100 epochs, fewer when there are more than 5,000 rows, as the published code does. The last training, on
+    all rows, ends with the epoch that scored best in the inner folds.
 
     Args:
         kind: of the labels.
@@ -31,16 +31,19 @@ class MlpProbe(Probe):
         self.kind, self.linear = kind, linear[kind]()
         self.metric = self.linear.metric
 
-    def fit(self, x: Array, y: Array, x_valid: Array, y_valid: Array) -> "MlpProbe":
+    def fit(self, x: Array, y: Array, fold: Array) -> "MlpProbe":
         with torch.inference_mode(False), torch.enable_grad():  # validation during a student's fit turns gradients off
-            both, targets = (each.T.float().contiguous() for each in self.linear.prepare(x, y, x_valid, y_valid))
-            epochs = min(self.epochs, 1 + 5000 * self.epochs // len(x))
-            scores = []
-            for weights in self._trained(both[: len(x)], targets[: len(x)], epochs):
-                self.weights = weights
-                scores.append(_mean_of_known(self.linear.judge(self.predict(x_valid), y_valid)[1][self.metric]))
+            rows, targets = (each.T.float().contiguous() for each in self.linear.prepare(x, y, fold))
+            folds = list(inner_folds(fold))
+            epochs = min(self.epochs, 1 + 5000 * self.epochs // len(folds[0][0]))
+            scores = np.zeros(epochs)
+            for train, scored in folds:
+                for epoch, weights in enumerate(self._trained(rows[train], targets[train], epochs)):
+                    self.weights = weights
+                    judged = self.linear.judge(self.predict(x[scored]), y[scored])[1]
+                    scores[epoch] += _mean_of_known(judged[self.metric])
             best = int(np.argmax(scores)) if np.ptp(scores) else epochs // 2
-            *_, self.weights = self._trained(both, targets, 1 + best)
+            *_, self.weights = self._trained(rows, targets, 1 + best)
         return self
 
     def _trained(self, x: Tensor, y: Tensor, epochs: int) -> Iterator[list[Tensor]]:

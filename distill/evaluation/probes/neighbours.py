@@ -1,29 +1,35 @@
-"""Probes without fitted weights: nearest neighbours, similarity of pairs, clusters."""
+"""Probes without fitted weights: nearest neighbours, similarity of pairs, search, clusters."""
 
 import numpy as np
+import torch
 from scipy import stats
 from sklearn.cluster import KMeans
 from sklearn.metrics import average_precision_score, v_measure_score
+from torch import Tensor
 
-from distill.evaluation.probes.base import Array, Probe, _accuracy, _class_scores, _one_hot, _tensor, _unit
+from distill.evaluation.probes.base import Array, Probe, _accuracy, _class_scores, _one_hot, _tensor, _unit, inner_folds
 
 
 class KnnProbe(Probe):
     """Weighted k nearest neighbours by cosine; accuracy (Wu et al., CVPR 2018; UNIC's protocol).
 
-    A neighbour of cosine c votes for its class with weight exp(c / 0.07); k is chosen on validation rows.
+    A neighbour of cosine c votes for its class with weight exp(c / 0.07); k is chosen by the inner folds.
     """
 
     name, metric = "knn", "accuracy"
     neighbours = (10, 20, 100, 200)
     temperature = 0.07
 
-    def fit(self, x: Array, y: Array, x_valid: Array, y_valid: Array) -> "KnnProbe":
-        both = _tensor(_one_hot(np.concatenate([y, y_valid])), np.float32)  # (rows, classes)
-        self.bank, self.labels = _unit(x), both[: len(x)]
-        usable = [k for k in self.neighbours if k <= len(x)] or [len(x)]
-        self.k = usable[int(np.argmax([_accuracy(y_valid, classes) for classes in self._classes(x_valid, usable)]))]
-        self.bank, self.labels = _unit(np.concatenate([x, x_valid])), both
+    def fit(self, x: Array, y: Array, fold: Array) -> "KnnProbe":
+        unit, labels = _unit(x), _tensor(_one_hot(y), np.float32)  # (rows, dim), (rows, classes)
+        folds = list(inner_folds(fold))
+        least = min(len(train) for train, _ in folds)
+        usable = [k for k in self.neighbours if k <= least] or [least]
+        accuracies = np.zeros(len(usable))
+        for train, scored in folds:
+            self.bank, self.labels = unit[train], labels[train]
+            accuracies += [_accuracy(y[scored], classes) for classes in self._classes(x[scored], usable)]
+        self.bank, self.labels, self.k = unit, labels, usable[int(np.argmax(accuracies))]
         return self
 
     def score(self, x: Array, y: Array) -> dict[str, Array]:
@@ -45,7 +51,7 @@ class KnnProbe(Probe):
 class _Untrained(Probe):
     fits = False
 
-    def fit(self, x: Array, y: Array, x_valid: Array, y_valid: Array) -> "_Untrained":
+    def fit(self, x: Array, y: Array, fold: Array) -> "_Untrained":
         return self
 
 
@@ -76,6 +82,57 @@ class PairProbe(_Untrained):
 def _cosine(x: Array) -> Array:
     unit = _unit(x)
     return np.asarray((unit[:, 0] * unit[:, 1]).sum(-1, keepdim=True).cpu())  # (rows, 1)
+
+
+class SearchProbe(_Untrained):
+    """Similarity search: each active is a query, other rows are ranked by cosine; average precision, nothing is fitted.
+
+    Relevant are actives of other groups, such as scaffolds: actives of the query's own group are too easy to find, and are
+    left out. ``enrichment`` is the share of relevant rows among the first 1 % of the ranking, divided by their share among
+    all ranked rows. Both are means over the queries that have something to find.
+
+    Labels are a class, and in a second column perhaps the number of a group, (rows, 1 or 2). Rows without a class are left
+    out.
+
+    Args:
+        decoys: class 0 holds decoys, which are never queries; false: every class is searched for.
+    """
+
+    name, metric = "search", "ap"
+    first = 0.01  # of the ranking
+
+    def __init__(self, decoys: bool = True):
+        self.decoys = decoys
+
+    def score(self, x: Array, y: Array) -> dict[str, Array]:
+        rows = np.random.default_rng(0).permutation(np.flatnonzero(np.isfinite(y).all(1)))  # ties in no order of the file
+        unit, labels = _unit(x[rows]), _tensor(y[rows], np.float64)
+        queries = (labels[:, 0] > 0).nonzero().squeeze(1) if self.decoys else torch.arange(len(rows), device=unit.device)
+        precisions, enrichments = [], []
+        for chosen in queries.split(256):
+            precision, enrichment = _search(unit, labels, chosen, self.first)
+            precisions.append(precision)
+            enrichments.append(enrichment)
+        self.predicted = np.full((len(y), 1), np.nan)  # of each query its average precision
+        found = torch.cat([torch.full((0,), torch.nan, dtype=torch.float64), *precisions]).cpu().numpy()
+        self.predicted[rows[queries.cpu().numpy()], 0] = found
+        scores = {self.metric: found, "enrichment": torch.cat([torch.zeros(0), *enrichments]).cpu().numpy()}
+        return {name: np.array([np.nanmean(of) if np.isfinite(of).any() else np.nan]) for name, of in scores.items()}
+
+
+def _search(unit: Tensor, labels: Tensor, queries: Tensor, first: float) -> tuple[Tensor, Tensor]:
+    """Average precision and enrichment of some queries, NaN of those that have nothing to find; both (queries,)."""
+    alike = labels[queries, :1] == labels[:, 0]  # (queries, rows)
+    own = labels[queries, -1:] == labels[:, -1] if labels.shape[1] > 1 else torch.zeros_like(alike)
+    own[torch.arange(len(queries)), queries] = True
+    cosine = (unit[queries] @ unit.T).masked_fill(alike & own, -torch.inf)  # left out: behind everything
+    relevant = (alike & ~own).gather(1, cosine.argsort(stable=True, dim=1, descending=True)).double()
+    ranked, found = torch.isfinite(cosine).sum(1), relevant.sum(1)
+    place = torch.arange(1, 1 + len(unit), device=unit.device)
+    precision = (relevant * relevant.cumsum(1) / place).sum(1) / found
+    ahead = (first * ranked).ceil().long()
+    hits = relevant.cumsum(1).gather(1, ahead.clamp_min(1).unsqueeze(1) - 1).squeeze(1)
+    return precision, hits / ahead / (found / ranked)
 
 
 class ClusterProbe(_Untrained):

@@ -11,7 +11,7 @@ from distill.evaluation.probes import Probe
 
 Array = np.ndarray[Any, Any]
 
-Kind = Literal["classification", "regression", "multiclass", "similarity", "pairs", "clustering"]
+Kind = Literal["classification", "regression", "multiclass", "similarity", "pairs", "clustering", "search"]
 
 Key = str | tuple[str, str]
 
@@ -28,9 +28,11 @@ class Task(ABC):
 
     Attributes:
         kind: what the labels are: ``classification`` (0 and 1, several columns), ``regression``, ``multiclass`` (class
-            numbers), ``similarity`` (a score per pair), ``pairs`` (0 and 1 per pair) or ``clustering`` (class numbers).
+            numbers), ``similarity`` (a score per pair), ``pairs`` (0 and 1 per pair), ``clustering`` (class numbers) or
+            ``search`` (1 for actives, 0 for decoys, and the number of a group; see
+            :class:`distill.evaluation.probes.SearchProbe`).
         provenance: whether the labels were measured in the world or computed from the items.
-        probes: probes of an embedding; by default the one of ``kind``.
+        probes: probes of an embedding; by default those that the evaluation has for ``kind``.
     """
 
     modality: ClassVar[str]
@@ -44,7 +46,15 @@ class Task(ABC):
 
     @abstractmethod
     def split(self, name: str, seed: int, items: Sequence[Key]) -> tuple[Array, Array, Array]:
-        """Row numbers for training, validation and test."""
+        """Row numbers for training, validation and test; without validation rows, inner folds of training rows serve."""
+
+    def groups(self, split: str, items: Sequence[Key]) -> Array | None:
+        """Rows that a split keeps together have one number, (rows,); None of a split that cannot be drawn as folds."""
+        return None
+
+    def marks(self) -> dict[str, Array]:
+        """Rows that also have scores of their own: a mark's name -> whether a row of :meth:`load` has it, (rows,)."""
+        return {}
 
     def offers(self, split: str) -> bool:
         """Whether the task has that kind of split."""
@@ -69,7 +79,36 @@ def random_split(rows: int, seed: int) -> tuple[Array, Array, Array]:
 
 def grouped_split(items: Sequence[Key], seed: int) -> tuple[Array, Array, Array]:
     """Like :func:`random_split`, but rows of one item stay together."""
-    first = {item: row for row, item in enumerate(dict.fromkeys(items))}
-    number = np.array([first[item] for item in items])
-    train, valid, test = (np.flatnonzero(np.isin(number, part)) for part in random_split(len(first), seed))
+    number = copies(items)
+    train, valid, test = (np.flatnonzero(np.isin(number, part)) for part in random_split(1 + int(number.max()), seed))
     return train, valid, test
+
+
+def copies(items: Sequence[Key]) -> Array:
+    """A number for each different item, (rows,), in the order in which they first appear."""
+    first = {item: number for number, item in enumerate(dict.fromkeys(items))}
+    return np.array([first[item] for item in items])
+
+
+def folds(groups: Array, count: int, seed: int) -> Array:
+    """The number of each row's fold, (rows,): groups stay together, and folds are about equally large.
+
+    Groups come in random order, larger ones first, each into the fold with the fewest rows, as in scikit-learn's
+    ``GroupKFold``. Too few groups fill fewer folds.
+
+    Args:
+        groups: the number of each row's group, (rows,).
+        count: of folds.
+        seed: of the order.
+
+    >>> folds(np.array([0, 0, 1, 2]), 2, seed=0).tolist() in ([0, 0, 1, 1], [1, 1, 0, 0])
+    True
+    """
+    _, number, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    rows, fold_of = np.zeros(min(count, len(sizes)), int), np.zeros(len(sizes), int)
+    for group in order[np.argsort(-sizes[order], kind="stable")]:
+        fold_of[group] = rows.argmin()
+        rows[fold_of[group]] += sizes[group]
+    found: Array = fold_of[number]
+    return found

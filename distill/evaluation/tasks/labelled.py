@@ -8,7 +8,7 @@ import numpy as np
 
 from cache_tools import ConfigError, CorpusError
 from distill.evaluation.probes import PROBES, Probe
-from distill.evaluation.tasks.base import Array, Key, Kind, Task, grouped_split
+from distill.evaluation.tasks.base import Array, Key, Kind, Task, copies, grouped_split
 
 PARTS = {"train": 0, "validation": 1, "valid": 1, "val": 1, "dev": 1, "test": 2}
 
@@ -28,7 +28,7 @@ class Labelled(Task):
     def __init__(self, kind: Kind, probes: list[Probe] | None):
         if kind not in self.kinds:
             raise ConfigError(f"{type(self).__name__} cannot be of kind {kind}; it can be: {', '.join(self.kinds)}")
-        self.kind, self.probes = kind, probes or [PROBES[kind]()]
+        self.kind, self.probes = kind, probes or []
         self._rows: dict[Key, list[tuple[str, float]]] = {}  # split name and class of each row of a key
 
     def offers(self, split: str) -> bool:
@@ -40,6 +40,15 @@ class Labelled(Task):
         for key, part, label in zip(keys, parts, labels[:, 0].tolist(), strict=True):
             self._rows.setdefault(key, []).append((part.strip().lower(), label))
         return keys, labels
+
+    def groups(self, split: str, items: Sequence[Key]) -> Array | None:
+        """Copies of an item, when no row names its split."""
+        named = any(part for facts in self._rows.values() for part, _ in facts)
+        return None if named or split != "own" or not self._fits else copies(items)
+
+    @property
+    def _fits(self) -> bool:
+        return any(probe.fits for probe in self.probes) if self.probes else PROBES[self.kind].fits
 
     def split(self, name: str, seed: int, items: Sequence[Key]) -> tuple[Array, Array, Array]:
         if not self.offers(name):
@@ -56,21 +65,30 @@ class Labelled(Task):
     def _own(self, seed: int, items: Sequence[Key], named: Sequence[str]) -> tuple[Array, Array, Array]:
         if not any(named):
             none = np.zeros(0, np.int64)
-            fits = any(probe.fits for probe in self.probes)
-            return grouped_split(items, seed) if fits else (none, none, np.arange(len(items)))
-        if unknown := sorted(set(named) - PARTS.keys()):
-            raise CorpusError(f"a row's split is {unknown[0]!r}, expected train, validation or test in all rows or in none")
-        number = np.array([PARTS[name] for name in named])
-        if PARTS["test"] not in number:  # only train and val, as in ImageNet
-            number[number == PARTS["validation"]] = PARTS["test"]
-        tested = {item for part, item in zip(number, items, strict=True) if part == PARTS["test"]}
-        number[[part != PARTS["test"] and item in tested for part, item in zip(number, items, strict=True)]] = -1
-        train, valid, test = (np.flatnonzero(number == part) for part in range(3))
+            return grouped_split(items, seed) if self._fits else (none, none, np.arange(len(items)))
+        train, valid, test = numbered(named, items)
         if not len(valid):
             train = np.random.default_rng(seed).permutation(train)
             cut = round(VALIDATION * len(train))
             train, valid = train[cut:], train[:cut]
         return train, valid, test
+
+
+def numbered(named: Sequence[str], items: Sequence[Key]) -> tuple[Array, Array, Array]:
+    """Row numbers for training, validation and test by the names of the rows' parts; copies of test items are left out.
+
+    Raises:
+        CorpusError: when a name is no part's.
+    """
+    if unknown := sorted(set(named) - PARTS.keys()):
+        raise CorpusError(f"a row's split is {unknown[0]!r}, expected train, validation or test in all rows or in none")
+    number = np.array([PARTS[name] for name in named])
+    if PARTS["test"] not in number:  # only train and val, as in ImageNet
+        number[number == PARTS["validation"]] = PARTS["test"]
+    tested = {item for part, item in zip(number, items, strict=True) if part == PARTS["test"]}
+    number[[part != PARTS["test"] and item in tested for part, item in zip(number, items, strict=True)]] = -1
+    train, valid, test = (np.flatnonzero(number == part) for part in range(3))
+    return train, valid, test
 
 
 def _few(rows: Array, shots: int, seed: int, classes: Array) -> tuple[Array, Array]:

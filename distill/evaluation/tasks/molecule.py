@@ -3,6 +3,7 @@
 import csv
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -10,26 +11,38 @@ from typing import Any
 import numpy as np
 
 from cache_tools import ConfigError, CorpusError
-from distill.evaluation.tasks.base import SHARES, Array, Key, Kind, Provenance, Task, grouped_split
-from distill.evaluation.tasks.labelled import Labelled
+from distill.evaluation.probes import Probe
+from distill.evaluation.tasks.base import SHARES, Array, Key, Kind, Provenance, Task, copies, grouped_split
+from distill.evaluation.tasks.labelled import Labelled, numbered
 from distill.evaluation.tasks.tables import table_rows, values
 
 
 class MoleculeTask(Task):
     """Molecules in a table (csv, jsonl or parquet) with one or more label columns; a label may be missing.
 
+    Split ``own`` is that of the column ``split``. A task of kind ``search`` has all rows for test under this name: its
+    actives (a label of 1 or more than ``active``) are to be found by actives of other scaffolds, among all other rows.
+
     Args:
         path: the table.
-        targets: its label columns; all but the SMILES when not given.
-        kind: ``classification`` (labels 0 and 1) or ``regression``.
+        targets: its label columns; all that no other argument names when not given.
+        kind: ``classification`` (labels 0 and 1), ``regression`` or ``search``.
         smiles: the column of SMILES.
         provenance: ``measured`` or ``computed``.
+        split: a column that names the row's part: ``train``, ``test``, and perhaps ``validation``.
+        mark: columns of 0 and 1; test rows that have a 1 get scores of their own beside the others, as the activity cliffs
+            of MoleculeACE (van Tilborg et al., J. Chem. Inf. Model. 2022).
+        active: for ``search``, the least value of an active; without it labels are 0 and 1.
+        probes: instead of the kind's own.
 
     Raises:
         CorpusError: missing file or column, or a label that is no number, with its line.
+        ConfigError: another kind, or a search for several labels.
     """
 
     modality = "molecule"
+    part: str | None = None
+    marked: Sequence[str] = ()
 
     def __init__(
         self,
@@ -38,30 +51,90 @@ class MoleculeTask(Task):
         targets: list[str] | None = None,
         smiles: str = "smiles",
         provenance: Provenance = "measured",
+        split: str | None = None,
+        mark: Sequence[str] | None = None,
+        active: float | None = None,
+        probes: list[Probe] | None = None,
     ):
-        if kind not in ("classification", "regression"):
-            raise ConfigError(f"{type(self).__name__} cannot be of kind {kind}; it can be: classification, regression")
-        self.path, self.kind, self.targets = Path(path), kind, targets
-        self.smiles, self.provenance = smiles, provenance
+        if kind not in ("classification", "regression", "search"):
+            raise ConfigError(
+                f"{type(self).__name__} cannot be of kind {kind}; it can be: classification, regression, search"
+            )
+        self.path, self.kind, self.targets, self.part = Path(path), kind, targets, split
+        self.smiles, self.provenance, self.active = smiles, provenance, active
+        self.marked, self.probes = mark or (), probes or []
 
     def load(self) -> tuple[list[str], Array]:
-        rows = table_rows(self.path, [self.smiles, *(self.targets or [])])
+        rows = self._read()
         columns = dict.fromkeys(column for row in rows for column in row)  # of jsonl, a row may lack some
-        targets = self.targets or [column for column in columns if column != self.smiles]
+        others = (self.smiles, self.part, *self.marked)
+        targets = self.targets or [column for column in columns if column not in others]
         if not targets:
             raise CorpusError(f"{self.path} has no column of labels beside {self.smiles}")
-        labels = values(rows, self.path, targets, self.kind == "classification", optional=True)
-        return [row[self.smiles].strip() for row in rows], labels
+        binary = self.kind == "classification" or (self.kind == "search" and self.active is None)
+        labels = values(rows, self.path, targets, binary, optional=True)
+        smiles = [row[self.smiles].strip() for row in rows]
+        return smiles, self._searched(smiles, labels) if self.kind == "search" else labels
+
+    def _read(self) -> list[dict[str, str]]:
+        named = [self.part] if self.part else []
+        return table_rows(self.path, [self.smiles, *(self.targets or []), *named, *self.marked])
+
+    def _searched(self, smiles: Sequence[str], labels: Array) -> Array:
+        """Whether a molecule is active, and the number of its scaffold, (rows, 2)."""
+        if labels.shape[1] != 1:
+            raise ConfigError(f"{self.path}: a search has one label, found {labels.shape[1]}: name one in targets")
+        if self.active is not None:
+            labels = np.where(np.isfinite(labels), labels >= self.active, np.nan)
+        return np.concatenate([labels, scaffold_numbers(smiles)[:, None]], 1)
+
+    def marks(self) -> dict[str, Array]:
+        if not self.marked:
+            return {}
+        found = values(self._read(), self.path, self.marked, binary=True, optional=True)
+        return {name: column == 1 for name, column in zip(self.marked, found.T, strict=True)}
 
     def offers(self, split: str) -> bool:
-        return split in ("random", "scaffold")
+        if self.kind == "search":
+            return split == "own"
+        return split in ("random", "scaffold") or (split == "own" and self.part is not None)
+
+    def groups(self, split: str, items: Sequence[Any]) -> Array | None:
+        """Copies of a molecule for a random split, molecules of one scaffold for a split by scaffold."""
+        if split == "random":
+            return copies(items)
+        return scaffold_numbers(items) if split == "scaffold" else None
 
     def split(self, name: str, seed: int, items: Sequence[Any]) -> tuple[Array, Array, Array]:
         if name == "random":
             return grouped_split(items, seed)
         if name == "scaffold":
             return scaffold_split(items, seed)
+        if name == "own" and self.offers(name):
+            return self._own(items)
         raise ConfigError(f"no split {name!r} for molecules; there are: random, scaffold")
+
+    def _own(self, items: Sequence[Any]) -> tuple[Array, Array, Array]:
+        if not self.part:
+            none = np.zeros(0, np.int64)
+            return none, none, np.arange(len(items))
+        rows: dict[str, list[str]] = {}
+        for row in self._read():
+            rows.setdefault(row[self.smiles].strip(), []).append(row[self.part].strip().lower())
+        named = {smiles: iter(parts) for smiles, parts in rows.items()}  # a molecule's rows come in order
+        train, valid, test = numbered([next(named[item]) for item in items], items)
+        return train, valid, test
+
+
+@cache
+def _scaffold(smiles: str) -> str:
+    from rdkit.Chem.Scaffolds.MurckoScaffold import MurckoScaffoldSmiles
+
+    try:
+        scaffold: str = MurckoScaffoldSmiles(smiles, includeChirality=False)
+    except ValueError:
+        raise CorpusError(f"{smiles!r} is no molecule and has no scaffold: remove it, or take a random split") from None
+    return scaffold
 
 
 def scaffold_split(smiles: Sequence[str], seed: int) -> tuple[Array, Array, Array]:
@@ -93,14 +166,12 @@ def scaffold_groups(smiles: Sequence[str]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _scaffold(smiles: str) -> str:
-    from rdkit.Chem.Scaffolds.MurckoScaffold import MurckoScaffoldSmiles
-
-    try:
-        scaffold: str = MurckoScaffoldSmiles(smiles, includeChirality=False)
-    except ValueError:
-        raise CorpusError(f"{smiles!r} is no molecule and has no scaffold: remove it, or take a random split") from None
-    return scaffold
+def scaffold_numbers(smiles: Sequence[str]) -> Array:
+    """The number of each molecule's scaffold, (rows,)."""
+    number = np.zeros(len(smiles), np.int64)
+    for count, rows in enumerate(scaffold_groups(smiles)):
+        number[rows] = count
+    return number
 
 
 class _RdkitFile(MoleculeTask):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from sklearn.metrics import r2_score
 
 from cache_tools import open_column
 from cache_tools.building.column import Settings
@@ -18,12 +19,13 @@ from cache_tools.teachers.base import Teacher
 from distill.data.columns import open_corpus
 from distill.evaluation.baselines import TokenMean, calibrated, starts_at_random, undistilled
 from distill.evaluation.during import ProbeDuring
+from distill.evaluation.probes import KernelRidgeProbe, RidgeProbe
 from distill.evaluation.protocol import Evaluation
 from distill.evaluation.tasks import MoleculeTask
 from distill.export.student import load_student
 from distill.export.write import export, rebuild_run
 from distill.records import Record
-from distill.run_folder import RunFolder
+from distill.run_folder import RunFolder, safe_name
 from distill.students.mixed import MixedStudent
 from distill.students.molecule import GraphStudent
 from distill.students.text import TextStudent
@@ -524,3 +526,49 @@ def test_scores_of_version_0_1_are_read_with_the_name_that_the_start_has_now():
     record = Record("pretrained", "pretrained", "t", "measured", "own", 0, "r2", 0.5, 10)
     assert (record.system, record.kind) == ("start", "start")
     assert Evaluation({}, systems=["student", "pretrained"]).systems == ["student", "start"]
+
+
+def test_folds_give_one_score_and_a_prediction_for_each_row(chains: Path):
+    probes = {"regression": [RidgeProbe(), KernelRidgeProbe()]}
+    evaluation = Evaluation(
+        {"y": MoleculeTask(chains / "task.csv", "regression")}, folds=5, probes=probes, systems=["teachers"]
+    )
+    evaluation.prepare([open_corpus(chains / "c", ["maccs"])], Settings(workers=1))
+    keep = chains / "folds"
+    keep.mkdir()
+    records = evaluation.run({}, "cpu", quiet=True, keep=keep)
+    assert [(record.task, record.probe, record.folds, record.test_rows) for record in records] == [
+        ("y linear", "linear", 5, 60),
+        ("y rbf", "rbf", 5, 60),
+    ]
+    for record in records:
+        kept = np.load(keep / "predictions" / f"{safe_name(record.task)}-random-0.npz")
+        scores = []
+        for number in range(5):
+            test = kept[f"test/{number}"]
+            place = np.flatnonzero(np.isin(kept["test"], test))
+            assert kept["test"][place].tolist() == test.tolist()
+            assert not set(test) & set(kept[f"train/{number}"])
+            scores.append(r2_score(kept["labels"][test], kept["predicted/maccs"][place]))
+        assert record.score == pytest.approx(np.mean(scores))
+        assert record.beside.keys() == {"rmse"}
+
+
+def test_rows_with_a_mark_are_scored_beside_the_others(chains: Path):
+    rows = (chains / "task.csv").read_text().splitlines()
+    marked = [f"{row},{n % 2},{'test' if n % 3 == 0 else 'train'}" for n, row in enumerate(rows[1:])]
+    (chains / "ace.csv").write_text("\n".join(["smiles,y,cliff,split", *marked]) + "\n")
+    task = MoleculeTask(chains / "ace.csv", "regression", split="split", mark=["cliff"])
+    evaluation = Evaluation({"ace": task}, splits=["own"], seeds=[0, 1], systems=["teachers"])
+    evaluation.prepare([open_corpus(chains / "c", ["maccs"])], Settings(workers=1))
+    keep = chains / "marks"
+    keep.mkdir()
+    (record,) = evaluation.run({}, "cpu", quiet=True, keep=keep)
+    kept = np.load(keep / "predictions" / "ace-own-0.npz")
+    items = json.loads(bytes(kept["items"]))
+    cliff = np.array([task.marks()["cliff"][task.load()[0].index(item)] for item in items])
+    test, error = kept["test"], kept["predicted/maccs"] - kept["labels"][kept["test"]]
+    assert 0 < cliff[test].sum() < len(test)
+    assert record.beside["rmse"] == pytest.approx(np.sqrt((error**2).mean()))
+    assert record.beside["rmse cliff"] == pytest.approx(np.sqrt((error[cliff[test]] ** 2).mean()))
+    assert record.beside.keys() == {"rmse", "rmse cliff", "r2 cliff"}

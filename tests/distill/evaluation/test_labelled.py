@@ -17,7 +17,7 @@ from cache_tools.format import store
 from cache_tools.inputs import Featuriser
 from cache_tools.teachers.base import Teacher
 from distill.data.columns import open_corpus
-from distill.evaluation.probes import KnnProbe, SoftmaxProbe
+from distill.evaluation.probes import PROBES, KnnProbe, SoftmaxProbe
 from distill.evaluation.protocol import Evaluation
 from distill.evaluation.tasks import ImageTask, TextPairTask, TextTask
 from distill.evaluation.tasks.base import distinct
@@ -190,15 +190,14 @@ def test_clusters_are_looked_for_among_the_test_rows_or_all_without_a_split(tmp_
     assert sorted(split_of(bare)[2][2]) == list(range(50))
 
 
-def test_probes_are_the_kinds_own_or_those_given(tmp_path):
-    assert [type(each) for each in TextTask(Path("t.csv")).probes] == [SoftmaxProbe]
+def test_probes_are_those_given_or_left_to_the_evaluation():
+    assert not TextTask(Path("t.csv")).probes
     assert [type(each) for each in ImageTask(Path("t"), probes=[KnnProbe(), SoftmaxProbe()]).probes] == [
         KnnProbe,
         SoftmaxProbe,
     ]
-    assert [each.metric for each in TextTask(Path("t.csv"), kind="clustering").probes] == ["v-measure"]
-    assert [each.metric for each in TextPairTask(Path("t.csv")).probes] == ["spearman"]
-    assert [each.metric for each in TextPairTask(Path("t.csv"), kind="pairs").probes] == ["ap"]
+    metrics = {kind: probe().metric for kind, probe in PROBES.items()}
+    assert (metrics["clustering"], metrics["similarity"], metrics["multiclass"]) == ("v-measure", "spearman", "accuracy")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from sklearn.metrics import average_precision_score, balanced_accuracy_score, r2
 from sklearn.preprocessing import StandardScaler
 
 from distill.evaluation.probes import (
+    TRAINED,
     ClusterProbe,
     KnnProbe,
     LogisticProbe,
@@ -40,6 +41,12 @@ def correlated(rows: int, dim: int, seed: int = 0):
 
 def parts(*arrays, rows=300):
     return [(a[: rows // 2], a[rows // 2 : 3 * rows // 4], a[3 * rows // 4 :]) for a in arrays]
+
+
+def fitted(x, y):
+    """Training and validation rows as a probe is fitted to them."""
+    fold = np.concatenate([np.full(len(x[0]), TRAINED), np.zeros(len(x[1]), int)])
+    return np.concatenate(x[:2]), np.concatenate(y[:2]), fold
 
 
 def by_scikit_learn(make, score, strengths, x, y):
@@ -83,7 +90,7 @@ def test_ridge_equals_scikit_learn(make, dim):
     x, y = parts(*make(300, dim))
     y[0][::7, 0] = np.nan
     y[2][::5, 1] = np.nan
-    probe = RidgeProbe().fit(x[0], y[0], x[1], y[1])
+    probe = RidgeProbe().fit(*fitted(x, y))
     expected = by_scikit_learn(
         lambda strength: Ridge(alpha=strength), lambda t, m, z: r2_score(t, m.predict(z)), RidgeProbe.strengths, x, y
     )
@@ -99,7 +106,7 @@ def test_ridge_of_every_strength_predicts_as_scikit_learns(make, dim):
         probe.strengths = np.array([strength])
         other = Ridge(alpha=strength).fit(scaler.transform(np.concatenate(x[:2]).astype(np.float64)), labels)
         expected = np.clip(other.predict(scaler.transform(x[2].astype(np.float64))), labels.min(0), labels.max(0))
-        found = probe.fit(x[0], y[0], x[1], y[1]).predict(x[2])
+        found = probe.fit(*fitted(x, y)).predict(x[2])
         np.testing.assert_allclose(found, expected, atol=2e-3 * labels.std())
 
 
@@ -109,7 +116,7 @@ def test_logistic_regression_equals_scikit_learn(make, dim):
     y = (y > np.median(y, 0)).astype(float)
     x, y = parts(x, y)
     y[0][::7, 0] = np.nan
-    mine = LogisticProbe().fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])["auroc"]
+    mine = LogisticProbe().fit(*fitted(x, y)).score(x[2], y[2])["auroc"]
     np.testing.assert_allclose(mine, logistic_by_scikit_learn(x, y), atol=1e-3)
 
 
@@ -120,7 +127,7 @@ def test_rare_labels_and_separable_ones_are_fitted_as_well(make, dim):
     separable = x @ np.random.default_rng(1).normal(size=dim) > 0
     x, y = parts(x, np.stack([rare, separable], 1).astype(float), rows=1200)
     assert y[0][:, 0].sum() < 20
-    mine = LogisticProbe().fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])["auroc"]
+    mine = LogisticProbe().fit(*fitted(x, y)).score(x[2], y[2])["auroc"]
     np.testing.assert_allclose(mine, logistic_by_scikit_learn(x, y), atol=1e-3)
 
 
@@ -128,9 +135,9 @@ def test_a_label_is_fitted_alike_alone_and_beside_others():
     x, y = data(300, 40)
     y = np.concatenate([y > np.median(y, 0), y > np.quantile(y, 0.95, 0)], 1).astype(float)
     x, y = parts(x, y)
-    together = LogisticProbe().fit(x[0], y[0], x[1], y[1]).predict(x[2])
+    together = LogisticProbe().fit(*fitted(x, y)).predict(x[2])
     for label in range(4):
-        alone = LogisticProbe().fit(x[0], y[0][:, [label]], x[1], y[1][:, [label]]).predict(x[2])
+        alone = LogisticProbe().fit(*fitted(x, [part[:, [label]] for part in y])).predict(x[2])
         np.testing.assert_allclose(together[:, label], alone[:, 0], atol=1e-2 * alone.std())
 
 
@@ -139,7 +146,7 @@ def test_the_test_rows_change_nothing_in_the_fit(probe):
     x, y = data(300, 20)
     y = (y > 0).astype(float)
     x, y = parts(x, y)
-    first = probe().fit(x[0], y[0], x[1], y[1])
+    first = probe().fit(*fitted(x, y))
     assert first.scale.shape == (20,)
     assert first.scale[0] == 0, "a constant dimension must not be blown up"
     np.testing.assert_allclose(first.shift, x[0].mean(0), rtol=1e-6)
@@ -153,10 +160,10 @@ def test_a_label_that_cannot_be_scored_is_nan_and_does_not_disturb_the_others():
     x, y = data(300, 20)
     y = (y > np.median(y, 0)).astype(float)
     x, y = parts(x, y)
-    alone = LogisticProbe().fit(x[0], y[0][:, 1:], x[1], y[1][:, 1:]).score(x[2], y[2][:, 1:])["auroc"]
+    alone = LogisticProbe().fit(*fitted(x, [part[:, 1:] for part in y])).score(x[2], y[2][:, 1:])["auroc"]
     for part in y:
         part[:, 0] = np.nan
-    both = LogisticProbe().fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])["auroc"]
+    both = LogisticProbe().fit(*fitted(x, y)).score(x[2], y[2])["auroc"]
     assert np.isnan(both[0])
     np.testing.assert_allclose(both[1], alone[0], atol=1e-4)
 
@@ -166,42 +173,42 @@ def test_a_feature_that_hardly_varies_in_training_cannot_ruin_the_score():
     x[:, 1] = 1e-4 * np.random.default_rng(1).normal(size=300)
     x[299, 1] = 5.0  # a test row
     x, y = parts(x, y)
-    assert RidgeProbe().fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])["r2"].min() > 0.5
+    assert RidgeProbe().fit(*fitted(x, y)).score(x[2], y[2])["r2"].min() > 0.5
 
 
 def test_predictions_stay_within_the_labels_that_were_fitted():
     x, y = parts(*data(300, 20))
-    probe = RidgeProbe().fit(x[0], y[0], x[1], y[1])
-    fitted = np.concatenate(y[:2])
+    probe = RidgeProbe().fit(*fitted(x, y))
+    labels = np.concatenate(y[:2])
     far = probe.predict(np.concatenate([x[2] * 100, -100 * x[2]]))
-    assert (far >= fitted.min(0)).all()
-    assert (far <= fitted.max(0)).all()
-    assert np.isclose(far.min(0), fitted.min(0)).all()
+    assert (far >= labels.min(0)).all()
+    assert (far <= labels.max(0)).all()
+    assert np.isclose(far.min(0), labels.min(0)).all()
 
 
 def test_noise_is_worth_nothing():
     rng = np.random.default_rng(0)
     x, y = parts(rng.normal(size=(4000, 10)).astype(np.float32), rng.integers(2, size=(4000, 1)).astype(float), rows=4000)
-    assert abs(LogisticProbe().fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])["auroc"][0] - 0.5) < 0.05
-    assert abs(RidgeProbe().fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])["r2"][0]) < 0.05
+    assert abs(LogisticProbe().fit(*fitted(x, y)).score(x[2], y[2])["auroc"][0] - 0.5) < 0.05
+    assert abs(RidgeProbe().fit(*fitted(x, y)).score(x[2], y[2])["r2"][0]) < 0.05
 
 
 def test_labels_with_a_large_offset_are_fitted_as_well():
     x, y = data(300, 20)
     x, y = parts(x, y * 1e-3 + 1e6)
-    assert RidgeProbe().fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])["r2"].min() > 0.5
+    assert RidgeProbe().fit(*fitted(x, y)).score(x[2], y[2])["r2"].min() > 0.5
 
 
 def test_a_constant_label_is_no_success():
     x, y = parts(*data(300, 20))
     y = [np.full_like(part, 3.7) for part in y]
-    assert np.isnan(RidgeProbe().fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])["r2"]).all()
+    assert np.isnan(RidgeProbe().fit(*fitted(x, y)).score(x[2], y[2])["r2"]).all()
 
 
 def test_a_label_without_training_rows_is_nan():
     x, y = parts(*data(300, 20))
     y[0][:, 0] = y[1][:, 0] = np.nan
-    scores = RidgeProbe().fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])["r2"]
+    scores = RidgeProbe().fit(*fitted(x, y)).score(x[2], y[2])["r2"]
     assert np.isnan(scores[0])
     assert scores[1] > 0.5
 
@@ -249,7 +256,7 @@ def test_softmax_regression_equals_scikit_learn(rows, dim, classes, noise, lacks
         kept = y[lacks][:, 0] != classes - 1
         x[lacks], y[lacks] = x[lacks][kept], y[lacks][kept]
     accuracy, predicted = softmax_by_scikit_learn(x, y)
-    probe = SoftmaxProbe().fit(x[0], y[0], x[1], y[1])
+    probe = SoftmaxProbe().fit(*fitted(x, y))
     assert 0.4 < accuracy < 0.95
     assert abs(probe.score(x[2], y[2])["accuracy"][0] - accuracy) <= 0.01
     assert (probe.predict(x[2]).argmax(1) == predicted).mean() >= 0.99
@@ -263,18 +270,18 @@ def test_softmax_regression_of_every_strength_predicts_as_scikit_learns(dim):
     for strength in SoftmaxProbe.strengths:
         probe = SoftmaxProbe()
         probe.strengths = np.array([strength])
-        probe.fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])
+        probe.fit(*fitted(x, y)).score(x[2], y[2])
         other = LogisticRegression(C=1 / strength, max_iter=5000, tol=1e-6).fit(features, labels)
         assert (probe.predicted[:, 0] == other.predict(scaler.transform(x[2]))).mean() >= 0.99
 
 
 def test_of_equally_good_strengths_the_strongest_is_taken():
     x, y = classed(600, 20, 4, 0.01)
-    probe = SoftmaxProbe().fit(x[0], y[0], x[1], y[1])
+    probe = SoftmaxProbe().fit(*fitted(x, y))
     assert probe.score(x[2], y[2])["accuracy"] == 1
     weak = SoftmaxProbe()
     weak.strengths = SoftmaxProbe.strengths[:1]
-    weak.fit(x[0], y[0], x[1], y[1])
+    weak.fit(*fitted(x, y))
     assert weak.score(x[2], y[2])["accuracy"] == 1
     assert probe.weights[1:].norm() < 0.5 * weak.weights[1:].norm()
 
@@ -296,7 +303,7 @@ def test_neighbours_vote_as_in_a_naive_loop():
         return np.mean(np.array(found) == y[part][:, 0])
 
     valid = [accuracy(x[0], y[0], 1, k) for k in KnnProbe.neighbours]
-    probe = KnnProbe().fit(x[0], y[0], x[1], y[1])
+    probe = KnnProbe().fit(*fitted(x, y))
     assert probe.k == KnnProbe.neighbours[int(np.argmax(valid))]
     both = np.concatenate(x[:2]), np.concatenate(y[:2])
     assert probe.score(x[2], y[2])["accuracy"][0] == pytest.approx(accuracy(*both, 2, probe.k), abs=1e-9)
@@ -305,14 +312,14 @@ def test_neighbours_vote_as_in_a_naive_loop():
 
 def test_with_fewer_rows_than_neighbours_all_rows_vote():
     x, y = classed(16, 4, 2, 0.1)
-    probe = KnnProbe().fit(x[0][:5], y[0][:5], x[1], y[1])
+    probe = KnnProbe().fit(*fitted([x[0][:5], x[1]], [y[0][:5], y[1]]))
     assert probe.k == 5
     assert 0 <= probe.score(x[2], y[2])["accuracy"][0] <= 1
 
 
 def test_of_equal_votes_the_first_class_wins():
     x, y = np.ones((8, 3), np.float32), np.array([[1.0], [0.0]] * 4)
-    probe = KnnProbe().fit(x, y, x, y)
+    probe = KnnProbe().fit(*fitted([x, x], [y, y]))
     assert probe.score(x, y)["accuracy"] == 0.5
     assert (probe._classes(x, [probe.k]) == 0).all()
 
@@ -320,8 +327,8 @@ def test_of_equal_votes_the_first_class_wins():
 def test_neighbours_care_for_directions_not_lengths():
     x, y = classed(400, 16, 4, 2.0)
     longer = [each * np.random.default_rng(0).uniform(0.1, 10, (len(each), 1)).astype(np.float32) for each in x]
-    plain = KnnProbe().fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])["accuracy"]
-    np.testing.assert_allclose(KnnProbe().fit(longer[0], y[0], longer[1], y[1]).score(longer[2], y[2])["accuracy"], plain)
+    plain = KnnProbe().fit(*fitted(x, y)).score(x[2], y[2])["accuracy"]
+    np.testing.assert_allclose(KnnProbe().fit(*fitted(longer, y)).score(longer[2], y[2])["accuracy"], plain)
 
 
 def pairs_of(rows: int, seed: int = 0):
@@ -340,7 +347,7 @@ def cosines(x):
 def test_similarity_is_scipys_spearman_of_the_cosines_ties_included():
     x, y = pairs_of(200)
     y = np.round(y)
-    score = SimilarityProbe().fit(x, y, x, y).score(x, y)["spearman"]
+    score = SimilarityProbe().fit(*fitted([x, x], [y, y])).score(x, y)["spearman"]
     assert score.shape == (1,)
     assert score[0] == pytest.approx(stats.spearmanr(cosines(x), y[:, 0]).statistic, abs=1e-6)
     assert score[0] > 0.6
@@ -349,7 +356,7 @@ def test_similarity_is_scipys_spearman_of_the_cosines_ties_included():
 def test_pairs_are_scored_by_scikit_learns_average_precision():
     x, y = pairs_of(200)
     y = (y > np.quantile(y, 0.7)).astype(float)
-    score = PairProbe().fit(x, y, x, y).score(x, y)["ap"]
+    score = PairProbe().fit(*fitted([x, x], [y, y])).score(x, y)["ap"]
     assert score.shape == (1,)
     assert score[0] == pytest.approx(average_precision_score(y[:, 0], cosines(x)), abs=1e-6)
     assert score[0] > 0.6
@@ -394,7 +401,7 @@ def test_embeddings_that_are_all_the_same_are_worth_a_guess(probe, expected, val
     y = (np.arange(80) % 4)[:, None].astype(float)
     x = np.full((80, 2, 8) if probe in (PairProbe, SimilarityProbe) else (80, 8), value, np.float32)
     y = (y == 0).astype(float) if probe is PairProbe else y
-    assert probe().fit(x, y, x, y).score(x, y)[probe.metric] == pytest.approx(expected)
+    assert probe().fit(*fitted([x, x], [y, y])).score(x, y)[probe.metric] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("probe", [SoftmaxProbe, KnnProbe])
@@ -403,7 +410,7 @@ def test_a_class_that_only_the_test_rows_have_is_missed(probe):
     for part in (0, 1):
         kept = y[part][:, 0] < 3
         x[part], y[part] = x[part][kept], y[part][kept]
-    score = probe().fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])["accuracy"][0]
+    score = probe().fit(*fitted(x, y)).score(x[2], y[2])["accuracy"][0]
     assert score == pytest.approx((y[2] < 3).mean(), abs=0.02)
 
 
@@ -411,9 +418,9 @@ def test_a_class_that_only_the_test_rows_have_is_missed(probe):
 def test_macro_accuracy_weighs_every_class_alike(probe):
     x, y = classed(800, 16, 4, 2.5)
     rare = (y[0][:, 0] > 0) | (np.arange(len(y[0])) % 8 == 0)  # class 0 is seldom seen, and so seldom found
-    fitted = probe().fit(x[0][rare], y[0][rare], x[1], y[1])
-    scores = fitted.score(x[2], y[2])
-    macro = balanced_accuracy_score(y[2][:, 0], fitted.predicted[:, 0])
+    rarer = probe().fit(*fitted([x[0][rare], x[1]], [y[0][rare], y[1]]))
+    scores = rarer.score(x[2], y[2])
+    macro = balanced_accuracy_score(y[2][:, 0], rarer.predicted[:, 0])
     assert scores["macro-accuracy"] == pytest.approx(macro)
     assert abs(scores["accuracy"][0] - macro) > 1e-3
 
@@ -440,7 +447,7 @@ LINEAR = {"classification": LogisticProbe, "regression": RidgeProbe, "multiclass
 @pytest.mark.parametrize("kind", LINEAR)
 def test_the_mlp_finds_what_no_linear_probe_finds(kind):
     x, y = bent(kind)
-    linear, mlp = (probe.fit(x[0], y[0], x[1], y[1]) for probe in (LINEAR[kind](), MlpProbe(kind)))
+    linear, mlp = (probe.fit(*fitted(x, y)) for probe in (LINEAR[kind](), MlpProbe(kind)))
     first, second = linear.score(x[2], y[2]), mlp.score(x[2], y[2])
     assert first.keys() == second.keys()
     assert mlp.metric == linear.metric
@@ -451,13 +458,13 @@ def test_the_mlp_finds_what_no_linear_probe_finds(kind):
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 def test_the_mlp_learns_from_the_labels_that_are_there(kind):
     x, y = bent(kind)
-    whole = MlpProbe(kind).fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])
+    whole = MlpProbe(kind).fit(*fitted(x, y)).score(x[2], y[2])
     for part in y[:2]:
         part[::5, 0] = np.nan
         part[::7] = np.nan
     y[2][::3, 1] = np.nan
     probe = MlpProbe(kind)
-    scores = probe.fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])[probe.metric]
+    scores = probe.fit(*fitted(x, y)).score(x[2], y[2])[probe.metric]
     np.testing.assert_allclose(scores, whole[probe.metric], atol=0.1)
 
 
@@ -472,7 +479,7 @@ def test_the_mlp_trains_again_on_both_for_as_many_epochs_as_the_validation_rows_
             trained.append((len(features), number))
 
     probe._trained = spied
-    probe.fit(x[0], y[0], x[1], y[1])
+    probe.fit(*fitted(x, y))
     first = [number for rows, number in trained if rows == len(x[0])]
     again = [number for rows, number in trained if rows == len(x[0]) + len(x[1])]
     assert first == list(range(1, 101))
@@ -480,7 +487,7 @@ def test_the_mlp_trains_again_on_both_for_as_many_epochs_as_the_validation_rows_
     scores = []
     for epochs in (len(again), 1):
         *_, probe.weights = train(
-            *(each.T.float() for each in probe.linear.prepare(x[0], y[0], x[0][:0], y[0][:0])), epochs
+            *(each.T.float() for each in probe.linear.prepare(x[0], y[0], np.full(len(x[0]), TRAINED))), epochs
         )
         scores.append(probe.score(x[1], y[1])["auroc"].mean())
     assert scores[0] > scores[1]
@@ -491,16 +498,16 @@ def test_many_rows_are_seen_in_fewer_epochs():
     probe, wanted = MlpProbe("classification"), []
     probe._trained = lambda features, targets, epochs: wanted.append(epochs) or iter([[torch.zeros(0)]] * epochs)
     probe.predict = lambda x: np.zeros((len(x), 1))
-    probe.fit(x, y, x[:10], y[:10])
+    probe.fit(*fitted([x, x[:10]], [y, y[:10]]))
     assert wanted[0] == 26
 
 
 def test_the_mlp_predicts_within_the_labels_that_were_fitted():
     x, y = bent("regression", 400)
-    probe = MlpProbe("regression").fit(x[0], y[0], x[1], y[1])
-    fitted, far = np.concatenate(y[:2]), probe.predict(100 * x[2])
-    assert (far >= fitted.min(0)).all()
-    assert (far <= fitted.max(0)).all()
+    probe = MlpProbe("regression").fit(*fitted(x, y))
+    labels, far = np.concatenate(y[:2]), probe.predict(100 * x[2])
+    assert (far >= labels.min(0)).all()
+    assert (far <= labels.max(0)).all()
 
 
 # --------------------------------------------------------------------------- where probes run
@@ -516,7 +523,7 @@ def fitting():
 
 def scored(make, x, y):
     probe = make()
-    probe.fit(x[0], y[0], x[1], y[1]).score(x[2], y[2])
+    probe.fit(*fitted(x, y)).score(x[2], y[2])
     return probe.predicted
 
 
