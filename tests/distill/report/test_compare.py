@@ -78,10 +78,9 @@ def test_the_scores_that_a_study_kept_make_its_whole_page(tmp_path):
     main(["--studies", str(study), "--out", str(tmp_path / "out")])
     assert read_scores(tmp_path / "out") == read_scores(study)
     report = (tmp_path / "out" / "report.md").read_text()
-    verdict = (
-        "`nll` is below the best teacher, `maccs`, on 2 tasks (-0.100, -0.100 to -0.100). Also, it is below their PCA; "
-    )
-    assert report.startswith(f"# Study mol\n\n{verdict}it beats the untrained student.\n\nScores: `{study}`.\n\n")
+    verdict = "`nll` is below the best teacher, `maccs`, on 2 tasks (-0.100, -0.100 to -0.100)."
+    more = "Also, it beats the untrained student; it is below their PCA."
+    assert report.startswith(f"# Study mol\n\n{verdict} {more}\n\nScores: `{study}`.\n\n")
     assert re.findall("^## (.*)", report, re.M) == ["Verdict", "Random split, 2 seeds", "Scaffold split, 2 seeds"]
     assert "| maccs (best teacher) | below | -0.100 | -0.100 to -0.100 | -0.100 | -0.100 |\n" in report
     figures = {path.stem for path in (tmp_path / "out" / "figures").iterdir()}
