@@ -24,8 +24,8 @@ def suite(name: str, folder: Path) -> dict[str, Task]:
     """The tasks of a suite whose files are in a folder; one warning names those whose files are missing.
 
     Args:
-        name: ``moleculenet`` or ``tdc-admet``, listed in the YAML file of that name; ``vision-transfer`` or
-            ``text-folder``, functions of :mod:`distill.evaluation.suites.layouts` that describe the layout.
+        name: ``moleculenet``, ``biogen`` or ``tdc-admet``, listed in the YAML file of that name; ``moleculeace``,
+            ``vision-transfer`` or ``text-folder``, functions of :mod:`distill.evaluation.suites.layouts`.
         folder: where the files are.
 
     Returns:
@@ -76,9 +76,9 @@ def listed(suite: Mapping[str, Any], folder: Path) -> Iterator[Finding | str]:
 
     Args:
         suite: ``class_path`` of the tasks; ``tasks``: name -> ``kind``, ``files`` (the names that the file may have; by
-            default the task's own), and ``labels`` (their column, or how many columns there are). Optional for all tasks:
-            ``folder``, in which everything may lie; ``contains``, the files of a task that is a folder; ``smiles``, names
-            that the column of molecules may have; ``ignored``, columns that are neither.
+            default the task's own), and ``labels`` (names that their column may have, or how many columns there are).
+            Optional for all tasks: ``folder``, in which everything may lie; ``contains``, the files of a task that is a
+            folder; ``smiles``, names that the column of molecules may have; ``ignored``, columns that are neither.
         folder: where the files are; case and a ``.gz`` in their names do not matter.
 
     Raises:
@@ -94,24 +94,24 @@ def listed(suite: Mapping[str, Any], folder: Path) -> Iterator[Finding | str]:
         if path is None or not all((path / file).is_file() for file in suite.get("contains", [])):
             yield " or ".join(files)
         else:
-            columns = _columns(path, spec["labels"], suite["smiles"], suite["ignored"]) if "labels" in spec else {}
+            columns = _columns(path, spec["labels"], suite) if "labels" in spec else {}
             yield Finding(title, path, task_class(path, spec["kind"], **columns))
 
 
-def _columns(path: Path, labels: str | int, names: list[str], ignored: list[str]) -> dict[str, Any]:
+def _columns(path: Path, labels: list[str] | int, suite: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of a table that are labels, and the one of SMILES, as arguments of a task."""
-    columns = header(path)
+    columns, names = header(path), suite["smiles"]
     smiles = next((name for name in names if name in columns), names[0])
-    if isinstance(labels, str):
-        expected, wanted = f"column {labels!r}", labels.replace(" ", "_")
-        targets = [column for column in columns if column.replace(" ", "_") == wanted]
+    if isinstance(labels, list):
+        expected = f"column {' or '.join(map(repr, labels))}"
+        targets = [column for column in columns if column in labels]
     else:
         expected = f"{labels} columns of labels beside {smiles}"
-        targets = [column for column in columns if column not in (smiles, *ignored)]
-    if len(targets) != (1 if isinstance(labels, str) else labels):
+        targets = [column for column in columns if column not in (smiles, *suite["ignored"])]
+    if len(targets) != (1 if isinstance(labels, list) else labels):
         shown = ", ".join(columns[:20]) or "none, or it has no rows"
         raise ConfigError(
-            f"{path}: expected MoleculeNet's {expected}; its {len(columns)} columns are: {shown}. Move it away, or name it "
-            "under probe.tasks as a distill.evaluation.tasks.MoleculeTask"
+            f"{path}: expected {suite['publisher']}'s {expected}; its {len(columns)} columns are: {shown}. Move it away, "
+            f"or name it under probe.tasks as a {suite['class_path']}"
         )
     return {"targets": targets, "smiles": smiles}

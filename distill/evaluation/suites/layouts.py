@@ -1,4 +1,4 @@
-"""Layouts of folders in which tasks are found: images in class folders and IDX files, and tables of texts.
+"""Layouts of folders in which tasks are found: images, MoleculeACE's tables, tables of texts.
 
 A layout is a function from a folder to findings: a task with its name and place, or the words for a task that is missing.
 """
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from cache_tools import TABLES, file_ending
 from distill.evaluation.probes import KnnProbe, SoftmaxProbe
-from distill.evaluation.tasks import TextPairTask, TextTask
+from distill.evaluation.tasks import MoleculeTask, TextPairTask, TextTask
 from distill.evaluation.tasks.base import Task
 from distill.evaluation.tasks.image import IdxTask, ImageTask, in_class_folders
 from distill.evaluation.tasks.tables import header
@@ -60,9 +60,8 @@ def _idx_files(folder: Path) -> dict[str, dict[str, Path]]:
 
 def text_folder(folder: Path) -> Iterator[Finding | str]:
     """Every csv, jsonl and parquet file with columns text, label; text1, text2, score; or text1, text2, label (0 or 1)."""
-    for path in sorted(path for path in folder.iterdir() if path.is_file() and file_ending(path) in TABLES.split(", ")):
+    for name, path in _tables(folder):
         columns = set(header(path))
-        name = path.name.removesuffix(".gz").removesuffix(file_ending(path))
         if {"text", "label"} <= columns:
             yield Finding(name, path, TextTask(path))
         elif {"text1", "text2", "score"} <= columns:
@@ -73,7 +72,28 @@ def text_folder(folder: Path) -> Iterator[Finding | str]:
             yield f"such columns in {path.name}"
 
 
+def molecule_ace(folder: Path) -> Iterator[Finding | str]:
+    """Every table with MoleculeACE's columns: smiles, split, cliff_mol (or cliff), and y (or one more column of values).
+
+    Such a task has its own split, and a score of the test rows on activity cliffs beside the score of all test rows: van
+    Tilborg et al., J. Chem. Inf. Model. 2022. Other tables may lie in the same folder.
+    """
+    for name, path in _tables(folder):
+        columns = header(path)
+        marks = [column for column in ("cliff_mol", "cliff") if column in columns]
+        values = ["y"] if "y" in columns else [column for column in columns if column not in ("smiles", "split", *marks)]
+        if len(marks) == len(values) == 1 and {"smiles", "split"} <= set(columns):
+            yield Finding(name, path, MoleculeTask(path, "regression", values, split="split", mark=marks))
+
+
+def _tables(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Name and path of every table in a folder."""
+    for path in sorted(path for path in folder.iterdir() if path.is_file() and file_ending(path) in TABLES.split(", ")):
+        yield path.name.removesuffix(".gz").removesuffix(file_ending(path)), path
+
+
 LAYOUTS: dict[str, tuple[Callable[[Path], Iterator[Finding | str]], str]] = {  # name -> layout, and its files in words
+    "moleculeace": (molecule_ace, f"{TABLES} with columns smiles, split, cliff_mol, y"),
     "vision-transfer": (vision_transfer, "folders, zips or tars of CLASS/IMAGE or train/CLASS/IMAGE, and for IDX files"),
     "text-folder": (text_folder, f"{TABLES} with columns text, label; text1, text2, score; or text1, text2, label"),
 }

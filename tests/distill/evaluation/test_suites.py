@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from cache_tools.corpora.idx import IdxImages
 from cache_tools.errors import ConfigError, CorpusError
 from cache_tools.items.image import decode_image
+from distill.evaluation.probes import PROBES
 from distill.evaluation.suites import listing, suite
 from distill.evaluation.tasks import AdmetTask, IdxTask, ImageTask, TextPairTask, TextTask
 
@@ -29,7 +31,9 @@ def write(path: Path, text: str) -> Path:
 
 
 def test_an_unknown_suite_or_folder_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="no suite 'glue'; there are: moleculenet, tdc-admet, vision-transfer, text-"):
+    with pytest.raises(
+        ConfigError, match="no suite 'glue'; there are: biogen, moleculenet, tdc-admet, moleculeace, vision-transfer, text-"
+    ):
         suite("glue", tmp_path)
     with pytest.raises(ConfigError, match="suite moleculenet: no folder .*nowhere: check the path"):
         suite("moleculenet", tmp_path / "nowhere")
@@ -39,6 +43,8 @@ def test_an_unknown_suite_or_folder_is_named(tmp_path):
     ("name", "looked_for"),
     [
         ("moleculenet", "delaney-processed.csv or esol.csv; .*pcba.csv"),
+        ("biogen", "looked for ADME_public_set_3521.csv, .* .not there: biogen_hlm.csv or adme_public_set_3521.csv"),
+        ("moleculeace", "looked for .csv, .jsonl, .parquet with columns smiles, split, cliff_mol, y"),
         ("tdc-admet", "NAME/train_val.csv and NAME/test.csv of TDC's admet_group .not there: caco2_wang; .*; dili"),
         ("vision-transfer", "zips or tars of CLASS/IMAGE or train/CLASS/IMAGE, and for IDX files"),
         ("text-folder", "csv, .jsonl, .parquet with columns text, label; text1, text2, score; or text1, text2, label"),
@@ -112,6 +118,87 @@ def test_another_table_under_the_name_of_a_data_set_is_refused(tmp_path, name, t
         suite("moleculenet", tmp_path)
 
 
+ACE = "smiles,exp_mean [nM],y,cliff_mol,split"  # the columns of MoleculeACE's files
+
+
+def test_moleculeace_s_files_give_values_their_own_split_and_marks_of_cliffs(tmp_path, caplog):
+    rows = [
+        ("CCO", 3000, -3.5, 1, "train"),
+        ("CCN", 10, -1.0, 0, "train"),
+        ("CCC", 1, 0.0, 1, "test"),
+        ("C", 1, 0.5, 0, "test"),
+    ]
+    lines = [",".join(map(str, row)) for row in rows]
+    write(tmp_path / "CHEMBL2047_EC50.csv", "\n".join([ACE, *lines]) + "\n")
+    write(tmp_path / "other.csv.gz", "smiles,pki,cliff,split\nCCO,6.5,0,train\nCCN,7,1,test\n")
+    write(tmp_path / "esol.csv", "smiles,measured log solubility in mols per litre\nCCO,1.1\n")
+    write(tmp_path / "two.csv", "smiles,a,b,cliff,split\nCCO,6.5,1,0,train\n")
+    tasks = suite("moleculeace", tmp_path)
+    assert list(tasks) == ["CHEMBL2047_EC50", "other"]
+    assert not caplog.records
+    task = tasks["CHEMBL2047_EC50"]
+    items, labels = task.load()
+    assert labels.tolist() == [[row[2]] for row in rows]
+    train, valid, test = task.split("own", 0, items)
+    assert [items[row] for row in train] == ["CCO", "CCN"]
+    assert (len(valid), [items[row] for row in test]) == (0, ["CCC", "C"])
+    assert {name: marked.tolist() for name, marked in task.marks().items()} == {"cliff_mol": [True, False, True, False]}
+    assert tasks["other"].load()[1].tolist() == [[6.5], [7.0]]
+
+
+BIOGEN = (
+    "Internal ID,Vendor ID,SMILES,CollectionName,LOG HLM_CLint (mL/min/kg),LOG MDR1-MDCK ER (B-A/A-B),"
+    "LOG SOLUBILITY PH 6.8 (ug/mL),LOG PLASMA PROTEIN BINDING (HUMAN) (% unbound),"
+    "LOG PLASMA PROTEIN BINDING (RAT) (% unbound),LOG RLM_CLint (mL/min/kg)"
+)
+
+
+def test_biogen_s_one_table_is_a_task_for_each_label_and_so_is_a_table_for_each(tmp_path, caplog):
+    write(
+        tmp_path / "one" / "ADME_public_set_3521.csv", f"{BIOGEN}\n0,1,CCO,x,0.1,0.2,,0.4,0.5,0.6\n1,2,CCN,x,1,2,3,4,5,6\n"
+    )
+    tasks = suite("biogen", tmp_path / "one")
+    names = ("hlm", "rlm", "mdr1", "solubility", "hppb", "rppb")
+    assert list(tasks) == [f"biogen_{name}" for name in names]
+    first = [task.load()[1][0, 0] for task in tasks.values()]
+    np.testing.assert_equal(first, [0.1, 0.6, 0.2, np.nan, 0.4, 0.5])
+    assert len({task.corpus(name).scan() for name, task in tasks.items()}) == 1, "all of them share one cache"
+    assert not caplog.records
+    write(tmp_path / "each" / "biogen_rlm.csv.gz", "smiles,log_value\nCCO,1.5\n")
+    tasks = suite("biogen", tmp_path / "each")
+    assert {name: task.load()[1].tolist() for name, task in tasks.items()} == {"biogen_rlm": [[1.5]]}
+
+
+@pytest.mark.workplace
+def test_the_real_moleculeace_and_biogen(shared):
+    folder = shared / "data" / "mol" / "tasks"
+    tasks = suite("moleculeace", folder) | suite("biogen", folder)
+    assert len(tasks) == 18 + 3
+    assert sum(len(task.load()[0]) for name, task in tasks.items() if name.startswith("ace")) == 29_244
+    assert {name: len(task.load()[0]) for name, task in tasks.items() if name.startswith("biogen")} == {
+        **{"biogen_rlm": 3054, "biogen_mdr1": 2642, "biogen_hppb": 194}
+    }
+    items, _ = tasks["ace_chembl204_ki"].load()
+    assert [len(part) for part in tasks["ace_chembl204_ki"].split("own", 0, items)] == [2201, 0, 553]
+
+
+@pytest.mark.parametrize("kind", ["mol", "text", "vision"])
+def test_the_configuration_of_a_modality_s_suites_names_those_that_there_are(kind, tmp_path, monkeypatch, capsys):
+    """It is laid over a run's configuration: `distill test --config configs/probes/mol.yaml`."""
+    from distill.cli import main
+
+    root = Path(__file__).parents[3]
+    monkeypatch.chdir(root)
+    over = Path("configs", "probes", f"{kind}.yaml")
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", f"configs/{kind}.yaml", "--config", str(over), "--print_config"])
+    probe = yaml.safe_load(capsys.readouterr().out)["probe"]
+    assert probe["suites"] == yaml.safe_load(over.read_text())["probe"]["suites"]
+    for name in probe["suites"]:
+        with pytest.raises(ConfigError, match=f"suite {name}: no task in "):
+            suite(name, tmp_path)
+
+
 @pytest.mark.workplace
 def test_the_real_moleculenet(shared):
     tasks = suite("moleculenet", shared / "data" / "mol" / "tasks")
@@ -140,7 +227,7 @@ def test_tdc_s_folders_are_found_with_their_kinds(tmp_path, inside, caplog):
     write(tmp_path / inside / "ames" / "test.csv", "Drug_ID,Drug,Y\n")
     with caplog.at_level(logging.WARNING):
         tasks = suite("tdc-admet", tmp_path)
-    assert {name: (task.kind, task.probes[0].metric) for name, task in tasks.items()} == {
+    assert {name: (task.kind, PROBES[task.kind]().metric) for name, task in tasks.items()} == {
         "caco2_wang": ("regression", "r2"),
         "herg": ("classification", "auroc"),
     }
