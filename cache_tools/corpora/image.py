@@ -210,7 +210,9 @@ def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> bytes:
     try:
         for _ in range(LINKS):
             if info.file_size > MAX_BYTES:
-                return b""  # known without unpacking, which bzip2 and LZMA do in one piece
+                return b""
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise RuntimeError("bzip2 and LZMA unpack it whole, whatever size it states")  # gigabytes, for instance
             with archive.open(info) as file:
                 content = _content(file)
             if not _is_link(info):

@@ -254,7 +254,7 @@ def test_no_damage_to_a_byte_gets_past_decode():
         assert refused, f"no {kind} was damaged enough to be refused"
 
 
-@pytest.mark.parametrize("how", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("how", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_damaged_member_of_a_zip_is_masked_and_listed(tmp_path, how):
     with zipfile.ZipFile(tmp_path / "i.zip", "w", how) as archive:
         archive.writestr("a.png", encoded(1))
