@@ -22,6 +22,7 @@ from .inputs import EncodedImage, Featuriser, MoleculeGraph, Pixels, TokenIds
 from .interrupt import INTERRUPTED, Interruptible
 from .items.image import decode_image
 from .items.molecule import parse_smiles
+from .machine import bf16_instructions, cores, flush_denormals, threads
 from .moved import current_class_path
 from .producer import as_json, class_path, import_class, library_versions, rebuild, refuse_remote_code, require_same
 from .teachers.backbones import BACKBONES, Backbone
@@ -76,17 +77,20 @@ __all__ = [
     "aligned",
     "as_json",
     "as_tunable",
+    "bf16_instructions",
     "build",
     "build_like",
     "check_column_name",
     "choose_command",
     "choose_device",
     "class_path",
+    "cores",
     "create_network",
     "current_class_path",
     "decode_image",
     "file_ending",
     "first_line",
+    "flush_denormals",
     "import_class",
     "library_versions",
     "list_columns",
@@ -110,6 +114,7 @@ __all__ = [
     "stay_local",
     "suggestion",
     "teacher_facts",
+    "threads",
     "weights_sha256",
     "write_file",
     "write_specialist",

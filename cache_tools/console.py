@@ -10,6 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.logging import RichHandler
 
+from cache_tools.machine import prepare_openmp
+
 OF_NO_USE = (  # what Lightning logs: an advertisement, a device that is not there, a step of its own
     "Tip: For seamless",
     "TPU available: False",
@@ -18,7 +20,7 @@ OF_NO_USE = (  # what Lightning logs: an advertisement, a device that is not the
 
 
 def start_console(arguments: Sequence[str] = ()) -> None:
-    """Make modules in the current folder and beside the configurations importable, and start logging.
+    """Make modules in the current folder and beside the configurations importable, prepare OpenMP, and start logging.
 
     These folders come last, so a file there that has the name of a library does not stand for it.
 
@@ -30,6 +32,7 @@ def start_console(arguments: Sequence[str] = ()) -> None:
     files = [config for config in configurations(arguments) if os.path.isfile(config)]
     folders = [os.getcwd(), *(str(Path(config).absolute().parent) for config in files)]
     sys.path += [folder for folder in dict.fromkeys(folders) if folder not in sys.path]
+    prepare_openmp()
     start_logging()
 
 

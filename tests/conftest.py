@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cache_tools import MoleculeGraph, RdkitSamples, build
+from cache_tools import MoleculeGraph, RdkitSamples, bf16_instructions, build
 from cache_tools.teachers.molecule import Maccs, MorganBits, MorganCounts
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +35,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if os.environ.get("CI") == "true" and "GITHUB_ACTIONS" not in os.environ:
             pytest.fail(NEEDS, pytrace=False)
         pytest.skip(NEEDS)
+
+
+@pytest.fixture(autouse=True)
+def _no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the tests' own process, ``auto`` is float32 on every processor: they compare with references in float32."""
+    monkeypatch.setattr(bf16_instructions, "__defaults__", (Path("/proc/without/bfloat16"),))
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from cache_tools.errors import ConfigError
+from cache_tools.machine import threads
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def choose_device(device: str, local: int = 0) -> str:
 
 @contextmanager
 def writers(devices: int, arguments: list[str], workers: int) -> Iterator[None]:
-    """Start ``devices - 1`` more processes of this command; on leaving, wait for them.
+    """Start ``devices - 1`` more processes of this command, which share its cores; on leaving, wait for them.
 
     The other processes make the shards of one that dies, so only time is lost.
 
@@ -87,12 +88,15 @@ def writers(devices: int, arguments: list[str], workers: int) -> Iterator[None]:
     """
     if devices < 1:
         raise ConfigError(f"--devices is {devices}, expected at least 1")
-    threads = str(max(1, (os.cpu_count() or 1) // devices))
+    import torch
+
+    share = threads(devices)
+    torch.set_num_threads(share)
     command = [sys.executable, "-m", "cache_tools.cli", *arguments, "--devices", "1", "--world", str(devices)]
     command += ["--settings.workers", str(workers)]
     others: list[subprocess.Popen[bytes]] = []
     for local in range(1, devices):
-        environment = {"OMP_NUM_THREADS": threads, **os.environ, "LOCAL_RANK": str(local)}
+        environment = os.environ | {"OMP_NUM_THREADS": str(share), "LOCAL_RANK": str(local)}
         others.append(subprocess.Popen([*command, "--rank", str(local)], env=environment))
         threading.Thread(target=others[-1].wait, daemon=True).start()  # without a wait, a dead one counts as running
     finished = False

@@ -11,6 +11,7 @@ from cache_tools.building.corpus import build as build_corpus
 from cache_tools.cli.check import list_
 from cache_tools.corpora.base import Corpus
 from cache_tools.inputs.base import Featuriser
+from cache_tools.machine import cores
 from cache_tools.teachers.base import Teacher
 
 
@@ -42,11 +43,12 @@ def build(
         world: ... of how many.
     """
     here = launch.place(rank, world)
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE") or max(1, devices))  # torchrun's writers on this machine, or our own
+    settings = replace(settings, workers=max(1, (settings.workers or cores()) // beside))
     if devices != 1 and here.world == 1:
         here = launch.Place(0, devices)
-        share = settings.workers or max(1, (os.cpu_count() or 1) // max(1, devices))
-        with launch.writers(devices, sys.argv[1:], share):
-            build_corpus(cache, name, corpus, teachers, inputs, replace(settings, workers=share), here)
+        with launch.writers(devices, sys.argv[1:], settings.workers):
+            build_corpus(cache, name, corpus, teachers, inputs, settings, here)
     else:
         build_corpus(cache, name, corpus, teachers, inputs, settings, here)
     if here.rank == 0:

@@ -39,7 +39,6 @@ class NetworkTeacher(TorchTeacher):
 
     def _start(self, name: str, module: nn.Module, device: str, size: tuple[int, int]) -> None:
         """Keep the network, and run it once on noise to learn its width."""
-        module = module.to(memory_format=torch.channels_last)  # with it, convolutions on a CPU run twice as fast
         self.network = Network(name, module, device, self.precision, CPU_ROWS)
         with torch.inference_mode():
             shape = tuple(self.encode(torch.rand(1, 3, *size, device=device)).shape)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from cache_tools.hub import content_only
+from cache_tools.machine import bf16_instructions
 from cache_tools.teachers.base import Tunable
 
 log = logging.getLogger(__name__)
@@ -30,15 +31,16 @@ class Network:
         name: for messages.
         module: the network.
         device: where it runs.
-        precision: ``auto`` is bfloat16 on a GPU (float16 where the GPU has no bfloat16) and float32 on a CPU. Half
-            precision is autocast. The first batch is also run in float32: when a row's cosine is below 0.999, a warning
-            says so and float32 is used.
+        precision: ``auto`` is bfloat16 where the processor has instructions for it, on a GPU float16 where it has none, and
+            else float32. Half precision is autocast. The first batch is also run in float32: when a row's cosine is below
+            0.999, a warning says so and float32 is used.
         rows: at most so many at a time on a CPU, whose caches are small.
     """
 
     def __init__(self, name: str, module: nn.Module, device: str, precision: Precision, rows: int | None = None):
         self.name, self.device = name, torch.device(device)
         self.module = module.eval().requires_grad_(False).to(self.device)
+        self.module.to(memory_format=torch.channels_last)  # with it, convolutions on a CPU run twice as fast
         self.half = self._half(precision)
         self._checked = self.half is None
         self._most = rows if self.device.type == "cpu" else None  # the most rows at a time
@@ -48,11 +50,11 @@ class Network:
         return self.module.modules()
 
     def _half(self, precision: Precision) -> torch.dtype | None:
-        if precision == "float32" or (precision == "auto" and self.device.type != "cuda"):
-            return None
-        if precision == "auto":
+        if precision != "auto":
+            return {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+        if self.device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-        return {"bfloat16": torch.bfloat16, "float16": torch.float16}[precision]
+        return torch.bfloat16 if self.device.type == "cpu" and bf16_instructions() else None
 
     def __call__(self, encode: Callable[[Any], Tensor], rows: Sequence[Any], collate: Callable[[Any], Any]) -> Tensor:
         """Embeddings (batch, dim), float32, of prepared rows.

@@ -21,7 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from cache_tools import CommandParser, ConfigError, TrainingError
+from cache_tools import CommandParser, ConfigError, TrainingError, flush_denormals
 from distill.cli.callbacks import InterruptBetweenSteps, SaveConfig, WholeCheckpoints
 from distill.cli.requirements import add_requirements, check, require
 from distill.data.module import DistillData
@@ -35,6 +35,7 @@ from distill.run_folder import TERMINATED, RunFolder, newest_run
 from distill.training.checkpoint import read_checkpoint, student_of
 from distill.training.conflict import Conflict
 from distill.training.distiller import Distiller
+from distill.training.precision import RunTrainer, as_trained, choose_precision
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ def main(arguments: list[str]) -> None:
     """
     arguments = complete(arguments)
     command = arguments[0]
+    flush_denormals()
     logging.getLogger("lightning").handlers.clear()  # it would say everything a second time
     try:
         DistillCLI.of(command)(
@@ -71,6 +73,7 @@ def main(arguments: list[str]) -> None:
             DistillData,
             args=arguments,
             seed_everything_default=0,
+            trainer_class=RunTrainer,
             parser_kwargs={"prog": "distill", command: {"usage": USAGE.format(command), "description": COMMANDS[command]}},
             parser_class=Parser,
             # only a fit writes the run's configuration: that of a test would take its place
@@ -180,6 +183,10 @@ class DistillCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         kwargs["use_distributed_sampler"] = False  # BatchOrder already knows ranks
         chosen = self._get(self.config_init, "trainer")
+        checkpoint = self._get(self.config, "ckpt_path")
+        run = RunFolder.of_checkpoint(Path(checkpoint)) if checkpoint else None
+        precision = choose_precision(chosen["precision"], self.model.student, chosen["accelerator"], run)
+        kwargs["precision"], self.why_precision = precision
         fitting = self.subcommand == "fit"
         callbacks = [*(chosen["callbacks"] or []), InterruptBetweenSteps()]
         if chosen["enable_model_summary"] is None:  # a line says it, see before_fit
@@ -261,6 +268,7 @@ class DistillCLI(LightningCLI):
     def before_fit(self) -> None:
         if self.trainer.is_global_zero:
             log.info("fit: %s; teachers: %s", self.trainer.default_root_dir, ", ".join(self.model.teachers))
+            log.info("precision: %s, %s", self.trainer.precision, self.why_precision)
             sizes = [sum(each.numel() for each in part.parameters()) for part in (self.model.student, self.model.heads)]
             log.info("parameters: student %s, heads %s", *(f"{size:,}" for size in sizes))
 
@@ -308,8 +316,9 @@ class DistillCLI(LightningCLI):
         """Write the results of the probes into the run."""
         students: Students = {"student": self.model.student, **self.undistilled}
         run.probes.mkdir()
-        records = self.evaluation.run(students, device, keep=run.probes)
-        costs = self.evaluation.costs(students, device)
+        with as_trained(self.trainer):
+            records = self.evaluation.run(students, device, keep=run.probes)
+            costs = self.evaluation.costs(students, device)
         facts = about(checkpoint, device, self.datamodule.corpora, self.evaluation.left_out)
         results = Results(run, records, costs, facts | {"margin": self._get(self.config, "margin")})
         results.save()

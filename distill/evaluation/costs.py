@@ -39,8 +39,9 @@ def cost_of_teacher(column: Column, device: str, trust_remote_code: bool = False
 
     def run(rows: torch.Tensor, items: Sequence[bytes]) -> None:
         prepared = [teacher.prepare(item) for item in items]
-        for start in range(0, len(prepared), BATCH):
-            teacher.embed(prepared[start : start + BATCH])
+        with torch.autocast(torch.device(device).type, enabled=False):  # a teacher has a precision of its own
+            for start in range(0, len(prepared), BATCH):
+                teacher.embed(prepared[start : start + BATCH])
 
     try:
         teacher.load(device)

@@ -4,6 +4,7 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from distill.evaluation.protocol import Evaluation
+from distill.training.precision import as_trained
 
 
 class ProbeDuring(Callback):
@@ -39,7 +40,8 @@ class ProbeDuring(Callback):
             return
         scores: dict[str, float] = {}
         if trainer.is_global_zero:
-            records = self.evaluation.run({"student": pl_module.student}, str(trainer.strategy.root_device), quiet=True)  # type: ignore[dict-item]
+            with as_trained(trainer):
+                records = self.evaluation.run({"student": pl_module.student}, str(trainer.strategy.root_device), quiet=True)  # type: ignore[dict-item]
             scores = {record.task: record.score for record in records}
             scores["mean"] = float(np.mean(list(scores.values())))
         for name, score in trainer.strategy.broadcast(scores).items():

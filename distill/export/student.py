@@ -23,6 +23,7 @@ from cache_tools import (
     Ragged,
     Teacher,
     choose_device,
+    flush_denormals,
     import_class,
     rebuild,
     refuse_remote_code,
@@ -88,9 +89,11 @@ class ExportedStudent:
         self.folder, self.config = folder, read_config(folder)
         self.inputs = {name: _featuriser(spec, folder) for name, spec in self.config["inputs"].items()}
         self.modalities = list(dict.fromkeys(featuriser.modality for featuriser in self.inputs.values()))
+        flush_denormals()
         student, spaces = _modules(folder, self.config)
         self.teachers, self.dim = list(spaces), student.dim
-        self.network = Network(str(folder), student, choose_device(device or "auto"), "float32")
+        mixed = self.config.get("precision") == "bf16-mixed"  # as it was trained and probed, where this is fast
+        self.network = Network(str(folder), student, choose_device(device or "auto"), "auto" if mixed else "float32")
         self.rows = ON_CPU if self.network.device.type == "cpu" else ON_GPU
         self.spaces = spaces.eval().requires_grad_(False).to(self.network.device)
 

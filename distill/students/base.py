@@ -39,10 +39,12 @@ class Student(nn.Module, ABC):
 
     Attributes:
         dim: width of its embedding.
+        gains_from_bf16: whether bfloat16 makes it much faster, by measurement; ``trainer.precision: auto`` asks for it.
     """
 
     input: ClassVar[str]
     dim: int
+    gains_from_bf16: bool = True
 
     @property
     def widths(self) -> list[int]:

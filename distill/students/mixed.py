@@ -34,6 +34,7 @@ class MixedStudent(Student):
             )
         self.dim = dim
         self.encoders = nn.ModuleDict(encoders)
+        self.gains_from_bf16 = any(encoder.gains_from_bf16 for encoder in encoders.values())
         self.columns = dict(zip(columns, encoders, strict=True))
         self.maps = nn.ModuleDict({name: nn.Linear(encoder.dim, dim) for name, encoder in encoders.items()})
         self.trunk = nn.ModuleList(

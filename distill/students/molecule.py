@@ -17,6 +17,7 @@ BOND_SIZES = [len(values) for values in e_map.values()]
 Pooling = Literal["mean", "sum", "mean+sum", "set"]
 WIDE: dict[Pooling, int] = {"mean": 1, "sum": 1, "mean+sum": 2, "set": 2}  # a pooled molecule, in widths of an atom
 READS = 3  # of all atoms, by Set2Set
+BF16_WIDTH = 256  # a fit of a narrower network gains a fifth by bfloat16, or nothing: docs/training.md
 Norm = Literal["batch", "layer", "none"]
 
 
@@ -76,6 +77,7 @@ class GraphStudent(Student):
     ):
         super().__init__()
         self.dim, self.pooling, self.jumping = dim or width, pooling, jumping
+        self.gains_from_bf16 = width >= BF16_WIDTH
         self.atoms = CategorySum(ATOM_SIZES, width)
         self.bonds = nn.ModuleList([CategorySum(BOND_SIZES, width) for _ in range(layers)])
         self.blocks = nn.ModuleList([GINEConv(_update(width, norm), train_eps=True) for _ in range(layers)])

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache_tools import ConfigError, QuorumError, write_file
+from cache_tools import ConfigError, QuorumError, cores, write_file
 from distill.records import SYSTEMS, Record, Results, merged
 from distill.report import sections
 from distill.report.page import Table
@@ -187,12 +186,11 @@ def make(grid: Sequence[Run], jobs: int) -> None:
     """
     if jobs < 1:
         raise ConfigError(f"{jobs} jobs at a time: expected one or more")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     failed: dict[Run, str] = {}
 
     def all_of(stage: Callable[[Run], None], runs: Iterable[Run], jobs: int) -> None:
         def attempt(run: Run) -> None:
-            run.threads = max(1, cores // jobs)
+            run.threads = max(1, cores() // jobs)
             try:
                 stage(run)
             except QuorumError as error:

@@ -452,8 +452,15 @@ def test_bfloat16_stays_near_float32_and_is_really_used(caplog):
     assert exact.dtype == half.dtype == torch.float32
     assert torch.cosine_similarity(exact, half).min() > 0.999
     assert (exact != half).any()
-    torch.testing.assert_close(run(Network("mlp", mlp(), "cpu", "auto")), exact)
     assert not caplog.records
+
+
+@pytest.mark.parametrize(("instructions", "like"), [("avx512_bf16", "bfloat16"), ("", "float32")])
+def test_auto_takes_bfloat16_on_a_processor_that_has_it(monkeypatch, instructions, like):
+    monkeypatch.setattr("cache_tools.teachers.network.bf16_instructions", lambda: instructions)
+    torch.testing.assert_close(
+        run(Network("mlp", mlp(), "cpu", "auto")), run(Network("mlp", mlp(), "cpu", like)), rtol=0, atol=0
+    )
 
 
 class Shift(nn.Module):
