@@ -1,17 +1,128 @@
 """Students of texts."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from cache_tools import UNREADABLE, ConfigError, Featuriser, Ragged, TextPooling, create_network, pool_tokens, stay_local
+from cache_tools import (
+    UNREADABLE,
+    ConfigError,
+    Featuriser,
+    Ragged,
+    TextPooling,
+    above_zero,
+    create_network,
+    pool_tokens,
+    stay_local,
+)
 from distill.students.base import LARGEST, Student, Traceable
+from distill.students.rows import RowTable
 
 
-class TextStudent(Student):
+class TokenStudent(Student):
+    """Reads token ids. A subclass also computes embeddings of padded ids, by which it is traced.
+
+    Attributes:
+        vocabulary: number of tokens that it knows.
+        longest: the most tokens of a text that it reads; None for any number.
+    """
+
+    input = "tokens"
+    enlarged: ClassVar[str]  # what to set for a student of more tokens
+    vocabulary: int
+    longest: int | None = None
+
+    @abstractmethod
+    def encode_padded(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """The embedding (batch, dim) of token ids and a mask that is 0 for padding, else 1, both (batch, tokens)."""
+
+    def traceable(self, featuriser: Featuriser) -> Traceable:
+        """This student as torch.export can trace it: token ids and a mask, both (batch, tokens), to (batch, dim)."""
+        from torch.export import Dim
+
+        ids = torch.full((2, 7), self.vocabulary - 1)
+        sizes = {0: Dim("batch", min=1, max=LARGEST), 1: Dim("tokens", min=1, max=min(self.longest or LARGEST, LARGEST))}
+        return Traceable(_PaddedEncoder(self), (ids, torch.ones_like(ids)), (sizes, sizes))
+
+    def _check(self, tokens: Ragged) -> None:
+        """Refuse tokens and lengths that it does not know."""
+        if tokens.values.device.type != "cpu":  # the check would make the host wait; there CUDA reports the error
+            return
+        if (largest := int(tokens.values.max())) >= self.vocabulary:
+            raise ConfigError(
+                f"the student knows {self.vocabulary} tokens, its input has token {largest}: "
+                f"give the input column the student's own tokenizer, or {self.enlarged}"
+            )
+        if self.longest and tokens.longest > self.longest:
+            raise ConfigError(
+                f"the student reads {self.longest} tokens at most, its input has {tokens.longest}: lower max_length"
+            )
+
+
+class StaticStudent(TokenStudent):
+    """A vector and a weight per token, both learnt: a text is the weighted mean of its tokens' vectors.
+
+    It reads no order and no context, and takes microseconds per text. A token's weight is the sigmoid of a learnt number,
+    which begins at 0, so that training begins at the plain mean. SIF weights a / (a + p), where p is how frequent a token
+    is, are the sigmoid of log(a / p) (Arora et al., ICLR 2017).
+
+    Args:
+        vocabulary: number of tokens of the tokenizer that made the input column.
+        width: of a token's vector.
+        norm: normalise the mean (LayerNorm).
+        dim: width of the embedding, by a linear map; ``width`` when not given.
+
+    Raises:
+        ConfigError: when a size is not above 0.
+    """
+
+    enlarged = "set vocabulary to its number of tokens"
+    gains_from_bf16 = False  # it reads vectors and adds them, and hardly multiplies
+
+    def __init__(self, vocabulary: int, width: int = 256, norm: bool = False, dim: int | None = None):
+        super().__init__()
+        self.dim, self.vocabulary = width if dim is None else dim, vocabulary
+        above_zero("a StaticStudent", vocabulary=vocabulary, width=width, dim=self.dim)
+        self.vectors, self.logits = RowTable(vocabulary, width), RowTable(vocabulary, 1)
+        nn.init.zeros_(self.logits.weight)
+        self.norm = nn.LayerNorm(width) if norm else nn.Identity()
+        self.project = nn.Identity() if self.dim == width else nn.Linear(width, self.dim)
+
+    @property
+    def widths(self) -> list[int]:
+        return [self.dim]
+
+    def embeddings(self, rows: dict[str, Ragged]) -> list[Tensor]:
+        tokens = rows["tokens"]
+        self._check(tokens)
+        ids, counts = tokens.values.long(), tokens.counts
+        weights = self.logits.each(ids).squeeze(1).sigmoid()  # (tokens,)
+        first = counts.cumsum(0) - counts
+        sums = self.vectors(ids, first, weights.to(self.vectors.weight.dtype))  # (batch, width)
+        text = torch.repeat_interleave(counts, output_size=len(ids))  # (tokens,): the text of each token
+        totals = weights.new_zeros(len(counts)).index_add(0, text, weights)
+        return [self._finished(sums, totals)]
+
+    def encode_padded(self, ids: Tensor, mask: Tensor) -> Tensor:
+        weights = self.logits.weight[ids].squeeze(-1).sigmoid() * mask  # (batch, tokens)
+        sums = (self.vectors.weight[ids] * weights.unsqueeze(-1)).sum(1)  # (batch, width)
+        return self._finished(sums, weights.sum(1))
+
+    def _finished(self, sums: Tensor, totals: Tensor) -> Tensor:
+        """The embedding (batch, dim) of weighted sums of vectors (batch, width) and of weights (batch,)."""
+        mean = sums / totals.unsqueeze(1).clamp_min(torch.finfo(totals.dtype).tiny)  # a text without a token: zeros
+        out: Tensor = self.project(self.norm(mean))
+        return out
+
+    def token_table(self) -> Tensor:
+        return self.vectors.weight
+
+
+class TextStudent(TokenStudent):
     """Any encoder of transformers over token ids.
 
     Args:
@@ -28,7 +139,7 @@ class TextStudent(Student):
         TeacherError: when the model cannot be loaded.
     """
 
-    input = "tokens"
+    enlarged = "set vocab_size in its config"
 
     def __init__(
         self,
@@ -66,7 +177,6 @@ class TextStudent(Student):
         return self.encode_padded(*self._padded(rows["tokens"]))
 
     def encode_padded(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """The embedding (batch, dim) of token ids and a mask that is 0 for padding, else 1, both (batch, tokens)."""
         hidden = self.network(input_ids=ids, attention_mask=mask).last_hidden_state  # (batch, tokens, width)
         out: Tensor = self.project(pool_tokens(hidden, mask, self.pooling))
         return out
@@ -83,18 +193,9 @@ class TextStudent(Student):
         table: Tensor = self.network.get_input_embeddings().weight
         return table
 
-    def traceable(self, featuriser: Featuriser) -> Traceable:
-        """This student as torch.export can trace it: token ids and a mask, both (batch, tokens), to (batch, dim)."""
-        from torch.export import Dim
-
-        ids = torch.full((2, 7), self.vocabulary - 1)
-        sizes = {0: Dim("batch", min=1, max=LARGEST), 1: Dim("tokens", min=1, max=min(self.longest or LARGEST, LARGEST))}
-        return Traceable(_PaddedEncoder(self), (ids, torch.ones_like(ids)), (sizes, sizes))
-
     def _padded(self, tokens: Ragged) -> tuple[Tensor, Tensor]:
         """Ids (batch, tokens), and a mask that is 0 for padding, else 1."""
-        if tokens.values.device.type == "cpu":  # on a GPU the check would make the host wait; there CUDA reports the error
-            self._check(int(tokens.values.max()), tokens.longest)
+        self._check(tokens)
         counts = tokens.counts.unsqueeze(1)  # (batch, 1)
         places = torch.arange(tokens.longest, device=counts.device)
         mask = places < counts
@@ -102,20 +203,11 @@ class TextStudent(Student):
         ids = torch.where(mask, tokens.values[flat].long(), self.padding)
         return ids, mask.long()
 
-    def _check(self, largest: int, longest: int) -> None:
-        if largest >= self.vocabulary:
-            raise ConfigError(
-                f"the student knows {self.vocabulary} tokens, its input has token {largest}: "
-                "give the input column the student's own tokenizer, or set vocab_size in its config"
-            )
-        if self.longest and longest > self.longest:
-            raise ConfigError(f"the student reads {self.longest} tokens at most, its input has {longest}: lower max_length")
-
 
 class _PaddedEncoder(nn.Module):
     """A student of texts as a function of padded tensors."""
 
-    def __init__(self, student: TextStudent):
+    def __init__(self, student: TokenStudent):
         super().__init__()
         self.student = student
 

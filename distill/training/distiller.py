@@ -15,10 +15,12 @@ from distill.data.batch import Batch
 from distill.heads import Head, HeadBank, MseDensityHead
 from distill.objectives import Objective, Relative, WeightedSum
 from distill.students.base import Student
+from distill.students.rows import RowTable
 from distill.targets import Normaliser, Standardise
 from distill.training.guard import Guard, step_facts
 from distill.training.metrics import TeacherMetrics
 from distill.training.observer import LossObserver, StepLosses
+from distill.training.rows import RowAdamW, clip
 
 
 class Distiller(LightningModule):
@@ -168,7 +170,7 @@ class Distiller(LightningModule):
     ) -> None:
         """Clip the student's gradient alone, as the paper does."""
         if gradient_clip_val:
-            nn.utils.clip_grad_norm_(self.student.parameters(), gradient_clip_val)
+            clip(list(self.student.parameters()), gradient_clip_val)
 
     def configure_callbacks(self) -> list[Callback]:
         return [Guard(self.teachers, self.spike)]
@@ -180,14 +182,19 @@ class Distiller(LightningModule):
             module.compile()
 
     def configure_optimizers(self) -> Any:
-        """AdamW with a group for the student and one for the heads; linear warm-up, then a cosine to zero."""
-        groups = [
-            {"params": list(self.student.parameters()), "lr": self.student_lr, "name": "student"},
+        """AdamW with groups for the student, the heads, and tables by rows; linear warm-up, then a cosine to zero."""
+        tables = [module.weight for module in self.student.modules() if isinstance(module, RowTable)]
+        by_rows = {id(table) for table in tables}
+        whole = [parameter for parameter in self.student.parameters() if id(parameter) not in by_rows]
+        groups: list[dict[str, Any]] = [
+            {"params": whole, "lr": self.student_lr, "name": "student"},
             {"params": [*self.heads.parameters(), *self.objective.parameters()], "lr": self.head_lr, "name": "heads"},
         ]
+        if tables:  # runs without a table go on with the groups that their checkpoints have
+            groups.append({"params": tables, "lr": self.student_lr, "name": "tables", "rows": True})
         # a fused step undoes a gradient scaler's factor itself, after the clipping, which must not see it
         fused = self.trainer.precision != "16-mixed"
-        optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=fused)
+        optimizer = RowAdamW(groups, weight_decay=self.weight_decay, fused=fused)
         optimised = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         left = [name for name, each in self.named_parameters() if each.requires_grad and id(each) not in optimised]
         assert not left, f"no optimiser trains {left}"
