@@ -1,11 +1,12 @@
 """Statistics of scores: means, ranks and their intervals."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from distill.records import Record
@@ -28,6 +29,8 @@ class Scores:
         tasks: in the order of the records; metrics, provenance and test_rows are by task.
         systems: best mean first.
         values: (systems, tasks, seeds); NaN where nothing was measured.
+        folds: that a score is the mean of.
+        marked: name of a score of marked rows, as ``r2 cliff`` -> its tasks, and its mean over them, (systems,).
     """
 
     def __init__(self, records: Iterable[Record], split: str):
@@ -39,11 +42,21 @@ class Scores:
         self.test_rows = {record.task: (record.seen_rows, record.test_rows) for record in chosen}
         self.provenance = {record.task: record.provenance for record in chosen}
         self.seeds = sorted({record.seed for record in chosen})
-        cells = {(record.system, record.task, record.seed): record.score for record in chosen}
-        systems = list(self.kinds)
-        values = np.array([[[cells.get((s, t, e), np.nan) for e in self.seeds] for t in self.tasks] for s in systems])
+        self.folds = max(record.folds for record in chosen)
+        self.systems = list(self.kinds)
+        values = self._arranged({_cell_of(record): record.score for record in chosen})
         order = np.argsort(-np.nanmean(mean_of_known(values), 1), kind="stable")
-        self.systems, self.values = [systems[row] for row in order], values[order]
+        self.systems, self.values = [self.systems[row] for row in order], values[order]
+        names = dict.fromkeys(name for record in chosen for name in record.beside if name.startswith(f"{record.metric} "))
+        self.marked: dict[str, tuple[int, Array]] = {}
+        for name in names:
+            marked = {_cell_of(record): record.beside[name] for record in chosen if name in record.beside}
+            self.marked[name] = len({task for _, task, _ in marked}), mean_of_known(mean_of_known(self._arranged(marked)))
+
+    def _arranged(self, cells: Mapping[tuple[str, str, int], float]) -> NDArray[Any]:
+        """Values of systems, tasks and seeds as (systems, tasks, seeds); NaN where there is none."""
+        rows = [[[cells.get((s, t, e), np.nan) for e in self.seeds] for t in self.tasks] for s in self.systems]
+        return np.array(rows)
 
     @property
     def averaged(self) -> bool:
@@ -139,6 +152,10 @@ def _paired(records: Sequence[Record], place: Callable[[Record], object]) -> lis
         systems.setdefault(place(record), set()).add(record.system)
         cells.setdefault(_cell(record), set()).add(record.system)
     return [record for record in records if cells[_cell(record)] == systems[place(record)]]
+
+
+def _cell_of(record: Record) -> tuple[str, str, int]:
+    return record.system, record.task, record.seed
 
 
 def _cell(record: Record) -> tuple[str, str, int]:

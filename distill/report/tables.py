@@ -82,12 +82,18 @@ def table(scores: Scores, title: str, width: int | None = None) -> Table:
 
 def score_table(scores: Scores) -> page.Table:
     """The scores for a report, means first, with the mean rank's interval and the share of the concatenated teachers."""
+    marks = [f"{name}\n{tasks} tasks" for name, (tasks, _) in scores.marked.items()]
+    means = [mean for _, mean in scores.marked.values()]
     ends = [
-        ["" if len(scores.tasks) == 1 else f"{low:.1f} to {high:.1f}", "" if np.isnan(kept) else f"{kept:.0%}"]
-        for low, high, kept in zip(*scores.rank_interval(), scores.kept(), strict=True)
+        [
+            "" if len(scores.tasks) == 1 else f"{low:.1f} to {high:.1f}",
+            "" if np.isnan(kept) else f"{kept:.0%}",
+            *map(_score, marked),
+        ]
+        for low, high, kept, *marked in zip(*scores.rank_interval(), scores.kept(), *means, strict=True)
     ]
     lines = [header(scores), *rows(scores)]
-    more = zip_longest(lines, [["95 %", "of\nconcatenated"], *ends], fillvalue=["", ""])
+    more = zip_longest(lines, [["95 %", "of\nconcatenated", *marks], *ends], fillvalue=["", "", *("" for _ in marks)])
     head, *body = [[line[0], *line[-MEANS:], *end, *line[1:-MEANS]] for line, end in more]
     strong = frozenset(scores.systems[row] for row in scores.of_kind(*STUDENTS))
     return page.Table(head, body, f"{caption(scores)}.", strong)

@@ -98,3 +98,14 @@ def test_tasks_that_do_not_fit_are_left_to_the_report():
     many = [replace(each, task=f"{each.task}-{k}") for each in RECORDS for k in range(8)]
     shown = table(Scores(many, "random"), "title", 80)
     assert [column.header for column in shown.columns] == ["system", "mean", "± 95 %", "mean\nrank"]
+
+
+def test_scores_of_marked_rows_stand_beside_the_means():
+    marked = [replace(each, folds=5, beside={"rmse": 9.0, "r2 cliff": each.score - 0.1}) for each in RECORDS[:12:2]]
+    scores = Scores([*marked, *(replace(each, folds=5) for each in RECORDS[12:])], "random")
+    shown = score_table(scores)
+    assert shown.head[5:8] == ["of\nconcatenated", "r2 cliff\n2 tasks", "t1\nr2"]
+    cells = {row[0]: row[6] for row in shown.rows}
+    means = {"student": np.mean([0.8, 0.6]), "a": np.mean([0.7, 0.7]), "b": np.mean([0.1, 0.2])}
+    assert cells == {name: f"{mean - 0.1:.3f}" for name, mean in means.items()} | {"untrained": "-", "mean of teachers": ""}
+    assert scores.folds == 5
