@@ -28,7 +28,9 @@ class Producer(ABC):
     Class attributes:
         kind: ``teachers`` or ``inputs``: the folder of a corpus that its columns lie in.
         modality: ``molecule``, ``text`` or ``image``; must equal the corpus's.
-        python_bound: the time goes into Python or RDKit rather than into torch, so worker processes help.
+        python_bound: much time goes into Python or RDKit rather than into torch, so worker processes help.
+        on_device: batches run on the device that :meth:`load` was given; worker processes beside a GPU then process items
+            only.
         by_id: :meth:`prepare` gets a row's id instead of its item.
         added: arguments that came after version 0.1, and the value that stands for what that version did: with it, a
             column of version 0.1 is the same column.
@@ -37,6 +39,7 @@ class Producer(ABC):
     kind: ClassVar[str]
     modality: ClassVar[str]
     python_bound: ClassVar[bool] = False
+    on_device: ClassVar[bool] = False
     by_id: ClassVar[bool] = False
     added: ClassVar[Mapping[str, Any]] = {}
     init_args: dict[str, Any]

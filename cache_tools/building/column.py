@@ -1,10 +1,11 @@
 """Make one column: run a producer over a corpus, shard by shard. Resumable; safe with concurrent writers."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os.path import lexists
 from pathlib import Path
 from typing import Any, Literal
@@ -13,13 +14,14 @@ import numpy as np
 
 from cache_tools.building.claims import Claims
 from cache_tools.building.launch import Place, choose_device
-from cache_tools.building.pipeline import Pipeline
+from cache_tools.building.pipeline import BatchResult, Pipeline
 from cache_tools.building.progress import Meter
 from cache_tools.errors import CacheError, TeacherError
 from cache_tools.format import files, packing, store
 from cache_tools.format import shard as shards
 from cache_tools.format.store import CorpusManifest
 from cache_tools.format.summary import SKIPPED, merged_statistics, skipped_rows
+from cache_tools.machine import flush_denormals
 from cache_tools.moved import current_names
 from cache_tools.producer import Producer, as_json, class_path, library_versions, require_same
 
@@ -35,7 +37,8 @@ class Settings:
     Args:
         batch_size: items that a producer gets at a time.
         device: ``auto`` (a GPU when there is one), ``cpu``, ``cuda``, ``cuda:1``, ...
-        workers: processes for producers whose time goes into Python; 0 takes one per core.
+        workers: processes for producers whose time goes into Python, over all writers that a command starts; 0 takes one
+            per core.
         dtype: of embeddings on disk; a shard whose values leave float16's range is written as float32. ``int8`` keeps
             256 steps per dimension between the lowest and the highest value of each shard.
         shard_rows: rows of a shard of a new corpus.
@@ -46,6 +49,18 @@ class Settings:
     workers: int = 0
     dtype: Literal["float16", "float32", "int8"] = "float16"
     shard_rows: int = store.SHARD_ROWS
+
+
+@dataclass
+class _Shard:
+    """A shard that is being made: what its first ``taken`` rows gave."""
+
+    number: int
+    ids: list[str]
+    taken: int = 0
+    good: list[int] = field(default_factory=list)
+    bad: dict[int, str] = field(default_factory=dict)  # row -> why it is masked
+    batches: list[shards.Arrays] = field(default_factory=list)
 
 
 class Build:
@@ -78,6 +93,7 @@ class Build:
         self.header: dict[str, Any] = {}
         self.path = folder / producer.kind / name
         self.claims = Claims(self.path)
+        self.device = ""  # where the producer runs, once it is loaded
         self.label = f"{corpus.source if folder.parent.name == store.TASKS else folder.name}, {name}"
 
     def run(self) -> bool:
@@ -98,7 +114,9 @@ class Build:
         if not self.header:  # the first time
             if self._is_finished():
                 return True
-            self.producer.load(choose_device(self.settings.device, self.place.local))
+            self.device = choose_device(self.settings.device, self.place.local)
+            flush_denormals()
+            self.producer.load(self.device)
             self._open()
         done = self._done()
         missing = [number for number in range(self.corpus.shard_count) if number not in done]
@@ -173,37 +191,52 @@ class Build:
         """Claim and make shard after shard; each writer starts with its own share of them."""
         rank, world = self.place.rank, self.place.world
         turns = sorted(missing, key=lambda number: ((number - rank) % world, number))
-        rows = masked = size = 0
-        mine: set[int] = set()
+        done = rows = masked = size = 0
+        mine = set[int]()
+        started = deque[_Shard]()
         with ExitStack() as stack:
             claims = stack.enter_context(self.claims)
             few = self.corpus.rows < 4 * self.settings.batch_size  # not worth a process
-            pipeline = stack.enter_context(Pipeline(self.producer, 1 if few else self.settings.workers))
+            pipeline = stack.enter_context(Pipeline(self.producer, 1 if few else self.settings.workers, self.device))
             meter = stack.enter_context(Meter(self.label, self._rows(missing), shown=rank == 0))
             writer = stack.enter_context(ThreadPoolExecutor(1))  # one shard is written while the next is made
             writing: Future[None] | None = None
-            for number in turns:
-                if not claims.take(number):
+            for result in pipeline(self._batches(turns, claims, started)):
+                shard = started[0]
+                size += self._add(shard, result)
+                meter.at(done + shard.taken, size)
+                if shard.taken < len(shard.ids):
                     continue
-                if self._adopt(number):
-                    claims.release(number)
-                    continue
-                done = self._rows([other for other in missing if other in mine or self._shard(other).exists()])
-                arrays = self._make(number, pipeline, meter, done, size)
-                size += sum(array.nbytes for array in arrays.values())
-                meter.at(done + len(arrays["valid"]), size)
-                mine.add(number)
+                started.popleft()
+                mine.add(shard.number)
+                rows, masked = rows + len(shard.ids), masked + len(shard.bad)
                 if writing is not None:
                     writing.result()
-                writing = writer.submit(self._write, number, arrays, claims)
-                rows += len(arrays["valid"])
-                masked += int((arrays["valid"] == 0).sum())
+                writing = writer.submit(self._write, shard, claims)
+                done = self._rows([other for other in missing if other in mine or self._shard(other).exists()])
             if writing is not None:
                 writing.result()
         if rows:
             level = logging.WARNING if masked else logging.INFO
             unusable = f", {masked} of them cannot be used, see {self.path / SKIPPED}" if masked else ""
             log.log(level, "%s: %d rows made, %s%s", self.label, rows, meter.speed, unusable)
+
+    def _batches(self, turns: Iterable[int], claims: Claims, started: deque["_Shard"]) -> Iterator[list[bytes]]:
+        """The batches of every shard that can be claimed; each such shard is put into ``started``."""
+        step = self.settings.batch_size
+        if self.producer.python_bound and not self.producer.on_device:
+            step = max(1, step // 8)  # for worker processes: a large batch would let all but one wait at the end
+        for number in turns:
+            if not claims.take(number):
+                continue
+            if self._adopt(number):
+                claims.release(number)
+                continue
+            ids, items = store.read_items(self.folder, number)
+            given = [identity.encode() for identity in ids] if self.producer.by_id else items
+            started.append(_Shard(number, ids))
+            for start in range(0, len(given), step):
+                yield given[start : start + step]
 
     def _rows(self, numbers: list[int]) -> int:
         return sum(self.corpus.shard_span(number)[1] for number in numbers)
@@ -226,9 +259,15 @@ class Build:
         self._note(number, shards.map_shard(path, header)[0], shards.facts(path))
         return True
 
-    def _write(self, number: int, arrays: shards.Arrays, claims: Claims) -> None:
-        self._note(number, arrays, shards.write_shard(self.path, number, arrays, self._header(number)))
-        claims.release(number)
+    def _write(self, shard: "_Shard", claims: Claims) -> None:
+        arrays: shards.Arrays = {"valid": np.isin(np.arange(len(shard.ids)), shard.good).astype(np.uint8)}
+        if shard.bad:
+            arrays |= packing.ragged_bytes("reasons", [shard.bad[row].encode() for row in sorted(shard.bad)])
+        arrays |= self.producer.pack_shard(shard.batches, shard.good, len(shard.ids), self.settings.dtype)
+        shard.batches.clear()
+        written = shards.write_shard(self.path, shard.number, arrays, self._header(shard.number))
+        self._note(shard.number, arrays, written)
+        claims.release(shard.number)
 
     def _header(self, number: int) -> dict[str, Any]:
         first, rows = self.corpus.shard_span(number)
@@ -240,33 +279,21 @@ class Build:
         dtype = str(arrays["embedding"].dtype) if "embedding" in arrays else ""
         files.write_json(self.path / f"{number:05d}.json", {"file": file["file"], **rows, **file, "dtype": dtype})
 
-    def _make(self, number: int, pipeline: Pipeline, meter: Meter, done: int, size: int) -> shards.Arrays:
-        """The arrays of a shard; ``done`` rows of the column and ``size`` bytes of this writer came before it."""
-        ids, items = store.read_items(self.folder, number)
-        given = [identity.encode() for identity in ids] if self.producer.by_id else items
-        step = self.settings.batch_size
-        starts = range(0, len(given), step)
-        good: list[int] = []
-        batches: list[shards.Arrays] = []
-        bad: dict[int, str] = {}
-        for start, result in zip(starts, pipeline([given[start : start + step] for start in starts]), strict=True):
-            bad |= {start + position: reason for position, reason in result.bad.items()}
-            if result.good:
-                rows = [start + position for position in result.good]
-                batches.append(self._pack(result.values, [ids[row] for row in rows]))
-                good += rows
-                size += sum(array.nbytes for array in batches[-1].values())
-            meter.at(done + min(start + step, len(given)), size)
-        arrays: shards.Arrays = {"valid": np.isin(np.arange(len(ids)), good).astype(np.uint8)}
-        if bad:
-            arrays |= packing.ragged_bytes("reasons", [bad[row].encode() for row in sorted(bad)])
-        return arrays | self.producer.pack_shard(batches, good, len(ids), self.settings.dtype)
-
-    def _pack(self, values: Any, ids: list[str]) -> shards.Arrays:
-        try:
-            return self.producer.pack_batch(values, ids, self.settings.dtype)
-        except TeacherError as error:
-            raise TeacherError(f"{self.label}: {error}") from None
+    def _add(self, shard: "_Shard", result: BatchResult) -> int:
+        """Add the next batch to a shard; the bytes that it needs."""
+        start, size = shard.taken, 0
+        if result.good:
+            rows = [start + position for position in result.good]
+            try:
+                batch = self.producer.pack_batch(result.values, [shard.ids[row] for row in rows], self.settings.dtype)
+            except TeacherError as error:
+                raise TeacherError(f"{self.label}: {error}") from None
+            shard.batches.append(batch)
+            shard.good += rows
+            size = sum(array.nbytes for array in batch.values())
+        shard.bad |= {start + position: reason for position, reason in result.bad.items()}
+        shard.taken += len(result.good) + len(result.bad)
+        return size
 
     def _finish(self, done: list[Facts]) -> None:
         """List the shards in the manifest and the skipped rows in a csv; two writers that do so write the same."""

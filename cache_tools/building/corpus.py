@@ -55,7 +55,7 @@ def build(
     settings = settings or Settings()
     folder = cache / name
     manifest = store_corpus(folder, corpus, settings.shard_rows)
-    named = [*teachers.items(), *inputs.items()]
+    named = [*inputs.items(), *teachers.items()]  # with its inputs, a build that was interrupted can already be used
     for column, producer in named:
         check_column(folder, manifest, column, producer)
     run_builds([Build(folder, manifest, column, producer, settings, place) for column, producer in named])

@@ -5,18 +5,21 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import islice, takewhile
+from itertools import count, islice, takewhile
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Self
 
 from cache_tools.console import start_logging
 from cache_tools.errors import BadItem, QuorumError, TeacherError
+from cache_tools.machine import cores, flush_denormals
 from cache_tools.producer import Producer, class_path
+
+AHEAD = 256  # results that wait for an earlier one, at most: a build that is killed loses them
 
 
 @dataclass(frozen=True)
@@ -28,13 +31,16 @@ class BatchResult:
     bad: dict[int, str]
 
 
+Work = Callable[[Producer, Sequence[bytes]], BatchResult]
+
+
 def run_batch(producer: Producer, items: Sequence[bytes]) -> BatchResult:
     """Prepare ``items`` and run ``producer`` on those that can be used."""
     return _finish(_start(producer, _process(producer, items)))
 
 
 def _process(producer: Producer, items: Iterable[bytes]) -> BatchResult:
-    """Values are what the producer works on."""
+    """Process ``items`` one by one; values are what the producer works on."""
     processed: dict[int, Any] = {}
     bad: dict[int, str] = {}
     for position, item in enumerate(items):
@@ -57,52 +63,65 @@ def _finish(batch: BatchResult) -> BatchResult:
 class Pipeline:
     """Runs a loaded producer over batches, in order; use as a context manager.
 
-    A producer whose time goes into Python gets worker processes. Any other runs here while threads prepare the next
-    batches: one thread for a teacher on the CPU, which needs the cores itself, and as many as ``workers`` beside a GPU
-    (decoding images does not hold Python's lock).
+    A producer whose time goes into Python gets worker processes. They do all of its work, or process the items only, when
+    its batches run on a GPU. Any other runs here while threads process the next items: one thread for a teacher on the CPU,
+    which needs the cores itself, and as many as ``workers`` beside a GPU (decoding images does not hold Python's lock).
 
     An error or an interrupt ends the processes at once, and the threads after the items that they are at.
 
     Args:
         producer: what to run.
         workers: processes or threads; 0 takes one per core.
+        device: what the producer was loaded on.
     """
 
-    def __init__(self, producer: Producer, workers: int):
+    def __init__(self, producer: Producer, workers: int, device: str = "cpu"):
         import torch
 
         self.producer = producer
-        self.workers = workers or os.cpu_count() or 1
+        self.workers = workers or cores()
         self.parallel = producer.python_bound and self.workers > 1
+        self.beside = producer.on_device and device != "cpu"  # batches run here, beside the processes
         self.threads = self.workers if torch.cuda.is_available() else 1
         self._stopped = False
 
     def __enter__(self) -> Self:
         self._pool: _Processes | ThreadPoolExecutor
-        self._pool = _Processes(self.producer, self.workers) if self.parallel else ThreadPoolExecutor(self.threads)
+        if self.parallel:
+            self._pool = _Processes(self.producer, self.workers, _process if self.beside else run_batch)
+        else:
+            self._pool = ThreadPoolExecutor(self.threads)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stopped = kind is not None
         self._pool.shutdown(cancel_futures=self._stopped)
 
-    def __call__(self, batches: Sequence[Sequence[bytes]]) -> Iterator[BatchResult]:
-        """The result of each of ``batches``."""
-        if isinstance(self._pool, _Processes):
-            return self._pool.run(batches)
-        return self._overlapped(batches, self._pool)
+    def __call__(self, batches: Iterable[Sequence[bytes]]) -> Iterator[BatchResult]:
+        """The result of each of ``batches``, which are taken only a little ahead."""
+        if not isinstance(self._pool, _Processes):
+            return self._overlapped(self._processed(batches, self._pool))
+        results = self._pool.run(batches)
+        return self._overlapped(results) if self.beside else results
 
-    def _overlapped(self, batches: Sequence[Sequence[bytes]], pool: ThreadPoolExecutor) -> Iterator[BatchResult]:
+    def _processed(self, batches: Iterable[Sequence[bytes]], pool: ThreadPoolExecutor) -> Iterator[BatchResult]:
+        """Each batch as :func:`_process` gives it; threads process the next ones."""
+
         def process(batch: Sequence[bytes]) -> BatchResult:
             return _process(self.producer, takewhile(lambda _: not self._stopped, batch))
 
-        running: BatchResult | None = None  # on the device, or on its way back from it
         rest = iter(batches)
         coming = deque(pool.submit(process, batch) for batch in islice(rest, self.threads))
         while coming:
             processed = coming.popleft().result()
             coming.extend(pool.submit(process, batch) for batch in islice(rest, 1))
-            started = _start(self.producer, processed)
+            yield processed
+
+    def _overlapped(self, processed: Iterator[BatchResult]) -> Iterator[BatchResult]:
+        """Start each batch before the one before it is waited for: what a GPU made is on its way back meanwhile."""
+        running: BatchResult | None = None
+        for batch in processed:
+            started = _start(self.producer, batch)
             if running is not None:
                 yield _finish(running)
             running = started
@@ -115,20 +134,22 @@ class _Processes:
 
     Args:
         producer: what they run; each loads its own.
-        count: how many.
+        number: of processes.
+        work: what they do with a batch: :func:`run_batch` or :func:`_process`.
     """
 
-    def __init__(self, producer: Producer, count: int):
+    def __init__(self, producer: Producer, number: int, work: Work):
         self.producer = producer
         self._processes: dict[Connection, multiprocessing.process.BaseProcess] = {}
         context = multiprocessing.get_context("forkserver")  # a fork of a process that has threads may hang
+        context.set_forkserver_preload(["__main__", "torch"])  # imported once, not by each process for each column
         self._lifelines: list[Connection] = []
         resource_tracker.ensure_running()  # it would unblock signals
         unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: this process handles a Ctrl-C
         try:
-            for _ in range(count):
+            for _ in range(number):
                 (ours, theirs), (watched, lifeline) = context.Pipe(), context.Pipe(duplex=False)
-                process = context.Process(target=_work, args=(producer, theirs, watched), daemon=True)
+                process = context.Process(target=_work, args=(producer, work, theirs, watched), daemon=True)
                 process.start()
                 self._processes[ours] = process
                 self._lifelines.append(lifeline)
@@ -137,14 +158,14 @@ class _Processes:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
 
-    def run(self, batches: Sequence[Sequence[bytes]]) -> Iterator[BatchResult]:
-        """The result of each of ``batches``, in their order.
+    def run(self, batches: Iterable[Sequence[bytes]]) -> Iterator[BatchResult]:
+        """The result of each of ``batches``, in their order; a process gets the next batch when it gave back the last.
 
         Raises:
             TeacherError: when a process ended without a result.
             QuorumError: what the producer raised.
         """
-        waiting, done = iter(enumerate(batches)), {}
+        waiting, done = iter(enumerate(batches)), dict[int, BatchResult]()
         running: dict[Connection, int] = {}  # -> the number of its batch
 
         def give(connection: Connection) -> None:
@@ -153,14 +174,19 @@ class _Processes:
                     connection.send(batch)
                 running[connection] = number
 
-        for connection in self._processes:
-            give(connection)
-        for wanted in range(len(batches)):
-            while wanted not in done:
+        idle = list(self._processes)
+        for wanted in count():
+            while True:
+                while idle and len(done) < AHEAD:
+                    give(idle.pop(0))
+                if wanted in done or not running:
+                    break
                 ready = set(wait(list(running)))
                 for connection in [connection for connection in running if connection in ready]:
                     done[running.pop(connection)] = self._receive(connection)
-                    give(connection)
+                    idle.append(connection)
+            if wanted not in done:
+                return
             yield done.pop(wanted)
 
     def _receive(self, connection: Connection) -> BatchResult:
@@ -189,7 +215,7 @@ class _Processes:
             process.join()
 
 
-def _work(producer: Producer, connection: Connection, lifeline: Connection) -> None:
+def _work(producer: Producer, work: Work, connection: Connection, lifeline: Connection) -> None:
     """Run batch after batch, until the main process closes the connection or ends, however it ends.
 
     The kernel ends this process when the other end of ``lifeline`` closes, also inside of a call that holds Python's lock.
@@ -202,6 +228,7 @@ def _work(producer: Producer, connection: Connection, lifeline: Connection) -> N
 
     start_logging()
     torch.set_num_threads(1)
+    flush_denormals()
     loaded = False
     with suppress(EOFError):
         while True:
@@ -210,7 +237,7 @@ def _work(producer: Producer, connection: Connection, lifeline: Connection) -> N
                 if not loaded:
                     producer.load("cpu")
                     loaded = True
-                result: BatchResult | QuorumError = run_batch(producer, batch)
+                result: BatchResult | QuorumError = work(producer, batch)
             except QuorumError as error:
                 result = error
             connection.send(result)

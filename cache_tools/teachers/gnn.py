@@ -18,6 +18,7 @@ from cache_tools.errors import BadItem, TeacherError
 from cache_tools.format.files import sha256
 from cache_tools.hub import content_only, read_safetensors, weights_file
 from cache_tools.items.molecule import MAX_ATOMS, parse_smiles
+from cache_tools.machine import flush_denormals
 from cache_tools.teachers.base import Tunable
 
 LAYERS, WIDTH, MOLCLR_WIDTH = 5, 300, 512
@@ -202,6 +203,8 @@ class PretrainedGnn(Tunable):
     """
 
     modality = "molecule"
+    python_bound = True
+    on_device = True
     max_atoms = MAX_ATOMS
     added: ClassVar[Mapping[str, Any]] = {"max_atoms": max_atoms}
     dim = WIDTH
@@ -212,6 +215,7 @@ class PretrainedGnn(Tunable):
         self.max_atoms = max_atoms
 
     def load(self, device: str) -> None:
+        flush_denormals()  # MolCLR's weights have 109,372 of them
         state, facts = read_safetensors(Path(self.weights))
         kind = facts.get("kind", "unnamed")
         if kind not in self.kinds:
@@ -259,8 +263,10 @@ class MolClrGcn(PretrainedGnn):
     kinds = {"molclr_gcn": _MolClr}
 
 
-def atoms_and_bonds(molecule: Any) -> tuple[list[tuple[int, int]], list[tuple[int, int, int, int]]]:
-    """Atoms as (atomic number - 1, chirality); bonds as (source, target, type, direction), each in both directions.
+def atoms_and_bonds(molecule: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Atoms (atoms, 2) as atomic number - 1 and chirality; bonds (bonds, 4) as source, target, type and direction.
+
+    Every bond is listed in both directions.
 
     Raises:
         BadItem: for an atom or bond outside the networks' tables.
@@ -285,21 +291,18 @@ def atoms_and_bonds(molecule: Any) -> tuple[list[tuple[int, int]], list[tuple[in
         raise BadItem(f"the network has no embedding for {error}") from None
     if any(number < 0 for number, _ in atoms):
         raise BadItem("the network has no embedding for a dummy atom (*)")
-    return atoms, bonds
+    return np.array(atoms, np.int32), np.array(bonds, np.int32).reshape(-1, 4)
 
 
 def collate(items: Sequence[Any], device: str) -> Batch:
     """Molecules as one graph; every atom gets its self loop."""
     sizes = np.array([len(atoms) for atoms, _ in items])
-    atoms = np.concatenate([np.array(atoms) for atoms, _ in items])
-    shifts = np.cumsum(sizes) - sizes
-    pieces = [
-        np.array(bonds, np.int64).reshape(-1, 4) + np.array([shift, shift, 0, 0])
-        for (_, bonds), shift in zip(items, shifts, strict=True)
-    ]
+    atoms = np.concatenate([atoms for atoms, _ in items], dtype=np.int64)
+    pieces = np.concatenate([bonds for _, bonds in items], dtype=np.int64)
+    pieces[:, :2] += np.repeat(np.cumsum(sizes) - sizes, [len(bonds) for _, bonds in items])[:, None]
     everyone = np.arange(len(atoms))
     loops = np.stack([everyone, everyone, np.full_like(everyone, SELF_LOOP), np.zeros_like(everyone)], 1)
-    bonds = torch.from_numpy(np.concatenate([*pieces, loops])).to(device)
+    bonds = torch.from_numpy(np.concatenate([pieces, loops])).to(device)
     graph = np.repeat(np.arange(len(items)), sizes)
     return Batch(
         torch.from_numpy(atoms).to(device),

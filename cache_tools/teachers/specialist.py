@@ -32,7 +32,7 @@ class Specialist(Teacher):
         self.teacher = as_tunable(teacher)
         self.weights = self.init_args["weights"] = str(weights_file(weights, "`distill specialise` makes such a file"))
         self.modality = teacher.modality  # type: ignore[misc]  # a fact of the instance here
-        self.python_bound = teacher.python_bound  # type: ignore[misc]
+        self.python_bound, self.on_device = teacher.python_bound, teacher.on_device  # type: ignore[misc]
 
     def load(self, device: str) -> None:
         state, facts = read_safetensors(Path(self.weights))

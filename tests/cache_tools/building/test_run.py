@@ -96,6 +96,16 @@ def test_a_bad_embedding_stops_the_build_and_leaves_no_shard(tmp_path, embedding
     assert [path.name for path in (tmp_path / "c" / "teachers" / "a").iterdir()] == ["manifest.json"], "no shard, no claim"
 
 
+def test_inputs_are_finished_before_the_first_teacher_begins(tmp_path):
+    class Failing(Maccs):
+        def embed(self, items):
+            raise TeacherError("no such weights")
+
+    with pytest.raises(TeacherError, match="no such weights"):
+        build(tmp_path, "mol", RdkitSamples(limit=20), {"a": Failing()}, {"graph": MoleculeGraph()}, Settings(workers=1))
+    assert len(open_column(tmp_path / "mol" / "inputs" / "graph")) == 20
+
+
 def test_values_beyond_float16_are_kept_in_float32(tmp_path):
     folder = build(tmp_path, "c", corpus(), {"a": Lengths(1e5)}, {}, QUIET)
     column = open_column(folder / "teachers" / "a")

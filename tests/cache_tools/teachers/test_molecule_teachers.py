@@ -179,7 +179,7 @@ def test_a_gnn_refuses_atoms_outside_its_table_or_embeds_them(prepare, smiles):
         with pytest.raises(BadItem, match="dummy atom"):
             prepare.prepare(smiles)
     else:
-        assert prepare.prepare(smiles)[0] == [(91, 0)]
+        assert prepare.prepare(smiles)[0].tolist() == [[91, 0]]
 
 
 def test_a_manifest_rebuilds_its_teacher_and_nothing_else():
