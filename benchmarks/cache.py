@@ -116,12 +116,6 @@ def reading(setup: Setup) -> Iterator[Row]:
             kept = [tensor.index_select(0, rows) for tensor in (lengths, *in_memory)]
         del kept
 
-    def selected_with_input() -> None:
-        """What the loader gives, from RAM: the student's input too, and one batch kept while the next is gathered."""
-        for rows in batches:
-            kept = [tensor.index_select(0, rows) for tensor in (lengths, *in_memory)]
-        del kept
-
     def loaded() -> None:
         for _ in islice(data.train_dataloader(), len(batches)):
             pass
