@@ -17,12 +17,13 @@ import torch
 import cache
 import peers
 import probes
+import processor
 import startup
 import train
 from cache_tools import start_console
 from measure import RESULTS, Setup, drop_stale, run_all
 
-BENCHMARKS = (*cache.BENCHMARKS, *probes.BENCHMARKS, *startup.BENCHMARKS, *train.BENCHMARKS)
+BENCHMARKS = (*cache.BENCHMARKS, *probes.BENCHMARKS, *processor.BENCHMARKS, *startup.BENCHMARKS, *train.BENCHMARKS)
 
 
 def main() -> None:

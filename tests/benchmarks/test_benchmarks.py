@@ -12,6 +12,7 @@ import cache
 import measure
 import peers
 import probes
+import processor
 import run as bench
 import train
 from cache_tools import RdkitSamples
@@ -36,6 +37,7 @@ def outside(tmp_path_factory):
         kind = name.partition("_")[0]
         state = gnn._Gnn(gnn.KINDS[kind], ATOM_TYPES).state_dict()
         save_file(state, folder / "mol" / f"{name}.safetensors", metadata={"kind": kind})
+    save_file(gnn._MolClr(ATOM_TYPES).state_dict(), folder / "mol" / "molclr_gcn.safetensors", {"kind": "molclr_gcn"})
     _, items, _ = RdkitSamples(limit=120).read()
     with gzip.open(folder / "mol" / "corpus.csv.gz", "wt") as file:
         file.write("\n".join(["smiles", *(item.decode() for item in items)]) + "\n")
@@ -63,7 +65,7 @@ def test_no_two_benchmarks_share_a_row_and_every_kept_figure_has_a_benchmark():
 
 
 def test_make_bench_runs_the_benchmarks_of_every_module():
-    for module in (cache, probes, train):
+    for module in (cache, probes, processor, train):
         assert module.BENCHMARKS
         written = [value for value in vars(module).values() if isinstance(value, Benchmark)]
         assert {each.names for each in written} <= {each.names for each in module.BENCHMARKS}
