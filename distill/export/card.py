@@ -45,7 +45,7 @@ class Probes(NamedTuple):
     Attributes:
         answers: the verdict, in words; several where tasks are of several modalities.
         verdicts: a table of each.
-        tables: kind of split, the table of its scores, and the file of its plot.
+        tables: title, the table of scores, and the file of its plot.
     """
 
     answers: list[str]
@@ -169,9 +169,9 @@ def _probes(folder: Path, run: RunFolder, checkpoint: Path) -> Probes | None:
     if Path(results.about.get("checkpoint", "")).name != checkpoint.name:
         return None
     found, tables = summarise(results.records, results.costs, results.about.get("margin", MARGIN)), []
-    for number, (split, scores) in enumerate(found.by_split.items()):
-        plot = f"probes-{scores.split}{f'-{number}' if split != scores.split else ''}.png"
+    for number, scores in enumerate(found.by_split.values()):
+        plot = f"probes-{scores.split}{f'-{number}' if scores.group else ''}.png"
         figures.bars(scores).savefig(folder / plot, dpi=130)
-        tables.append((str(plain(split)), str(score_table(scores).markdown()), plot))
+        tables.append((str(plain(scores.title)), str(score_table(scores).markdown()), plot))
     verdicts = [str(verdict_table(each).markdown()) for each in found.answers if each.best]
     return Probes([str(plain(each)) for each in found.answers], verdicts, tables)

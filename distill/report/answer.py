@@ -32,7 +32,6 @@ class Answer:
     """The verdicts on tasks that all of their systems have.
 
     Args:
-        tasks: which ones or which probe, in words; empty if they are all there are.
         scores: one per system and task.
         by_split: kind of split -> system -> its mean score, as the tables have it; empty if there is only one kind.
         verdicts: of each student, the best one first.
@@ -40,7 +39,6 @@ class Answer:
         margin: a student that is lower by less is equal.
     """
 
-    tasks: str
     scores: Scores
     by_split: Mapping[str, Mapping[str, float]]
     verdicts: Mapping[str, Sequence[Verdict]]
@@ -54,7 +52,7 @@ class Answer:
 
     def __str__(self) -> str:
         """Two sentences: against the best teacher with figures and speed, and against the other baselines."""
-        where = f"{self.tasks}: " if self.tasks else ""
+        where = f"{self.scores.group}: " if self.scores.group else ""
         if not self.best:
             return f"{where}no student was compared with another system."
         student, count = self.best[0].student, len(self.verdicts)
@@ -96,11 +94,10 @@ def answers(
         margin: as in :func:`distill.report.verdict.word_of`.
     """
     groups, found = scores_per_task(records), []
-    for name, scores in groups.items():
+    for scores in groups.values():
         shown = [of for of in by_split.values() if {*of.tasks} <= {*scores.tasks} and {*of.systems} == {*scores.systems}]
         means = {of.split: dict(zip(of.systems, of.mean().tolist(), strict=True)) for of in shown if len(shown) > 1}
-        tasks = name.partition(", ")[2] if len(groups) > 1 else ""
-        found.append(Answer(tasks, scores, means, verdicts(scores, margin), costs or {}, margin))
+        found.append(Answer(scores, means, verdicts(scores, margin), costs or {}, margin))
     return found
 
 

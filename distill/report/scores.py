@@ -24,6 +24,7 @@ class Scores:
     Args:
         records: from an evaluation; all splits may be mixed.
         split: the kind of split to look at.
+        group: which tasks or which probe the records are of, in words; empty if they are all.
 
     Attributes:
         tasks: in the order of the records; metrics, provenance and test_rows are by task.
@@ -33,9 +34,9 @@ class Scores:
         marked: name of a score of marked rows, as ``r2 cliff`` -> its tasks, and its mean over them, (systems,).
     """
 
-    def __init__(self, records: Iterable[Record], split: str):
+    def __init__(self, records: Iterable[Record], split: str, group: str = ""):
         chosen = [record for record in records if record.split == split]
-        self.split = split
+        self.split, self.group = split, group
         self.kinds = {record.system: record.kind for record in chosen}
         self.tasks = list(dict.fromkeys(record.task for record in chosen))
         self.metrics = {record.task: record.metric for record in chosen}
@@ -57,6 +58,11 @@ class Scores:
         """Values of systems, tasks and seeds as (systems, tasks, seeds); NaN where there is none."""
         rows = [[[cells.get((s, t, e), np.nan) for e in self.seeds] for t in self.tasks] for s in self.systems]
         return np.array(rows)
+
+    @property
+    def title(self) -> str:
+        """Kind of split, and the group."""
+        return f"{self.split.capitalize()} split" + (f", {self.group}" if self.group else "")
 
     @property
     def averaged(self) -> bool:
@@ -130,13 +136,14 @@ def comparable_scores(records: Sequence[Record]) -> dict[str, Scores]:
             name = group if len(by_systems) == 1 else f"{group}, {tasks[0]}{more}"
             chosen = [record for record in kept if record.task in tasks and f"{record.split}{_probe(record)}" == group]
             if chosen:
-                comparable[name] = Scores(chosen, chosen[0].split)
+                split = chosen[0].split
+                comparable[name] = Scores(chosen, split, name.removeprefix(split).removeprefix(", "))
     return comparable
 
 
 def _probe(record: Record) -> str:
     """How the name of a group says which probe it is of; empty for a task with one probe."""
-    return f", {record.probe}" if record.probe and record.task.endswith(f" {record.probe}") else ""
+    return f", {record.probe} probe" if record.probe and record.task.endswith(f" {record.probe}") else ""
 
 
 def scores_per_task(records: Sequence[Record]) -> dict[str, Scores]:

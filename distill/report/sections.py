@@ -101,7 +101,7 @@ def summarise(records: Sequence[Record], costs: Mapping[str, Cost] | None = None
 
 def split_plots(split: str, scores: Scores) -> list[Plot]:
     """Scores of one kind of split, and the ranks on several tasks."""
-    name, several = f"{split.capitalize()} split", scores.several
+    name, several = scores.title, scores.several
     bars = f"{name}: mean score{', its 95 % interval over seeds' if several else ''}; dots are tasks"
     ranks = f"{name}: rank of each system on each task{', mean over seeds' if several else ''}; 1 is best"
     plots = [Plot(f"scores-{split}", bars, figures.bars(scores))]
@@ -128,7 +128,7 @@ def cost_plots(answers: Sequence[Answer], costs: Mapping[str, Cost]) -> list[Plo
     """The mean score of every system, each task once, against what it costs."""
     plots = []
     for each in answers:
-        tasks = f", {each.tasks}" if each.tasks else ""
+        tasks = f", {each.scores.group}" if each.scores.group else ""
         seconds = {name: 1 / cost.per_second for name, cost in costs.items() if cost.per_second}
         parameters = {name: float(cost.parameters) for name, cost in costs.items() if cost.parameters}
         drawn = {

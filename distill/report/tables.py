@@ -22,8 +22,8 @@ def print_scores(answers: Sequence[object], by_split: Mapping[str, Scores], writ
     console = Console()
     for answer in answers:
         console.print(f"\n{answer}", markup=False, highlight=False)
-    for split, scores in by_split.items():
-        console.print("", table(scores, f"{title}{split} split"), sep="\n")
+    for scores in by_split.values():
+        console.print("", table(scores, f"{title}{scores.title}"), sep="\n")
     console.print(f"written: {written}", markup=False)
 
 

@@ -108,11 +108,13 @@ def test_each_probe_of_a_task_has_its_own_verdict():
         for each in records(student=level)
     ]
     summary = summarise(by_probe)
-    assert [(each.tasks, each.best[0].word, each.best[0].tasks) for each in summary.answers] == [
-        ("linear", "below", 8),
-        ("rbf", "beats", 8),
+    assert [(each.scores.group, each.best[0].word, each.best[0].tasks) for each in summary.answers] == [
+        ("linear probe", "below", 8),
+        ("rbf probe", "beats", 8),
     ]
-    assert [*summary.by_split] == [f"{split}, {probe}" for probe in ("linear", "rbf") for split in ("random", "scaffold")]
+    pairs = product(("linear", "rbf"), ("random", "scaffold"))
+    assert [*summary.by_split] == [f"{split}, {probe} probe" for probe, split in pairs]
+    assert [scores.title for scores in summary.by_split.values()][-1] == "Scaffold split, rbf probe"
 
 
 def test_what_a_script_requires_is_met_or_told_in_a_sentence():
@@ -133,7 +135,7 @@ def test_a_command_ends_with_status_3_when_a_requirement_is_not_met(tmp_path: Pa
     given = ["--studies", str(tmp_path), "--out", str(tmp_path / "out"), "--require"]
     main([*given, "beats:best-teacher", "equal:concatenated"])
     shown = capsys.readouterr().out
-    assert shown.index("`student` beats the best teacher") < shown.index("random split")
+    assert shown.index("`student` beats the best teacher") < shown.index("Random split")
     with pytest.raises(SystemExit, match="3"):
         main([*given, "beats:best-teacher", "beats:start"])
     assert "beats:start is not met: the student was compared with" in capsys.readouterr().err
