@@ -35,11 +35,8 @@ from distill.heads import Head
 from distill.students.base import Student
 
 FORMAT_VERSION = 1
-
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-
 HERE = "{export}"  # stands for the folder in paths of its config.json
-
 NEEDED = ("student", "dim", "inputs", "teachers", "weights_sha256")
 
 ON_CPU, ON_GPU = 32, 512  # rows of a batch; a GPU's are halved until they fit
