@@ -150,7 +150,7 @@ def test_the_run_s_probes_give_the_scores_that_they_gave(old):
     found = [row for row in found if row["system"] not in new]
     assert len(found) == len(wanted) == 6
     for one, other in zip(found, wanted, strict=True):
-        assert one | {"score": ""} == other | {"score": ""}
+        assert {name: one[name] for name in other} | {"score": ""} == other | {"score": ""}  # fields came later, too
         if one["system"] == "untrained":  # its batch norms have seen rows of the corpus since then
             continue
         assert float(one["score"]) == pytest.approx(float(other["score"]), rel=1e-6), one["system"]

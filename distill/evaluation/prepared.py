@@ -23,6 +23,8 @@ from distill.evaluation.tasks.base import Array, Key, Task, distinct
 from distill.records import SYSTEMS, Cost, Kind, System
 from distill.students.base import Student
 
+IN_PROCESS = 2000  # items of a task
+
 log = logging.getLogger(__name__)
 
 
@@ -176,9 +178,10 @@ def prepare(
     copied = [column.path for column in (*(columns[name] for name in columns if name in live), inputs)]
     place = cache / corpora[0].corpus.fingerprint[:16] if cache else None
     parent = place or inputs.path.parents[1] / TASKS
+    running = {name: settings or _running(task) for name, task in tasks.items()}
     with _writing_to(parent):
         folders = {
-            name: build_like(copied, parent, task.corpus(name), settings, trust_remote_code=trust_remote_code)
+            name: build_like(copied, parent, task.corpus(name), running[name], trust_remote_code=trust_remote_code)
             for name, task in tasks.items()
         }
     names = dict.fromkeys(name for corpus in corpora for name in corpus.teachers if name in columns)
@@ -189,9 +192,9 @@ def prepare(
         log.warning("student %s reads no %ss: it is left out of their tasks", ", ".join(unread), modality)
     if "fingerprints" in with_parts(systems) and (named := fingerprints(corpora)):
         producers["fingerprints"] = named
-    for folder, (column, producer) in product(folders.values(), chain.from_iterable(producers.values())):
+    for name, (column, producer) in product(folders, chain.from_iterable(producers.values())):
         with _writing_to(parent):
-            add_column(folder, column, producer, settings)
+            add_column(folders[name], column, producer, running[name])
     corpus_items = np.concatenate([corpus_hashes(corpus.columns.corpus, place) for corpus in corpora])
     prepared = {}
     for name, task in tasks.items():
@@ -200,6 +203,11 @@ def prepare(
         read = {system: [column for column, _ in named] for system, named in producers.items()}
         prepared[name] = Prepared(task, folders[name], inputs.name, teachers, read, corpora, seen, trust_remote_code)
     return prepared
+
+
+def _running(task: Task) -> Settings:
+    """How to make the columns of a task's items: without further processes, which import for seconds, where few are."""
+    return Settings(workers=1 if len(distinct(task.load()[0])) <= IN_PROCESS else 0)
 
 
 def width_of(students: Students) -> int:
