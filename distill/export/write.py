@@ -99,7 +99,7 @@ def export(
                 }
                 for name, space in spaces.items()
             },
-            "precision": config["trainer"]["precision"] or "32-true",  # of the run; None in version 0.1
+            "precision": config.get("trainer", {}).get("precision") or "32-true",  # of the run; None in version 0.1
             "weights_sha256": _write_weights(student, spaces, folder / WEIGHTS),
             "checkpoint": {"sha256": sha256(ckpt_path), "epoch": checkpoint["epoch"], "step": checkpoint["global_step"]},
             "libraries": library_versions(),

@@ -113,7 +113,7 @@ def test_a_command_ends_when_the_one_that_started_it_is_killed(tmp_path):
     subprocess.Popen([sys.executable, {str(tmp_path / "child.py")!r}])
     time.sleep(60)
 """)
-    child = int(command.process.stdout.readline())
+    assert int(command.process.stdout.readline())  # the child runs
     assert command.process.stdout.readline() == "ready\n"
     command.process.kill()
     command.process.communicate(timeout=20)  # the child has the same pipes: it ended, too

@@ -402,6 +402,7 @@ def test_the_command_reads_its_arguments_from_a_file(teachers, images, tmp_path,
         "init_args": {"weights": teachers["resnet"].weights},
     }
     (tmp_path / "specialist.yaml").write_text(json.dumps({"teacher": teacher, "task": task, "epochs": 0}))
-    main(["specialise", "--config", str(tmp_path / "specialist.yaml"), "--out", str(tmp_path / "out.safetensors"), "--device", "cpu"])
-    assert read(tmp_path / "out.safetensors")[1]["logits"] == "2", "the pattern leaves two classes"
+    out = tmp_path / "out.safetensors"
+    main(["specialise", "--config", str(tmp_path / "specialist.yaml"), "--out", str(out), "--device", "cpu"])
+    assert read(out)[1]["logits"] == "2", "the pattern leaves two classes"
     assert "written: " in capsys.readouterr().out
