@@ -1,10 +1,12 @@
 """What a fit of the command line does beside training: keeps its configuration, ends on Ctrl-C, publishes checkpoints."""
 
+import io
 import logging
 import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import SaveConfigCallback
@@ -71,9 +73,13 @@ class WholeCheckpoints(TorchCheckpointIO):
     """Writes a checkpoint beside its place, then renames it: Lightning's temporary folder may be on another disk."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        beside = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp")
+        content, beside = io.BytesIO(), Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp")
+        torch.save(checkpoint, content)
         try:
-            super().save_checkpoint(checkpoint, beside, storage_options)
+            beside.parent.mkdir(parents=True, exist_ok=True)
+            beside.write_bytes(content.getbuffer())
             beside.replace(path)
+        except OSError as error:  # a failed write names no file
+            raise OSError(error.errno, error.strerror, str(path)) from None
         finally:
             beside.unlink(missing_ok=True)

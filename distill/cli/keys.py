@@ -75,7 +75,7 @@ def _owner(key: str, classes: dict[str, str]) -> tuple[str, str]:
 
 def _given(arguments: Sequence[str]) -> Iterator[Given]:
     """Every key in the order in which it counts."""
-    for word, following in zip(arguments[1:], [*arguments[2:], ""], strict=True):
+    for word, following in zip(arguments[1:], [*arguments[2:], ""], strict=False):
         key, equals, value = word.partition("=")
         if key in ("--config", "-c"):
             for path, tree in read_configurations([word, following]):

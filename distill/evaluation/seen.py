@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -44,24 +45,30 @@ def hashes(items: Iterable[bytes], modality: str) -> Hashes:
 def corpus_hashes(folder: Path, place: Path | None = None) -> Hashes:
     """The hashes of a stored corpus's items, (rows,); computed once and kept.
 
+    The kept file is in no manifest: its name holds the corpus's fingerprint, numpy compares its checksum when it reads it,
+    and a damaged one is computed again.
+
     Args:
         folder: of the corpus.
         place: a folder to keep them in, when the corpus's own shall stay as it is.
     """
     corpus = read_corpus(folder)
-    name = f"seen-{corpus.fingerprint[:16]}.npy"
+    name = f"seen-{corpus.fingerprint[:16]}.npz"
     for path in (folder / name, (place or folder) / name):
-        with suppress(ValueError, EOFError, OSError):  # missing, or cut short by a copy
-            kept: Hashes = np.load(path)
+        with (
+            suppress(ValueError, EOFError, OSError, KeyError, RuntimeError, BadZipFile),
+            np.load(path) as file,
+        ):  # missing, or damaged
+            kept: Hashes = file["hashes"]
             if kept.shape == (corpus.rows,):
                 return kept
     shards = [hashes(read_items(folder, number)[1], corpus.modality) for number in range(corpus.shard_count)]
     every: Hashes = np.concatenate([np.empty(0, np.uint64), *shards])
-    file = io.BytesIO()
-    np.save(file, every)
+    content = io.BytesIO()
+    np.savez(content, hashes=every)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, file.getvalue())
+        write_file(path, content.getvalue())
     except (OSError, CacheError) as error:
         log.warning("%s is not kept, the next test computes it again: %s", path, error)
     return every

@@ -94,3 +94,21 @@ def test_a_damaged_line_of_a_log_is_named(tmp_path, line):
         ConfigError, match=re.escape("metrics.csv, line 3: expected the columns step, train/loss, val/loss")
     ):
         RunFolder(tmp_path).metrics()
+
+
+def test_a_cut_or_damaged_log_of_tensorboard_breaks_no_report(tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(tmp_path) as writer:
+        for step in range(3):
+            writer.add_scalar("loss", 1.0, step, walltime=100.0 + step)
+    (log,) = tmp_path.glob("events.out.tfevents.*")
+    sound, run = log.read_bytes(), RunFolder(tmp_path)
+    assert run.seconds() is not None
+    for length in range(len(sound)):
+        log.write_bytes(sound[:length])
+        run.seconds()
+        log.write_bytes(sound[:length] + bytes([sound[length] ^ 1]) + sound[length + 1 :])
+        run.seconds()
+    log.write_bytes(b"")
+    assert run.seconds() is None

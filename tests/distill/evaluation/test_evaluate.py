@@ -334,7 +334,7 @@ def test_a_read_only_cache_is_probed_with_another_folder_for_its_tasks(chains: P
         evaluation.prepare(corpora if cache else [open_corpus(chains / "c", ["maccs", "morgan"])], Settings(workers=1))
         scores.append([(record.system, record.score) for record in evaluation.run({"student": student}, "cpu", quiet=True)])
     assert scores[0] == scores[1]
-    assert len(list((tmp_path / "elsewhere" / "kept").rglob("seen-*.npy"))) == 2
+    assert len(list((tmp_path / "elsewhere" / "kept").rglob("seen-*.npz"))) == 2
     assert not (read_only / "tasks").exists()
     assert ProbeDuring(Evaluation(tasks, every=1, cache=tmp_path)).evaluation.cache == tmp_path
 
@@ -344,7 +344,7 @@ def test_a_read_only_cache_that_holds_the_tasks_needs_no_other_folder(
 ):
     tasks = {"y": MoleculeTask(chains / "task.csv", "regression")}
     Evaluation(tasks, seeds=[0]).prepare([open_corpus(tmp_path / "c", ["maccs"])], Settings(workers=1))
-    (next((tmp_path / "c").glob("seen-*.npy"))).unlink()
+    (next((tmp_path / "c").glob("seen-*.npz"))).unlink()
     evaluation = Evaluation(tasks, seeds=[0])
     evaluation.prepare([open_corpus(read_only, ["maccs"])], Settings(workers=1))
     assert evaluation.prepared["y"].teachers == ["maccs"]

@@ -31,20 +31,23 @@ def test_a_corpus_is_read_once(tmp_path, monkeypatch):
     np.testing.assert_array_equal(corpus_hashes(tmp_path), found)
 
 
-def test_hashes_that_were_cut_short_are_computed_again(tmp_path):
+def test_hashes_that_were_cut_short_or_damaged_are_computed_again(tmp_path):
     store_corpus(tmp_path, Items(["CCO", "OCC", "CCC"], "molecule"), 2)
     found = corpus_hashes(tmp_path)
-    (path,) = tmp_path.glob("seen-*.npy")
+    (path,) = tmp_path.glob("seen-*.npz")
     whole = path.read_bytes()
     for cut in (b"", whole[:60], whole[:-8]):
         path.write_bytes(cut)
         np.testing.assert_array_equal(corpus_hashes(tmp_path), found)
         assert path.read_bytes() == whole
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        np.testing.assert_array_equal(corpus_hashes(tmp_path), found)
 
 
 def test_hashes_may_be_kept_elsewhere(tmp_path):
     store_corpus(tmp_path / "c", Items(["CCO", "OCC"], "molecule"), 2)
     found = corpus_hashes(tmp_path / "c", tmp_path / "kept")
-    (path,) = tmp_path.rglob("seen-*.npy")
+    (path,) = tmp_path.rglob("seen-*.npz")
     assert path.parent == tmp_path / "kept"
     np.testing.assert_array_equal(corpus_hashes(tmp_path / "c", tmp_path / "kept"), found)
