@@ -243,6 +243,37 @@ def test_a_stopped_fit_is_not_finished_and_says_how_to_continue(place, as_comman
     assert json.loads((run / "finished").read_text())["epoch"] == epochs + 1
 
 
+@pytest.fixture
+def mounted(tmp_path):
+    """Mounts a file system in memory with some options, and gives its folder."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(options: str) -> Path:
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, check=False)
+        if done.returncode:
+            pytest.skip(f"only root can mount a file system: {done.stderr.decode()}")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", folder], capture_output=True, check=False)
+
+
+def test_a_fit_on_a_disk_that_becomes_full_or_is_read_only_says_so_in_words(place, as_command, mounted):
+    run = mounted("size=60k") / "run"
+    done = place.inside(distill, "fit", "--config", "fit.yaml", "--run", str(run))
+    assert f"{run}/checkpoints/" in done.stderr
+    assert "No space left on device: make space on the disk, then continue" in done.stderr
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [], "nothing that is half a checkpoint"
+    assert not (run / "finished").exists()
+    again = mounted("remount,ro") / "other"
+    refused = place.inside(distill, "fit", "--config", "fit.yaml", "--run", str(again))
+    assert f"{again}: Read-only file system: choose a folder that can be written to" in refused.stderr
+    for command in (done, refused):
+        assert command.returncode == 1
+        assert "Traceback" not in command.stderr
+
+
 def test_a_tested_run_can_be_trained_on_from_its_last_checkpoint(place, as_command):
     """`distill test` once wrote its own configuration over the run's."""
     run = place.folder / "runs" / "mini"
