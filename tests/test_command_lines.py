@@ -246,17 +246,18 @@ def test_a_stopped_fit_is_not_finished_and_says_how_to_continue(place, as_comman
 @pytest.fixture
 def mounted(tmp_path):
     """Mounts a file system in memory with some options, and gives its folder."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
 
     def mount(options: str) -> Path:
+        folder = tmp_path / options
+        folder.mkdir()
         done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, check=False)
         if done.returncode:
             pytest.skip(f"only root can mount a file system: {done.stderr.decode()}")
         return folder
 
     yield mount
-    subprocess.run(["umount", folder], capture_output=True, check=False)
+    for folder in tmp_path.iterdir():  # lazily: a fit of this process may still have a log open there
+        subprocess.run(["umount", "--lazy", folder], capture_output=True, check=False)
 
 
 def test_a_fit_on_a_disk_that_becomes_full_or_is_read_only_says_so_in_words(place, as_command, mounted):
@@ -266,7 +267,7 @@ def test_a_fit_on_a_disk_that_becomes_full_or_is_read_only_says_so_in_words(plac
     assert "No space left on device: make space on the disk, then continue" in done.stderr
     assert [path.name for path in (run / "checkpoints").iterdir()] == [], "nothing that is half a checkpoint"
     assert not (run / "finished").exists()
-    again = mounted("remount,ro") / "other"
+    again = mounted("ro") / "other"
     refused = place.inside(distill, "fit", "--config", "fit.yaml", "--run", str(again))
     assert f"{again}: Read-only file system: choose a folder that can be written to" in refused.stderr
     for command in (done, refused):
