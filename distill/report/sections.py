@@ -132,7 +132,7 @@ def cost_plots(answers: Sequence[Answer], costs: Mapping[str, Cost]) -> list[Plo
         seconds = {name: 1 / cost.per_second for name, cost in costs.items() if cost.per_second}
         parameters = {name: float(cost.parameters) for name, cost in costs.items() if cost.parameters}
         drawn = {
-            "seconds per item": figures.cost(each.scores, seconds, "seconds per item, from the raw item"),
+            "seconds per item": figures.cost(each.scores, seconds, "CPU seconds per item, from the raw item"),
             "parameters": figures.cost(each.scores, parameters, "parameters of its networks"),
         }
         caption = "Mean score over tasks against {}; no system on the line is beaten in both" + tasks

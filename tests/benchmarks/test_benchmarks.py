@@ -48,7 +48,11 @@ def outside(tmp_path_factory):
 def test_every_benchmark_yields_each_of_its_rows_with_a_finite_figure(which: Benchmark, setup, outside, monkeypatch):
     monkeypatch.setenv("WEIGHTS", str(outside))
     monkeypatch.setenv("DATA", str(outside))
-    rows = dict(which.run(setup))
+    try:
+        rows = dict(which.run(setup))
+    except LeftOut as reason:
+        assert str(reason).startswith("pip install"), "the files that it needs are there"
+        pytest.skip(str(reason))
     assert tuple(rows) == which.names
     for name, row in rows.items():
         assert math.isfinite(row.figure), name

@@ -348,7 +348,7 @@ def test_a_read_only_cache_that_holds_the_tasks_needs_no_other_folder(
     evaluation = Evaluation(tasks, seeds=[0])
     evaluation.prepare([open_corpus(read_only, ["maccs"])], Settings(workers=1))
     assert evaluation.prepared["y"].teachers == ["maccs"]
-    assert "npy is not kept, the next test computes it again" in caplog.text
+    assert "npz is not kept, the next test computes it again" in caplog.text
 
 
 def test_fingerprints_are_a_system_of_molecules_that_are_no_teachers_and_stand_beside_the_student(chains: Path):
