@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from cache_tools import Corpus, CorpusError, IdxImages, ImageFolder, read_idx
+from cache_tools import ConfigError, Corpus, CorpusError, IdxImages, ImageFolder, read_idx
 from distill.evaluation.probes import Probe
 from distill.evaluation.tasks.base import Array, Key
-from distill.evaluation.tasks.labelled import PARTS, Labelled, class_numbers
+from distill.evaluation.tasks.labelled import Labelled, class_numbers
+from distill.evaluation.tasks.tables import PARTS
 
 
 class ImageTask(Labelled):
@@ -107,6 +108,7 @@ class IdxTask(Labelled):
         probes: as for :class:`ImageTask`.
 
     Raises:
+        ConfigError: when a split has another name.
         CorpusError: when a file is missing, cut short or no IDX file, or the two of a pair differ in length.
     """
 
@@ -114,7 +116,9 @@ class IdxTask(Labelled):
 
     def __init__(self, images: dict[str, Path], probes: list[Probe] | None = None):
         super().__init__("multiclass", probes)
-        self.images = {part: Path(path) for part, path in images.items()}
+        self.images = {part.strip().lower(): Path(path) for part, path in images.items()}
+        if (unknown := sorted(self.images.keys() - PARTS.keys())) and self.images.keys() != {""}:
+            raise ConfigError(f"images names the split {unknown[0]!r}, expected train, validation or test, or one file: ''")
 
     def load(self) -> tuple[Sequence[Key], Array]:
         parts: list[str] = []

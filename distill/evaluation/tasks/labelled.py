@@ -6,11 +6,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from cache_tools import ConfigError, CorpusError
+from cache_tools import ConfigError
 from distill.evaluation.probes import PROBES, Probe
 from distill.evaluation.tasks.base import Array, Key, Kind, Task, copies, grouped_split
-
-PARTS = {"train": 0, "validation": 1, "valid": 1, "val": 1, "dev": 1, "test": 2}
+from distill.evaluation.tasks.tables import PARTS
 
 VALIDATION = 0.1  # of the training rows, when a data set names no validation rows
 
@@ -35,10 +34,10 @@ class Labelled(Task):
         return split == "own" or (self.kind == "multiclass" and _shots(split) is not None)
 
     def _keep(self, keys: Sequence[Key], parts: Sequence[str], labels: Array) -> tuple[Sequence[Key], Array]:
-        """Remember what :meth:`split` needs of each row."""
+        """Remember what :meth:`split` needs of each row; a part is a key of ``PARTS``, or "" in all rows."""
         self._rows = {}
         for key, part, label in zip(keys, parts, labels[:, 0].tolist(), strict=True):
-            self._rows.setdefault(key, []).append((part.strip().lower(), label))
+            self._rows.setdefault(key, []).append((part, label))
         return keys, labels
 
     def groups(self, split: str, items: Sequence[Key]) -> Array | None:
@@ -75,13 +74,7 @@ class Labelled(Task):
 
 
 def numbered(named: Sequence[str], items: Sequence[Key]) -> tuple[Array, Array, Array]:
-    """Row numbers for training, validation and test by the names of the rows' parts; copies of test items are left out.
-
-    Raises:
-        CorpusError: when a name is no part's.
-    """
-    if unknown := sorted(set(named) - PARTS.keys()):
-        raise CorpusError(f"a row's split is {unknown[0]!r}, expected train, validation or test in all rows or in none")
+    """Row numbers for training, validation and test by the rows' keys of ``PARTS``; copies of test items are left out."""
     number = np.array([PARTS[name] for name in named])
     if PARTS["test"] not in number:  # only train and val, as in ImageNet
         number[number == PARTS["validation"]] = PARTS["test"]

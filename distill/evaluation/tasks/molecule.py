@@ -14,7 +14,7 @@ from cache_tools import ConfigError, CorpusError
 from distill.evaluation.probes import Probe
 from distill.evaluation.tasks.base import SHARES, Array, Key, Kind, Provenance, Task, copies, grouped_split
 from distill.evaluation.tasks.labelled import Labelled, numbered
-from distill.evaluation.tasks.tables import table_rows, values
+from distill.evaluation.tasks.tables import part_names, table_rows, values
 
 
 class MoleculeTask(Task):
@@ -119,8 +119,9 @@ class MoleculeTask(Task):
             none = np.zeros(0, np.int64)
             return none, none, np.arange(len(items))
         rows: dict[str, list[str]] = {}
-        for row in self._read():
-            rows.setdefault(row[self.smiles].strip(), []).append(row[self.part].strip().lower())
+        table = self._read()
+        for row, part in zip(table, part_names(table, self.path, self.part), strict=True):
+            rows.setdefault(row[self.smiles].strip(), []).append(part)
         named = {smiles: iter(parts) for smiles, parts in rows.items()}  # a molecule's rows come in order
         train, valid, test = numbered([next(named[item]) for item in items], items)
         return train, valid, test

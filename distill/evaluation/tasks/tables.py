@@ -18,6 +18,8 @@ Rows = Sequence[Mapping[str, str]]
 
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
+PARTS = {"train": 0, "validation": 1, "valid": 1, "val": 1, "dev": 1, "test": 2}  # names of a split's parts
+
 EXACT = 2**53  # whole numbers below it are exact as floats
 
 RATINGS = 20  # fractional numbers that may be classes, as a half star is
@@ -93,6 +95,22 @@ def number(text: str, where: str, binary: bool, optional: bool = False) -> float
         expected = f"{', '.join(others)} or {last}" if others else last
         raise CorpusError(f"{where} is {text!r}, expected {expected}")
     return value
+
+
+def part_names(rows: Rows, path: Path, column: str) -> list[str]:
+    """The part of a split that every row names, as a key of ``PARTS``; all are empty when no row names one.
+
+    Raises:
+        CorpusError: when a row names no part, and others do, or a part that is not known.
+    """
+    names = [row.get(column, "").strip().lower() for row in rows]
+    wrong = next((count for count, name in enumerate(names) if name not in PARTS), None)
+    if wrong is not None and any(names):
+        raise CorpusError(
+            f"{place(path, wrong)}: {column} is {rows[wrong].get(column, '')!r}, "
+            "expected train, validation or test in all rows or in none"
+        )
+    return names
 
 
 def class_names(rows: Rows, path: Path, column: str) -> list[str]:

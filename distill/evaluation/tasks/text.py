@@ -6,7 +6,7 @@ from pathlib import Path
 from distill.evaluation.probes import Probe
 from distill.evaluation.tasks.base import Array, Key, Kind
 from distill.evaluation.tasks.labelled import Labelled, class_numbers
-from distill.evaluation.tasks.tables import class_names, table_rows, values
+from distill.evaluation.tasks.tables import class_names, part_names, table_rows, values
 
 SPLIT = "split"  # a column that a table may have
 
@@ -28,7 +28,8 @@ class TextTask(Labelled):
         probes: instead of the kind's own.
 
     Raises:
-        CorpusError: missing file or column, a row without a label, many different fractional numbers as classes.
+        CorpusError: missing file or column, a row without a label or with an unknown split, many different
+            fractional numbers as classes.
     """
 
     modality = "text"
@@ -52,7 +53,7 @@ class TextTask(Labelled):
             labels = values(rows, self.path, [self.label], binary=False)
         else:
             labels = class_numbers(class_names(rows, self.path, self.label))
-        return self._keep([row[self.text] for row in rows], [row.get(self.part, "") for row in rows], labels)
+        return self._keep([row[self.text] for row in rows], part_names(rows, self.path, self.part), labels)
 
 
 class TextPairTask(Labelled):
@@ -67,7 +68,7 @@ class TextPairTask(Labelled):
         split: its column of split names; the seed splits the rows when there is no column ``split``, or it is empty.
 
     Raises:
-        CorpusError: missing file or column, a label that is no number.
+        CorpusError: missing file or column, a label that is no number, a row with an unknown split.
     """
 
     modality = "text"
@@ -89,4 +90,4 @@ class TextPairTask(Labelled):
         rows = table_rows(self.path, [self.first, self.second, self.label, *named(self.part)], [self.part])
         labels = values(rows, self.path, [self.label], binary=self.kind == "pairs")
         keys = [(row[self.first], row[self.second]) for row in rows]
-        return self._keep(keys, [row.get(self.part, "") for row in rows], labels)
+        return self._keep(keys, part_names(rows, self.path, self.part), labels)

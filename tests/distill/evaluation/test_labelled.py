@@ -1,6 +1,7 @@
 import csv
 import gzip
 import io
+import re
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -19,7 +20,7 @@ from cache_tools.teachers.base import Teacher
 from distill.data.columns import open_corpus
 from distill.evaluation.probes import PROBES, KnnProbe, SoftmaxProbe
 from distill.evaluation.protocol import Evaluation
-from distill.evaluation.tasks import ImageTask, TextPairTask, TextTask
+from distill.evaluation.tasks import IdxTask, ImageTask, MoleculeTask, TextPairTask, TextTask
 from distill.evaluation.tasks.base import distinct
 from distill.students.base import Student
 
@@ -242,10 +243,20 @@ def test_a_missing_file_is_named(tmp_path, make):
 
 
 @pytest.mark.parametrize("bad", ["trian", ""])
-def test_a_split_name_that_nobody_knows_is_shown(tmp_path, bad):
+def test_a_split_name_that_nobody_knows_is_shown_with_its_file_and_row(tmp_path, bad):
     rows = [*texts(9, thirds), {"text": "x", "label": "apple", "split": bad}]
-    with pytest.raises(CorpusError, match=f"a row's split is '{bad}', expected train, validation or test in all rows"):
-        split_of(TextTask(table(tmp_path, rows)))
+    rows = [row | {"text1": row["text"], "text2": "y", "score": "1", "smiles": "C", "y": "1"} for row in rows]
+    path = table(tmp_path, rows)
+    message = f"{path} line 11: split is '{bad}', expected train, validation or test in all rows or in none"
+    tasks = TextTask(path), TextPairTask(path), MoleculeTask(path, "regression", ["y"], split="split")
+    for task in tasks:
+        with pytest.raises(CorpusError, match=re.escape(message)):
+            split_of(task)
+
+
+def test_a_split_of_idx_files_that_nobody_knows_is_shown():
+    with pytest.raises(ConfigError, match=re.escape("images names the split 'trian', expected train, validation or test")):
+        IdxTask({"trian": "a", "test": "b"})
 
 
 @pytest.mark.parametrize(("make", "kind"), [(TextTask, "pairs"), (TextTask, "similarity"), (TextPairTask, "multiclass")])
