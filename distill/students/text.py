@@ -133,9 +133,10 @@ class TextStudent(TokenStudent):
             ``num_hidden_layers``, ``hidden_size`` and the tokenizer's ``vocab_size``.
         pooling: ``mean`` of the tokens, ``cls`` (the first token) or ``last``.
         dim: width of the embedding, by a linear map; the network's own width when not given.
+        layers: begin as these layers of the model, such as ``[0, 5]``, in this order; all of them when not given.
 
     Raises:
-        ConfigError: when ``config`` does not fit the model type.
+        ConfigError: when ``config`` does not fit the model type, or ``layers`` are not those of the model.
         TeacherError: when the model cannot be loaded.
     """
 
@@ -148,9 +149,12 @@ class TextStudent(TokenStudent):
         config: dict[str, Any] | None = None,
         pooling: TextPooling = "mean",
         dim: int | None = None,
+        layers: list[int] | None = None,
     ):
         super().__init__()
         self.network = _network(model, pretrained, config)
+        if layers is not None:
+            _keep_layers(self.network, model, layers)
         facts = self.network.config
         if isinstance(pooler := getattr(self.network, "pooler", None), nn.Module):
             pooler.requires_grad_(False)  # its output is not used: DDP would wait for its gradient
@@ -183,7 +187,7 @@ class TextStudent(TokenStudent):
 
     def portable(self, init_args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         self.network.config.save_pretrained(folder)
-        return {**init_args, "model": str(folder), "pretrained": False, "config": None}
+        return {**init_args, "model": str(folder), "pretrained": False, "config": None, "layers": None}
 
     def random_start(self, init_args: Mapping[str, Any]) -> dict[str, Any]:
         new = init_args.get("config") is not None  # then the network is random, whatever `pretrained` says
@@ -237,3 +241,16 @@ def _network(model: str, pretrained: bool, config: dict[str, Any] | None) -> Any
         return AutoModel.from_config(AutoConfig.for_model(model, **config), trust_remote_code=False)
     except (*UNREADABLE, StrictDataclassError, ArithmeticError, AssertionError, LookupError) as error:
         raise ConfigError(f"no {model} network of this config: {error}") from None
+
+
+def _keep_layers(network: Any, model: str, layers: list[int]) -> None:
+    """Leave a network only some of its layers."""
+    count = network.config.num_hidden_layers
+    if not layers or not set(layers) <= set(range(count)):
+        raise ConfigError(f"layers is {layers}, expected some of 0 to {count - 1}: {model} has {count} layers")
+    names = [name for name, part in network.named_modules() if isinstance(part, nn.ModuleList) and len(part) == count]
+    if len(names) != 1:
+        raise ConfigError(f"{model} has no single list of its {count} layers: leave layers out")
+    stack = network.get_submodule(names[0])
+    network.set_submodule(names[0], nn.ModuleList(stack[number] for number in dict.fromkeys(layers)))
+    network.config.num_hidden_layers = len(set(layers))

@@ -399,6 +399,36 @@ def test_a_text_student_begins_with_saved_weights_random_ones_or_a_new_network(b
     assert len(new.network.encoder.layer) == 1
 
 
+@pytest.mark.parametrize("layers", [[0], [1], [1, 0]])
+def test_a_text_student_begins_as_some_layers_of_a_model(bert, layers, tmp_path):
+    whole, student = TextStudent(bert).eval().network, TextStudent(bert, layers=layers).eval()
+    rows, ids = [[2, 5, 7, 3], [2, 6, 4, 3]], torch.tensor([[2, 5, 7, 3], [2, 6, 4, 3]])
+    with torch.inference_mode():
+        hidden = whole.embeddings(ids)  # (rows, tokens, width)
+        for number in layers:
+            hidden = whole.encoder.layer[number](hidden)
+        torch.testing.assert_close(student({"tokens": tokens(*rows)}), hidden.mean(1))
+    assert student.widths == [16] * len(layers)
+    arguments = student.portable({"model": bert, "layers": layers}, tmp_path / "network")
+    TextStudent(**arguments).load_state_dict(student.state_dict())  # fails unless the network is the same
+    new = TextStudent(**student.random_start({"model": bert, "layers": layers}))
+    assert not same(new.network, student.network) and len(new.network.encoder.layer) == len(layers)
+
+
+@pytest.mark.parametrize(
+    ("model", "layers", "message"),
+    [
+        ("bert", [3], r"layers is \[3\], expected some of 0 to 2: bert has 3 layers"),
+        ("bert", [], "expected some of 0 to 2"),
+        ("bert", [-1], "expected some of 0 to 2"),
+        ("albert", [0], "albert has no single list of its 3 layers"),
+    ],
+)
+def test_layers_that_a_model_has_not_are_an_error(model, layers, message):
+    with pytest.raises(ConfigError, match=message):
+        TextStudent(model, config=BERT, layers=layers)
+
+
 @pytest.mark.parametrize("model", ["bert", "roberta", "mpnet", "albert", "electra"])
 def test_every_parameter_of_a_text_student_gets_a_gradient(model):
     student = TextStudent(model, config=BERT, dim=5)
