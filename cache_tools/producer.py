@@ -201,8 +201,8 @@ def refuse_remote_code(content: Any, where: object) -> None:
                 raise CacheError(
                     f"{where} says trust_remote_code: {part['trust_remote_code']}, expected false: it would run the Python "
                     f"code that comes with {model}, and no file may allow this. Read that code; if you trust it, allow it "
-                    "for this command: `distill-cache sample` takes --trust_remote_code true, `distill test` and `fit` "
-                    "take --probe.trust_remote_code true"
+                    "for this command: `distill-cache sample` takes --trust_remote_code true, `distill test`, `validate` "
+                    "and `fit` take --probe.trust_remote_code true; no other command runs it"
                 )
             waiting += part.values()
         elif isinstance(part, list | tuple):

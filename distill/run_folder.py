@@ -15,8 +15,9 @@ from typing import IO, Any
 from zlib import crc32
 
 import numpy as np
+import yaml
 
-from cache_tools import ConfigError, write_file
+from cache_tools import ConfigError, read_configurations, refuse_remote_code, write_file
 
 TERMINATED = 143  # the status of a command that a SIGTERM stopped
 
@@ -80,6 +81,27 @@ class RunFolder:
                 return cls(folder)
             number += 1
             folder = wanted.with_name(f"{wanted.name}-{number}")
+
+    def configuration(self, trust_remote_code: bool = False) -> dict[str, Any]:
+        """What ``config.yaml`` says; ``probe.trust_remote_code`` is false, since each command must say it itself.
+
+        Args:
+            trust_remote_code: the present command allows the classes in it to run Python code that comes with a model.
+
+        Raises:
+            ConfigError: when it is no YAML, or no mapping.
+            CacheError: when a class in it would run a model's own code, and the command does not allow it.
+        """
+        list(read_configurations(["--config", str(self.config)]))  # tells what is no YAML, with its line
+        content = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            found = type(content).__name__
+            raise ConfigError(f"{self.config}: expected the keys of a fit, found {found}: restore the file of that run")
+        if isinstance(probe := content.get("probe"), dict):
+            probe["trust_remote_code"] = False
+        if not trust_remote_code:
+            refuse_remote_code(content, self.config)
+        return content
 
     def lock(self) -> IO[str]:
         """Keep other fits from writing this run, until the file is closed or the process ends.

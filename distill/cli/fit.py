@@ -100,7 +100,8 @@ def complete(arguments: list[str]) -> list[str]:
     """Fill in what ``distill test`` or ``validate`` leaves out: the newest run, its configuration, its best checkpoint.
 
     Raises:
-        ConfigError: when there is no run, or no such checkpoint.
+        ConfigError: when there is no run, or no such checkpoint, or its configuration is damaged.
+        CacheError: when its configuration would let a model run its own code, and the command does not allow it.
     """
     if arguments[0] == "fit" or {"-h", "--help", "--print_config"} & set(arguments):
         return arguments
@@ -108,6 +109,7 @@ def complete(arguments: list[str]) -> list[str]:
     parser.add_argument("-c", "--config", action="append", default=[], type=Path)
     parser.add_argument("--ckpt_path", type=Path)
     parser.add_argument("--run", type=Path)
+    parser.add_argument("--probe.trust_remote_code", dest="trust", default="false")
     given, _ = parser.parse_known_args(arguments[1:])
     checkpoint = given.ckpt_path or (RunFolder(given.run) if given.run else newest_run(_run_of(given.config))).best
     read_checkpoint(checkpoint)
@@ -115,6 +117,7 @@ def complete(arguments: list[str]) -> list[str]:
     log.info("%s: %s", arguments[0], checkpoint)
     added = []  # first, so that other keys win over it; no file of a run, perhaps somebody else's, allows a model's code
     if run.config.is_file():
+        run.configuration(given.trust.lower() == "true")
         added = ["--config", str(run.config), "--probe.trust_remote_code", "false"]
     return [
         arguments[0],

@@ -341,9 +341,7 @@ def instance(kind: Any, base: type, spec: Any, where: Path) -> Any:
 
     Raises:
         ConfigError: when the class is gone, is no ``base``, or does not take these arguments.
-        CacheError: when one of them would let a model run its own code.
     """
-    refuse_remote_code(spec, where)
     try:
         import_class(spec["class_path"], base)
         parser = ArgumentParser(exit_on_error=False)
@@ -385,6 +383,7 @@ def _featuriser(spec: Mapping[str, Any], folder: Path) -> Featuriser:
 def _modules(folder: Path, config: Mapping[str, Any]) -> tuple[Student, nn.ModuleDict]:
     """The student and its teachers' spaces with their weights."""
     path, source = folder / WEIGHTS, folder / CONFIG
+    refuse_remote_code(config, source)
     weights = read_weights(path, config["weights_sha256"])
     spaces = nn.ModuleDict()
     with no_larger_than(weights, source):

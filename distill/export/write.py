@@ -10,7 +10,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import nn
 
@@ -183,20 +182,21 @@ def open_run(checkpoint: Path, heads: bool) -> tuple[dict[str, Any], DistillData
 
     Raises:
         ConfigError: when the run's files are missing or do not fit together.
+        CacheError: when its configuration would let a model run its own code, which no export may.
     """
     content = read_checkpoint(checkpoint)
-    path = RunFolder.of_checkpoint(checkpoint).config
-    if not path.is_file():
-        raise ConfigError(f"no {path}: a checkpoint must lie in its run's folder, as RUN/checkpoints/best.ckpt")
-    config = yaml.safe_load(path.read_text())
-    data, model = rebuild_run(config, path)
+    run = RunFolder.of_checkpoint(checkpoint)
+    if not run.config.is_file():
+        raise ConfigError(f"no {run.config}: a checkpoint must lie in its run's folder, as RUN/checkpoints/best.ckpt")
+    config = run.configuration()
+    data, model = rebuild_run(config, run.config)
     for name in ("student", "heads", "normalisers") if heads else ("student",):
         state = content["state_dict"].items()
         part = {key.removeprefix(f"{name}."): value for key, value in state if key.startswith(f"{name}.")}
         try:
             model.get_submodule(name).load_state_dict(part)
         except RuntimeError as error:
-            raise ConfigError(f"{checkpoint} does not fit {path}: {' '.join(str(error).split())[:300]}") from None
+            raise ConfigError(f"{checkpoint} does not fit {run.config}: {' '.join(str(error).split())[:300]}") from None
     return config, data, model, content
 
 

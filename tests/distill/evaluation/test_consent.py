@@ -9,13 +9,16 @@ import pytest
 import torch
 import yaml
 
-from cache_tools import CacheError, Items, MoleculeGraph, Settings, build
+from cache_tools import CacheError, ConfigError, Items, MoleculeGraph, Settings, build
 from cache_tools.teachers.molecule import Maccs
 from distill.cli.fit import DistillCLI, complete
 from distill.data.columns import open_corpus
 from distill.data.module import DistillData
+from distill.evaluation.baselines import undistilled
 from distill.evaluation.protocol import Evaluation
 from distill.evaluation.tasks import MoleculeTask
+from distill.export.write import export, predict
+from distill.students.molecule import GraphStudent
 from distill.study.run import Run
 from distill.training.distiller import Distiller
 
@@ -28,6 +31,35 @@ class Trusting(Maccs):
 
     def __init__(self, model: str, trust_remote_code: bool = False):
         super().__init__()
+
+
+class TrustingStudent(GraphStudent):
+    """A user's student that may run a model's own code; ``made`` counts its instances."""
+
+    made = 0
+
+    def __init__(self, model: str, trust_remote_code: bool = False, random: bool = False):
+        super().__init__(layers=1, width=8)
+        TrustingStudent.made += 1
+
+    @classmethod
+    def random_start(cls, init_args):
+        return {**init_args, "random": True}
+
+
+TRUSTING = {
+    "class_path": f"{__name__}.TrustingStudent",
+    "init_args": {"model": "some/model", "trust_remote_code": True},
+}
+
+
+def run_of(folder: Path, config: str) -> Path:
+    """A run with a checkpoint, whose configuration is ``config``."""
+    (folder / "run" / "checkpoints").mkdir(parents=True)
+    state = {"state_dict": {"student.weight": torch.zeros(1)}, "epoch": 0, "global_step": 0}
+    torch.save(state, folder / "run" / "checkpoints" / "best.ckpt")
+    (folder / "run" / "config.yaml").write_text(config)
+    return folder / "run"
 
 
 @pytest.fixture(scope="module")
@@ -61,18 +93,56 @@ def test_a_command_that_trusts_a_teacher_probes_it_and_takes_its_time(corpus):
 
 
 def test_a_runs_own_configuration_allows_nothing_and_the_command_does(tmp_path, capsys):
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    state = {"state_dict": {"student.weight": torch.zeros(1)}, "epoch": 0, "global_step": 0}
-    torch.save(state, tmp_path / "run" / "checkpoints" / "best.ckpt")
-    (tmp_path / "run" / "config.yaml").write_text("probe: {trust_remote_code: true, seeds: [7]}\n")
-    alone = complete(["test", "--run", str(tmp_path / "run")])
-    asked = complete(["test", "--run", str(tmp_path / "run"), "--probe.trust_remote_code", "true"])
+    run = str(run_of(tmp_path, "probe: {trust_remote_code: true, seeds: [7]}\n"))
+    alone = complete(["test", "--run", run])
+    asked = complete(["test", "--run", run, "--probe.trust_remote_code", "true"])
     for words, allowed in ((alone, False), (asked, True)):
         command, *rest = words[: words.index("--ckpt_path")]
         with pytest.raises(SystemExit):
             DistillCLI(Distiller, DistillData, args=[command, *STUDENT_WORDS, *rest, "--print_config"])
         probe = yaml.safe_load(capsys.readouterr().out)["probe"]
         assert (probe["seeds"], probe["trust_remote_code"]) == ([7], allowed)
+
+
+@pytest.mark.parametrize("place", ["model", "data", "probe"])
+def test_a_runs_own_configuration_lets_no_class_run_a_models_code_and_the_command_does(tmp_path, place):
+    run = run_of(tmp_path, yaml.safe_dump({place: {"inner": [TRUSTING]}, "trainer": {}}))
+    words = ["--run", str(run)]
+    refusal = r"run/config.yaml says trust_remote_code: True.* with some/model, .*`validate` and `fit` take --probe.trust_"
+    for command in ("test", "validate"):
+        for more in ([], ["--probe.trust_remote_code", "false"]):
+            with pytest.raises(CacheError, match=refusal):
+                complete([command, *words, *more])
+        for more in (["--probe.trust_remote_code", "true"], ["--probe.trust_remote_code=True"]):
+            assert str(run / "config.yaml") in complete([command, *words, *more])
+
+
+def test_no_export_of_a_run_runs_a_models_code(corpus, tmp_path):
+    config = {"data": {"corpus": str(corpus)}, "model": {"student": TRUSTING}, "probe": {"trust_remote_code": True}}
+    best = run_of(tmp_path, yaml.safe_dump(config)) / "checkpoints" / "best.ckpt"
+    before = TrustingStudent.made
+    with pytest.raises(CacheError, match=r"run/config.yaml says trust_remote_code: True.*no other command runs it"):
+        export(tmp_path / "out", best)
+    with pytest.raises(CacheError, match=r"run/config.yaml says trust_remote_code: True"):
+        predict(corpus, ckpt_path=best)
+    assert TrustingStudent.made == before
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_command_that_trusts_a_student_also_builds_it_untrained():
+    systems = undistilled(TrustingStudent(**TRUSTING["init_args"]), TRUSTING)
+    assert sorted(systems) == ["start", "untrained"]
+
+
+@pytest.mark.parametrize("text", ["- 1\n", "", "model: [\n"])
+def test_a_damaged_configuration_of_a_run_is_named(tmp_path, text):
+    run = run_of(tmp_path, text)
+    for read in (
+        lambda: complete(["test", "--run", str(run)]),
+        lambda: export(tmp_path / "o", run / "checkpoints/best.ckpt"),
+    ):
+        with pytest.raises(ConfigError, match=r"run/config.yaml(, line \d+)?: (expected the keys|this is no YAML)"):
+            read()
 
 
 def test_a_run_does_not_keep_what_its_command_allowed(corpus, tmp_path):
