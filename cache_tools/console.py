@@ -48,6 +48,7 @@ def start_logging() -> None:
     """Send log records to standard error, and drop warnings that no user can act on."""
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
     logging.basicConfig(level="INFO", format="%(message)s", handlers=[handler])
+    logging.getLogger("torch").setLevel("WARNING")  # it sets this at the end of its import, which a Ctrl-C may stop
     warnings.filterwarnings(
         "ignore", message=".*does not have many workers.*"
     )  # one process gathers faster than workers send

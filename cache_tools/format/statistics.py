@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+CONSTANT = 1e-10  # of a dimension's squares: what a subtraction leaves below it may be rounding, and is no variance
+
 
 @dataclass(frozen=True)
 class Statistics:
@@ -35,14 +37,19 @@ class Statistics:
         return Statistics(count, mean, squares / count)
 
     def without(self, part: "Statistics") -> "Statistics":
-        """Statistics of all other rows, where those of ``part`` are among these: :meth:`merge` undone."""
+        """Statistics of all other rows, where those of ``part`` are among these: :meth:`merge` undone.
+
+        A dimension that varies in the rows of ``part`` alone has variance 0, not what rounding leaves of the subtraction:
+        the inverse of that would scale these rows up by 1e8.
+        """
         count = self.count - part.count
         if not count:
             return Statistics.of(np.empty((0, len(self.mean))))
         mean = self.mean + (self.mean - part.mean) * (part.count / count)
         delta = part.mean - mean
-        squares = self.var * self.count - part.var * part.count - delta**2 * (count * part.count / self.count)
-        return Statistics(count, mean, squares.clip(0) / count)
+        whole = self.var * self.count
+        squares = whole - part.var * part.count - delta**2 * (count * part.count / self.count)
+        return Statistics(count, mean, np.where(squares > CONSTANT * whole, squares, 0) / count)
 
     def to_json(self) -> dict[str, Any]:
         return {"count": self.count, "mean": self.mean.tolist(), "var": self.var.tolist()}

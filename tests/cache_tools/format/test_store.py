@@ -164,6 +164,29 @@ def test_statistics_merge_exactly(parts, seed):
         np.testing.assert_allclose(first.var, rows[: parts[0]].var(0), rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("constant", [0.0, 3.1, -500.0])
+def test_a_dimension_that_varies_in_the_removed_rows_alone_has_no_variance(constant):
+    random = np.random.default_rng(0)
+    rows = np.full((20_000, 32), constant, np.float32)
+    removed = random.permutation(len(rows))[:200]
+    rows[removed] = random.standard_normal((200, 32))
+    total = Statistics.of(rows[:1])
+    for part in np.array_split(rows[1:], 7):
+        total = total.merge(Statistics.of(part))
+    left = total.without(Statistics.of(rows[removed]))
+    np.testing.assert_allclose(left.mean, np.full(32, np.float32(constant)), rtol=1e-9, atol=1e-12)
+    assert left.var.tolist() == [0] * 32
+
+
+@pytest.mark.parametrize("removed", [10, 10_000, 19_990])
+def test_statistics_without_some_rows_are_those_of_the_others_however_small_the_deviation(removed):
+    rows = (1000 + 0.01 * np.random.default_rng(0).standard_normal((20_000, 8))).astype(np.float32)
+    left = Statistics.of(rows).without(Statistics.of(rows[:removed]))
+    expected = rows[removed:].astype(np.float64)
+    np.testing.assert_allclose(left.mean, expected.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(left.var, expected.var(0), rtol=1e-6)
+
+
 def test_a_flipped_bit_is_found(copy):
     file = copy / "teachers" / "counts" / "00000.h5"
     content = bytearray(file.read_bytes())
