@@ -37,6 +37,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(NEEDS)
 
 
+def pytest_runtest_call() -> None:
+    torch.set_flush_denormal(False)  # builds and fits of other tests have set it; hypothesis draws such numbers
+
+
 @pytest.fixture(autouse=True)
 def _no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the tests' own process, ``auto`` is float32 on every processor: they compare with references in float32."""

@@ -7,7 +7,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count, islice, takewhile
 from multiprocessing import resource_tracker
@@ -142,7 +142,7 @@ class _Processes:
         self.producer = producer
         self._processes: dict[Connection, multiprocessing.process.BaseProcess] = {}
         context = multiprocessing.get_context("forkserver")  # a fork of a process that has threads may hang
-        context.set_forkserver_preload(["__main__", "torch"])  # imported once, not by each process for each column
+        context.set_forkserver_preload(["torch"])  # imported once, not by each process for each column
         self._lifelines: list[Connection] = []
         resource_tracker.ensure_running()  # it would unblock signals
         unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: this process handles a Ctrl-C
@@ -150,7 +150,8 @@ class _Processes:
             for _ in range(number):
                 (ours, theirs), (watched, lifeline) = context.Pipe(), context.Pipe(duplex=False)
                 process = context.Process(target=_work, args=(producer, work, theirs, watched), daemon=True)
-                process.start()
+                with _safe_path():
+                    process.start()
                 self._processes[ours] = process
                 self._lifelines.append(lifeline)
                 theirs.close()  # here: the end of that process ends the connection
@@ -215,6 +216,19 @@ class _Processes:
             process.join()
 
 
+@contextmanager
+def _safe_path() -> Iterator[None]:
+    """A context in which a fork server that starts finds its modules, torch too, never in the current folder."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONSAFEPATH"]
+        if before is not None:
+            os.environ["PYTHONSAFEPATH"] = before
+
+
 def _work(producer: Producer, work: Work, connection: Connection, lifeline: Connection) -> None:
     """Run batch after batch, until the main process closes the connection or ends, however it ends.
 
@@ -230,7 +244,7 @@ def _work(producer: Producer, work: Work, connection: Connection, lifeline: Conn
     torch.set_num_threads(1)
     flush_denormals()
     loaded = False
-    with suppress(EOFError):
+    with suppress(EOFError, ConnectionError):  # as the main process ends
         while True:
             batch = connection.recv()
             try:

@@ -283,7 +283,7 @@ def test_a_compiled_run_learns_the_same(pictures, tmp_path):
         data = DistillData(pictures, batch_size=16, held_out=10)
         torch.manual_seed(0)
         distiller = Distiller(data.statistics, MeanPixel(), head=mini, compile=compiled)
-        run = trainer(tmp_path, max_steps=3)
+        run = trainer(tmp_path, max_steps=3, log_every_n_steps=1)
         run.fit(distiller, data)
         losses.append(float(run.callback_metrics["train/loss"]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
