@@ -64,7 +64,7 @@ test: install ## run all tests, and check style, imports and types
 	$(BIN)/lint-imports --no-logo --no-cache
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-bench: install ## measure speed as ratios, side by side: WEIGHTS=folder DATA=folder for rows that need them
+bench: install ## measure speed as ratios, side by side: WEIGHTS=folder DATA=folder for rows that need them; ROWS=pattern
 	$(BIN)/python benchmarks/run.py
 
 bench-peers: .venv-bench/.installed ## compare the cache with litdata, mosaicml-streaming and webdataset, in an environment of their own
