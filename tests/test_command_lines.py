@@ -142,6 +142,23 @@ def test_a_wrong_command_is_refused_at_once(tmp_path, words):
     assert "usage: distill COMMAND" in Place(tmp_path).inside(distill, "--help").stdout
 
 
+LACKING = {  # command -> what it says when it is alone, without a run
+    "fit": "required: fit.model.student",
+    **dict.fromkeys(("test", "validate"), "no finished run at runs/: train one with `distill fit"),
+    "compare": "name runs or --studies",
+    "study": "required: base, methods, out",
+    "export": "required: out",
+    "predict": "required: corpus",
+}
+
+
+@pytest.mark.parametrize("command", LACKING)
+def test_a_command_without_arguments_says_what_it_lacks(tmp_path, command):
+    done = Place(tmp_path).inside(distill, command)
+    assert done.returncode in (1, 2)
+    assert f"error: {LACKING[command]}" in done.stderr.replace("the following arguments are ", "")
+
+
 def test_cache_list_and_verify_tell_the_state(place):
     shown = ok(place.cache("list"))
     for word in (
@@ -241,6 +258,49 @@ def test_a_stopped_fit_is_not_finished_and_says_how_to_continue(place, as_comman
     epochs = 1 + load(run / "checkpoints" / "last.ckpt")["epoch"]
     ok(place.inside(distill, *again.split(), "--trainer.max_epochs", str(epochs + 1)))
     assert json.loads((run / "finished").read_text())["epoch"] == epochs + 1
+
+
+def children(process: int) -> list[int]:
+    """The processes that a process started, as far as they have not ended."""
+    texts = [path.read_text() for path in Path(f"/proc/{process}/task").glob("*/children")]
+    return [child for text in texts for child in map(int, text.split()) if lives(child)]
+
+
+def lives(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def until(happened: Callable[[], Any], process: subprocess.Popen[str] | None = None, seconds: float = 60) -> None:
+    """Wait until something has happened, while a process goes on."""
+    started = time.monotonic()
+    while not happened():
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() - started < seconds
+        time.sleep(0.05)
+
+
+def test_no_process_that_reads_data_outlives_a_fit_that_is_killed(place):
+    options = ["--run", "runs/killed", "--trainer.max_epochs", "100000", "--data.num_workers", "2"]
+    process = place.start("distill.cli", "fit", "--config", "fit.yaml", *options)
+    until(lambda: len(children(process.pid)) >= 2, process)
+    readers = children(process.pid)
+    process.kill()
+    process.communicate()
+    until(lambda: not any(map(lives, readers)), seconds=30)  # torch's look every 5 s
+
+
+def test_a_ctrl_c_ends_a_test_at_once_and_keeps_the_earlier_probes(place):
+    run = place.folder / "runs" / "mini"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    process = place.start("distill.cli", "test", "--run", "runs/mini")
+    until(lambda: list(run.glob(".probes*")), process)
+    process.send_signal(signal.SIGINT)
+    _, shown = process.communicate(timeout=20)  # 2 s on a quiet machine
+    assert (process.returncode, shown.splitlines()[-1], "Traceback" in shown) == (130, "interrupted", False), shown
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before, "nothing lost or half written"
 
 
 @pytest.fixture
