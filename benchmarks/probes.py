@@ -125,15 +125,24 @@ def in_folds(x: Array, y: Array) -> Parts:
     return Parts(x[:stop], y[:stop], np.arange(stop) % 3, x[stop:], y[stop:])
 
 
-def spaces(kind: str, x: Array, x_test: Array) -> Iterator[tuple[Array, Array]]:
-    """The features of both for each width of a kernel; those of a linear probe are themselves."""
+def space(kind: str, x: Array, x_test: Array, parts: Parts) -> tuple[Array, Array]:
+    """The features of both: of a linear probe themselves, of a kernel those of the width that ridge does best with."""
+    probe, _, score, *_ = KINDS[kind]
     if kind in ("ridge", "logistic", "softmax"):
-        yield x, x_test
-        return
+        return x, x_test
     median = np.median(pdist(x[np.random.RandomState(0).permutation(len(x))[:500]]))
-    for width in KINDS[kind].probe.widths:
+    classes = score is accuracy_score
+    targets = np.eye(1 + int(parts.y.max()))[parts.y[:, 0].astype(int)] if classes else parts.y
+    options = []
+    for width in probe.widths:
         kernel = Nystroem(gamma=1 / (2 * (width * median) ** 2), n_components=len(x), random_state=0).fit(x)  # exact
-        yield kernel.transform(x), kernel.transform(x_test)
+        features, scores = kernel.transform(x), list[float]()
+        for train, held in inner_folds(parts.fold):
+            outputs = ridge(probe.ridge).fit(features[train], targets[train]).predict(features[held])
+            outputs = (outputs.argmax(1) if classes else outputs).reshape(len(held), -1)
+            scores += [score(*columns) for columns in zip(parts.y[held].T, outputs.T, strict=True)]
+        options.append((np.mean(scores), features, kernel.transform(x_test)))
+    return max(options, key=lambda option: option[0])[1:]
 
 
 def naive(kind: str, parts: Parts) -> Array:
@@ -141,20 +150,16 @@ def naive(kind: str, parts: Parts) -> Array:
     probe, make, score, method, dtype = KINDS[kind]
     scaler = StandardScaler().fit(parts.x[parts.fold < 0] if parts.fold.min() < 0 else parts.x)
     x, x_test = (scaler.transform(part).clip(-10, 10).astype(dtype) for part in (parts.x, parts.x_test))
-    labels, strengths = parts.y.shape[1], probe.strengths
-    options = []
-    for space, space_test in spaces(kind, x, x_test):
-        table = np.zeros((labels, len(strengths)))
-        for (label, y), (number, strength) in product(enumerate(parts.y.T), enumerate(strengths)):
-            for train, held in inner_folds(parts.fold):
-                outputs = getattr(make(strength).fit(space[train], y[train]), method)(space[held])
-                table[label, number] += score(y[held], outputs)
-        options.append((table.max(1).mean(), table, space, space_test))
-    _, table, space, space_test = max(options, key=lambda option: option[0])
+    x, x_test = space(kind, x, x_test, parts)
+    strengths, table = probe.strengths, np.zeros((parts.y.shape[1], len(probe.strengths)))
+    for (label, y), (number, strength) in product(enumerate(parts.y.T), enumerate(strengths)):
+        for train, held in inner_folds(parts.fold):
+            outputs = getattr(make(strength).fit(x[train], y[train]), method)(x[held])
+            table[label, number] += score(y[held], outputs)
     scores = []
     for row, y, y_test in zip(table, parts.y.T, parts.y_test.T, strict=True):
         best = len(row) - 1 - row[::-1].argmax() if probe.metric == "accuracy" else row.argmax()  # of equal ones
-        outputs = getattr(make(strengths[best]).fit(space, y), method)(space_test)
+        outputs = getattr(make(strengths[best]).fit(x, y), method)(x_test)
         scores.append(score(y_test, outputs.clip(y.min(), y.max()) if probe.metric == "r2" else outputs))
     return np.array(scores)
 

@@ -132,6 +132,10 @@ class Evaluation:
             )
         if idle := [split for split in self.splits if not any(offers(task, split) for task in self.tasks.values())]:
             raise ConfigError(f"probe.splits names {idle[0]}, which none of the tasks {', '.join(self.tasks)} offers")
+        for name, task in self.tasks.items():
+            if not any(offers(task, split) for split in self.splits):
+                named = " and no split ".join(self.splits)
+                log.warning("task %s is left out, it has no split %s: add one that it has to probe.splits", name, named)
         self.corpora, self.prepared = corpora, dict[str, Prepared]()
         for modality in dict.fromkeys(task.modality for task in self.tasks.values()):
             tasks = {name: task for name, task in self.tasks.items() if task.modality == modality}

@@ -1,7 +1,8 @@
 """Probes with a Gaussian (RBF) kernel: ridge, logistic and softmax regression that can bend.
 
-A linear probe misses what an embedding says in curves. These find it, with two options, which the inner folds choose
-together: the width of the kernel and the strength of regularisation. One kernel serves all labels, strengths and folds.
+A linear probe misses what an embedding says in curves. These find it, with two options, which the inner folds choose: first
+the width of the kernel, by kernel ridge of one strength, then the strength of regularisation. One kernel serves all
+labels, strengths and folds.
 """
 
 from typing import ClassVar
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.evaluation.probes.base import LATER, Array, _mean_of_known
+from distill.evaluation.probes.base import LATER, Array, _mean_of_finite, _mean_of_known, inner_folds
 from distill.evaluation.probes.linear import (
     LinearProbe,
     LogisticProbe,
@@ -20,7 +21,7 @@ from distill.evaluation.probes.linear import (
     dual_ridge,
 )
 
-EXACT = 5000  # rows; of more, the kernel is that of landmarks
+EXACT = 5000  # rows; of more, the kernel is that of landmarks, which cost up to .024 of AUROC at 3,360 rows
 
 LANDMARKS = 1000
 
@@ -38,48 +39,61 @@ class _KernelProbe(LinearProbe):
 
     Attributes:
         widths: to choose from, as multiples of the median distance between two rows.
+        ridge: alpha of the kernel ridge that the widths are compared by.
     """
 
     name = "rbf"
     widths: ClassVar[tuple[float, ...]] = (0.5, 1.0, 2.0)
+    ridge: ClassVar[float] = 0.1
+    mixing: Tensor | None  # of the kernel with the basis rows, (rank, basis rows); None: the kernel itself is used
 
     def fit(self, x: Array, y: Array, fold: Array) -> "_KernelProbe":
         rows, targets = self.prepare(x, y, fold)  # (dim, rows), (outputs, rows)
         used = np.flatnonzero(fold != LATER)
-        squares, median = _squares(rows[:, used], rows[:, used]), _median_distance(rows[:, used])
-        best = -np.inf
-        for width in self.widths:
-            kernel = _kernel(squares, width * median)
-            features, mixing = self._features(kernel, kernel)
-            scores, path = self.tried(features, targets[:, used], y[used], fold[used])
-            chosen = self.best(scores, len(targets))
-            reached = float(_mean_of_known(scores[range(len(scores)), chosen[: len(scores)]]))
-            if reached > best or best == -np.inf:
-                best, self.width, strengths = reached, width * median, self.strengths[chosen]
-                start = path[chosen, range(len(targets))], mixing
-        self._fit_all(rows, targets, strengths, start if len(used) == rows.shape[1] else None)
+        every = -(-len(used) // EXACT)
+        few = np.sort(used[np.argsort(fold[used], kind="stable")][::every])  # of each inner fold the same share
+        self.width = self._best_width(rows[:, few], targets[:, few], y[few], fold[few])
+        features = self._features(rows)
+        scores, path = self.tried(self._among(features, used), targets[:, used], y[used], fold[used])
+        chosen = self.best(scores, len(targets))
+        self.weights = self.solve(features, targets, self.strengths[chosen], path[chosen, range(len(targets))])
         return self
 
-    def _fit_all(self, rows: Tensor, targets: Tensor, strengths: Array, start: tuple[Tensor, Tensor | None] | None) -> None:
-        count = rows.shape[1]
-        drawn = np.random.RandomState(0).permutation(count)[:LANDMARKS] if count > EXACT else np.arange(count)
-        self.basis = rows[:, drawn]  # (dim, basis rows)
-        across = _kernel(_squares(self.basis, rows), self.width)  # (basis rows, rows)
-        features, self.mixing = self._features(across[:, drawn], across)
-        begin = start[0] if start else features.new_zeros(len(targets), 1 + len(features))
-        self.weights = self.solve(features, targets, strengths, begin)
+    def _best_width(self, rows: Tensor, targets: Tensor, y: Array, fold: Array) -> float:
+        """The width with the best scores by kernel ridge, also for classes: one factor of the kernel serves all labels.
 
-    def _features(self, kernel: Tensor, across: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features (rank, rows), and what mixes them of the kernel with the basis, (rank, basis rows).
-
-        Args:
-            kernel: of the basis rows with each other.
-            across: of the basis rows with the rows.
+        A missing label counts as the mean. Arguments are those of :meth:`tried`.
         """
-        values, axes = torch.linalg.eigh(kernel)
+        squares, median = _squares(rows, rows), _median_distance(rows)
+        mean = targets.nanmean(1, keepdim=True).nan_to_num()
+        filled = torch.where(targets.isfinite(), targets, mean)
+        reached = []
+        for width in self.widths:
+            kernel, scores = _kernel(squares, width * median), []
+            for train, scored in inner_folds(fold):
+                (found,) = dual_ridge(kernel[train][:, train], filled[:, train], torch.tensor([self.ridge]))
+                outputs = self.restored(_apply(found, kernel[train][:, scored]))  # (rows, outputs)
+                scores.append(self.judge(outputs, y[scored])[1][self.metric])
+            reached.append(float(_mean_of_known(_mean_of_finite(np.stack(scores)))))
+        return self.widths[int(np.argmax(reached))] * median
+
+    def _features(self, rows: Tensor) -> Tensor:
+        """Features (rank, rows) of rows (dim, rows); keeps the basis rows, and what mixes the kernel with them."""
+        count = rows.shape[1]
+        landmarks = count > EXACT
+        self.basis = rows[:, np.random.RandomState(0).permutation(count)[:LANDMARKS]] if landmarks else rows
+        values, axes = torch.linalg.eigh(_kernel(_squares(self.basis, self.basis), self.width))
         kept = values > FLAT * values[-1]
-        mixing = (axes[:, kept] * values[kept].rsqrt()).T
-        return mixing @ across, mixing
+        values, axes = values[kept], axes[:, kept]  # (rank,), (basis rows, rank)
+        self.mixing = (axes * values.rsqrt()).T
+        if landmarks:
+            return self.mixing @ _kernel(_squares(self.basis, rows), self.width)
+        features: Tensor = (axes * values.sqrt()).T.contiguous()
+        return features
+
+    def _among(self, features: Tensor, used: Array) -> Tensor:
+        """Features of the rows ``used`` alone."""
+        return features[:, used]
 
     def predict(self, x: Array) -> Array:
         """Logits or values, (rows, outputs)."""
@@ -114,8 +128,14 @@ class KernelRidgeProbe(_KernelProbe, RidgeProbe):
 
     strengths = np.logspace(-2.5, 0.5, 7)
 
-    def _features(self, kernel: Tensor, across: Tensor) -> tuple[Tensor, Tensor | None]:
-        return (kernel, None) if kernel.shape == across.shape else super()._features(kernel, across)
+    def _features(self, rows: Tensor) -> Tensor:
+        if rows.shape[1] > EXACT:
+            return super()._features(rows)
+        self.basis, self.mixing = rows, None
+        return _kernel(_squares(rows, rows), self.width)
+
+    def _among(self, features: Tensor, used: Array) -> Tensor:
+        return super()._among(features if self.mixing is not None else features[used], used)
 
     def _ridge(self, x: Tensor, y: Tensor, known: Tensor, strengths: Tensor) -> Tensor:
         if len(x) != x.shape[1]:  # features of landmarks

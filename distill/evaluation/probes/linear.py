@@ -11,7 +11,8 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from sklearn.metrics import r2_score, roc_auc_score
+from scipy.stats import rankdata
+from sklearn.metrics import r2_score
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
@@ -184,7 +185,7 @@ class RidgeProbe(LinearProbe):
         return path.view(len(strengths), *y.shape[:2], -1)
 
     def solve(self, x: Tensor, y: Tensor, strengths: Array, start: Tensor) -> Tensor:
-        out, each = y.new_empty(start.shape), torch.from_numpy(strengths).to(x.device)
+        out, each = y.new_empty(len(y), 1 + len(x)), torch.from_numpy(strengths).to(x.device)
         for group, known in _alike(y):
             different, number = each[group].unique(return_inverse=True)
             out[group] = self._ridge(x, y[group], known, different)[number, range(len(group))]
@@ -260,7 +261,7 @@ class LogisticProbe(LinearProbe):
     metric = "auroc"
     strengths = np.logspace(-1, 5, 7)
     joint: ClassVar[bool] = False  # whether the outputs have one loss, not one each
-    tolerance = 1e-10  # of the loss, as a share of the gain by the features over the intercept alone
+    tolerance = 1e-8  # of the loss, as a share of the gain by the features over the intercept alone
 
     def _axes(self, x: Tensor) -> Tensor | None:
         """Axes (rank, dim) along which to descend; with more features than rows, of the space of the rows."""
@@ -339,9 +340,11 @@ class LogisticProbe(LinearProbe):
     @staticmethod
     def _score(y: Array, predicted: Array) -> float:
         rows = np.isfinite(y)
-        if len(np.unique(y[rows])) < 2:
+        ranks, positive = rankdata(predicted[rows]), y[rows] > 0
+        above, below = positive.sum(), (~positive).sum()
+        if not above or not below:
             return float("nan")
-        return float(roc_auc_score(y[rows], predicted[rows]))
+        return float((ranks[positive].sum() - above * (above + 1) / 2) / (above * below))
 
 
 def _along(weights: Tensor, axes: Tensor | None) -> Tensor:

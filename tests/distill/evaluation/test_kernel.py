@@ -13,6 +13,7 @@ from sklearn.preprocessing import KernelCenterer, StandardScaler
 
 from distill.evaluation.probes import (
     LATER,
+    TRAINED,
     KernelLogisticProbe,
     KernelRidgeProbe,
     KernelSoftmaxProbe,
@@ -46,17 +47,33 @@ def gamma(x, width):
     return 1 / (2 * (width * np.median(pdist(x[np.random.RandomState(0).permutation(len(x))[:500]]))) ** 2)
 
 
-def options(probe, x):
-    """Width, strength and the model of scikit-learn, as a function of x and y, for each option of a probe."""
-    for width in probe.widths if probe.name == "rbf" else [None]:
-        for strength in probe.strengths:
-            if probe.name == "linear":
-                yield Ridge(strength) if probe.valued else logistic(strength)
-            elif probe.valued:
-                yield Centred(gamma(x, width), strength)
+def options(probe, x, width):
+    """The model of scikit-learn for each strength of a probe, and the width of a kernel."""
+    for strength in probe.strengths:
+        if probe.name == "linear":
+            yield Ridge(strength) if probe.valued else logistic(strength)
+        elif probe.valued:
+            yield Centred(gamma(x, width), strength)
+        else:
+            features = Nystroem(gamma=gamma(x, width), n_components=len(x), random_state=0).fit(x)
+            yield make_pipeline(Fitted(features), logistic(strength))
+
+
+def best_width(probe, x, y, fold):
+    """The width with the best score of kernel ridge on the inner folds, mean over labels."""
+    targets = np.eye(3)[y[:, 0].astype(int)] if probe.metric == "accuracy" else y
+    reached = []
+    for width in probe.widths:
+        scores = []
+        for train, held in inner_folds(fold):
+            outputs = Centred(gamma(x, width), probe.ridge).fit(x[train], targets[train]).predict(x[held])
+            if probe.metric == "accuracy":
+                scores.append(accuracy_score(y[held], outputs.argmax(1)))
             else:
-                features = Nystroem(gamma=gamma(x, width), n_components=len(x), random_state=0).fit(x)
-                yield make_pipeline(Fitted(features), logistic(strength))
+                score = r2_score if probe.metric == "r2" else roc_auc_score
+                scores += [score(*columns) for columns in zip(y[held].T, outputs.T, strict=True)]
+        reached.append(np.mean(scores))
+    return probe.widths[int(np.argmax(reached))]
 
 
 def logistic(strength):
@@ -87,7 +104,7 @@ class Centred:
         return np.exp(-self.gamma * squares)
 
     def fit(self, x, y):
-        self.x, self.mean = x, y.mean()
+        self.x, self.mean = x, y.mean(0)
         self.centre = KernelCenterer().fit(self.kernel(x))
         self.model = KernelRidge(alpha=self.alpha, kernel="precomputed")
         self.model.fit(self.centre.transform(self.kernel(x)), y - self.mean)
@@ -106,24 +123,22 @@ def scored(probe, model, x, y):
 
 
 def by_scikit_learn(probe, x, y, fold):
-    """Test scores of each label: the option with the best mean over the inner folds, fitted again to all of their rows."""
+    """Test scores of each label: the strength with the best mean over the inner folds, fitted again to all rows."""
     cut = len(fold)
     scaler = StandardScaler().fit(x[:cut].astype(np.float64))
     z = np.clip(scaler.transform(x.astype(np.float64)), -10, 10)
-    models = list(options(probe, z[:cut]))
+    width = best_width(probe, z[:cut], y[:cut], fold) if probe.name == "rbf" else None
+    models = list(options(probe, z[:cut], width))
     table = np.zeros((len(models), y.shape[1]))
     for number, model in enumerate(models):
         for label in range(y.shape[1]):
             for train, held in inner_folds(fold):
                 model.fit(z[train], y[train, label])
                 table[number, label] += scored(probe, model, z[held], y[held, label]) / 3
-    count = len(probe.strengths)
-    widths = table.reshape(-1, count, y.shape[1]).max(1).mean(1)
-    chosen = table[count * widths.argmax() :][:count]
     out = []
-    for label, column in enumerate(chosen.T):
-        best = count - 1 - column[::-1].argmax() if probe.metric == "accuracy" else column.argmax()
-        model = models[count * widths.argmax() + best].fit(z[:cut], y[:cut, label])
+    for label, column in enumerate(table.T):
+        best = len(column) - 1 - column[::-1].argmax() if probe.metric == "accuracy" else column.argmax()
+        model = models[best].fit(z[:cut], y[:cut, label])
         if probe.metric == "r2":
             known = y[:cut, label]
             predicted = model.predict(z[cut:]).clip(known.min(), known.max())
@@ -193,7 +208,7 @@ def test_a_label_is_fitted_to_the_rows_that_have_it(probe, kind):
     mine = probe()
     mine.strengths, mine.widths = mine.strengths[2:3], (1.0,)
     z = StandardScaler().fit(x[:cut].astype(np.float64)).transform(x.astype(np.float64)).clip(-10, 10)
-    (model,) = options(mine, z[:cut])
+    (model,) = options(mine, z[:cut], 1.0)
     model.fit(z[:cut][known], y[:cut][known, 0])
     expected = model.predict(z[cut:]) if probe.valued else model.decision_function(z[cut:])
     found = mine.fit(x[:cut], y[:cut], fold).predict(x[cut:])[:, 0]
@@ -223,6 +238,22 @@ def test_more_rows_than_an_exact_kernel_takes_have_scikit_learns_landmarks(monke
     expected = fitted.predict(after) if probe.valued else fitted.decision_function(after)
     assert mine.basis.shape == (12, 100)
     np.testing.assert_allclose(found, expected, atol=1e-2 * expected.std())
+
+
+@pytest.mark.parametrize("probe", [KernelRidgeProbe, KernelSoftmaxProbe])
+def test_no_kernel_of_many_rows_with_each_other_is_made(monkeypatch, probe):
+    """With validation rows, all rows choose: 50,000 images would be a kernel of 10 GB."""
+    made, squares = [], kernel._squares
+    monkeypatch.setattr(
+        kernel, "_squares", lambda one, other: made.append((one.shape[1], other.shape[1])) or squares(one, other)
+    )
+    monkeypatch.setattr(kernel, "EXACT", 100)
+    monkeypatch.setattr(kernel, "LANDMARKS", 50)
+    x, y, _ = bent("class", rows=450)
+    fold = np.where(np.arange(400) < 360, TRAINED, 0)
+    score = probe().fit(x[:400], y[:400], fold).score(x[400:], y[400:])
+    assert score[probe.metric][0] > {"r2": 0, "accuracy": 0.4}[probe.metric]
+    assert max(map(min, made)) == 100
 
 
 @pytest.mark.parametrize("probe", [KernelRidgeProbe, KernelLogisticProbe, KernelSoftmaxProbe])

@@ -563,6 +563,13 @@ def test_a_split_that_no_task_offers_is_an_error(fruits):
         Evaluation(pairs, splits=["own", "5-shot"]).prepare([open_corpus(corpus, None)])
 
 
+def test_a_task_that_has_none_of_the_splits_is_left_out_with_a_warning(fruits, caplog):
+    folder, corpus = fruits
+    Evaluation(tasks_of(folder), splits=["5-shot"]).prepare([open_corpus(corpus, None)], Settings(workers=1))
+    assert "task pairs is left out, it has no split 5-shot: add one that it has" in caplog.text
+    assert "task classes" not in caplog.text
+
+
 def test_a_task_without_a_corpus_of_its_modality_is_an_error(fruits, tmp_path):
     tasks = {"pictures": ImageTask(images(tmp_path, in_classes(2)))}
     with pytest.raises(ConfigError, match="task pictures has images, the run has no corpus of them"):
