@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-CONSTANT = 1e-10  # of a dimension's squares: what a subtraction leaves below it may be rounding, and is no variance
+ROUNDING = 1e-10  # of the mean's square, or of all squares: what a subtraction leaves below it may be rounding alone
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ class Statistics:
     def without(self, part: "Statistics") -> "Statistics":
         """Statistics of all other rows, where those of ``part`` are among these: :meth:`merge` undone.
 
-        A dimension that varies in the rows of ``part`` alone has variance 0, not what rounding leaves of the subtraction:
-        the inverse of that would scale these rows up by 1e8.
+        Of a dimension that varies in the rows of ``part`` alone, the subtraction leaves nothing, or rounding, whose inverse
+        would scale these rows up by 1e8: then the variance is that of all rows. It is not 0, since heads of earlier runs
+        predict this dimension.
         """
         count = self.count - part.count
         if not count:
@@ -49,7 +50,9 @@ class Statistics:
         delta = part.mean - mean
         whole = self.var * self.count
         squares = whole - part.var * part.count - delta**2 * (count * part.count / self.count)
-        return Statistics(count, mean, np.where(squares > CONSTANT * whole, squares, 0) / count)
+        # what is small beside the mean counts as constant anyway
+        lost = (squares > ROUNDING * count * mean**2 + 1e-30 * count) & (squares < ROUNDING * whole)
+        return Statistics(count, mean, np.where(lost, self.var, squares.clip(0) / count))
 
     def to_json(self) -> dict[str, Any]:
         return {"count": self.count, "mean": self.mean.tolist(), "var": self.var.tolist()}
