@@ -44,7 +44,7 @@ class _KernelProbe(LinearProbe):
 
     name = "rbf"
     widths: ClassVar[tuple[float, ...]] = (0.5, 1.0, 2.0)
-    ridge: ClassVar[float] = 0.1
+    ridge: ClassVar[float] = 0.3
     mixing: Tensor | None  # of the kernel with the basis rows, (rank, basis rows); None: the kernel itself is used
 
     def fit(self, x: Array, y: Array, fold: Array) -> "_KernelProbe":
