@@ -54,6 +54,7 @@ class Interruptible:
         self._handler = signal.signal(signal.SIGURG, self._interrupt)
         self._thread = threading.Thread(target=self._wait, daemon=True)
         self._thread.start()
+        self._default = signal.signal(signal.SIGINT, self._forward)
         if os.environ.get(PARENT) == str(os.getppid()):
             threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
         os.environ[PARENT] = str(os.getpid())
@@ -84,6 +85,7 @@ class Interruptible:
         signal.pthread_kill(self._thread.ident or 0, signal.SIGINT)
         self._thread.join()
         signal.signal(signal.SIGURG, self._handler)
+        signal.signal(signal.SIGINT, self._default)
         signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
         del os.environ[PARENT]
         Interruptible.current = None
@@ -110,6 +112,10 @@ class Interruptible:
         timer = threading.Timer(GRACE, self._advance, (self._step,))
         timer.daemon = True
         timer.start()
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        """Give the waiting thread what another one got: multiprocessing unblocks the signal when it starts its tracker."""
+        signal.pthread_kill(self._thread.ident or 0, signal.SIGINT)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -144,8 +144,9 @@ class _Processes:
         context = multiprocessing.get_context("forkserver")  # a fork of a process that has threads may hang
         context.set_forkserver_preload(["torch"])  # imported once, not by each process for each column
         self._lifelines: list[Connection] = []
-        resource_tracker.ensure_running()  # it would unblock signals
-        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: this process handles a Ctrl-C
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, set())
+        resource_tracker.ensure_running()  # it unblocks signals when it starts, in this thread too
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: this process handles a Ctrl-C
         try:
             for _ in range(number):
                 (ours, theirs), (watched, lifeline) = context.Pipe(), context.Pipe(duplex=False)
@@ -157,7 +158,7 @@ class _Processes:
                 theirs.close()  # here: the end of that process ends the connection
                 watched.close()
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def run(self, batches: Iterable[Sequence[bytes]]) -> Iterator[BatchResult]:
         """The result of each of ``batches``, in their order; a process gets the next batch when it gave back the last.

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -171,8 +172,9 @@ def test_no_writer_outlives_the_first_one_that_is_killed(teachers):
         until(lambda: not alive(process.pid), 10)
 
 
-def test_no_thread_of_a_build_but_one_takes_a_ctrl_c(teachers):
-    with building(teachers, DESCRIPTORS, 1) as process:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_no_thread_of_a_build_but_one_takes_a_ctrl_c(teachers, workers):
+    with building(teachers, DESCRIPTORS, workers) as process:
         blocked = [line for line in masks(process.pid) if int(line, 16) >> (signal.SIGINT - 1) & 1]
         assert len(blocked) == len(masks(process.pid)) - 1, "the one that waits for it"
 
@@ -191,6 +193,7 @@ def run(teacher) -> None:
 def test_a_worker_process_that_is_killed_or_fails_is_an_error_in_words(teachers, capfd):
     import own_teachers
 
+    forkserver._forkserver._stop()  # one of an earlier test writes where that test's output went
     with pytest.raises(TeacherError, match=r"a worker process of own_teachers.Dying ended with -9 \(-9: killed"):
         run(own_teachers.Dying())
     with pytest.raises(TeacherError, match="^no such weights$"):
