@@ -1,4 +1,4 @@
-from .arguments import CommandParser, choose_command, read_configurations, suggestion
+from .arguments import CommandParser, choose_command, read_configurations, suggestion, with_packaged
 from .building.column import Settings
 from .building.corpus import add_column, build, build_like, check_column_name
 from .building.launch import choose_device
@@ -116,6 +116,7 @@ __all__ = [
     "teacher_facts",
     "threads",
     "weights_sha256",
+    "with_packaged",
     "write_file",
     "write_specialist",
 ]

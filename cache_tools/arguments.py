@@ -5,6 +5,7 @@ import sys
 from collections.abc import Collection, Iterator, Sequence
 from difflib import get_close_matches
 from inspect import signature
+from itertools import pairwise
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, NoReturn
@@ -14,8 +15,10 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from rich.console import Console
 
 from cache_tools import __version__
-from cache_tools.console import configurations
+from cache_tools.console import CONFIG_KEYS, configurations
 from cache_tools.errors import ConfigError
+
+PACKAGED = Path(__file__).with_name("configs")
 
 
 def choose_command(page: str, commands: Collection[str], arguments: Sequence[str]) -> str:
@@ -68,6 +71,29 @@ def matching(word: str, known: Collection[str]) -> list[str]:
     return [ends[match] for match in get_close_matches(end, ends, n=2, cutoff=0.65)]
 
 
+def with_packaged(arguments: Sequence[str], inside: str = "") -> list[str]:
+    """The words of a command; a ``--config NAME`` that names no file names one that comes with this package.
+
+    Args:
+        arguments: of the program.
+        inside: the folder of ``configs`` in which names are looked up.
+
+    Example:
+        >>> with_packaged(["build", "--config", "mol", "--name", "mol"], "cache")[1:]
+        ['--config', '...configs/cache/mol.yaml', '--name', 'mol']
+        >>> with_packaged(["fit", "--config=my.yaml"])
+        ['fit', '--config=my.yaml']
+    """
+    words = list(arguments)
+    for place, (before, word) in enumerate(pairwise(["", *arguments])):
+        key, equals, name = word.rpartition("=")
+        packaged = PACKAGED / inside / f"{name}.yaml"
+        named = (key if equals else before) in CONFIG_KEYS and re.fullmatch(r"[\w/-]+", name)
+        if named and not Path(name).is_file() and packaged.is_file():
+            words[place] = f"{key}{equals}{packaged}"
+    return words
+
+
 def read_configurations(arguments: Sequence[str]) -> Iterator[tuple[Path, yaml.Node | None]]:
     """Every file that ``--config`` names, as a tree whose nodes know their lines.
 
@@ -79,7 +105,8 @@ def read_configurations(arguments: Sequence[str]) -> Iterator[tuple[Path, yaml.N
         if "{" in value or "\n" in value:  # a configuration itself, not a file
             continue
         if not path.is_file():
-            names = {other.stem: str(other) for other in path.parent.glob(f"*{path.suffix}")}
+            packaged = {} if path.suffix else {other.stem: other.stem for other in PACKAGED.rglob("*.yaml")}
+            names = packaged | {other.stem: str(other) for other in path.parent.glob(f"*{path.suffix}")}
             alike = " or ".join(names[stem] for stem in matching(path.stem, names))
             raise ConfigError(f"no file {path}, which --config names{f'; did you mean {alike}?' if alike else ''}")
         try:

@@ -18,6 +18,8 @@ OF_NO_USE = (  # what Lightning logs: an advertisement, a device that is not the
     "Loading `train_dataloader` to estimate",
 )
 
+CONFIG_KEYS = ("--config", "-c")
+
 
 def start_console(arguments: Sequence[str] = ()) -> None:
     """Make modules in the current folder and beside the configurations importable, prepare OpenMP, and start logging.
@@ -40,7 +42,7 @@ def configurations(arguments: Sequence[str]) -> Iterator[str]:
     """The value of each ``--config`` of a command."""
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         key, equals, value = argument.partition("=")
-        if key in ("--config", "-c") and (equals or following):
+        if key in CONFIG_KEYS and (equals or following):
             yield value if equals else following
 
 

@@ -5,7 +5,7 @@ import sys
 
 from jsonargparse import auto_cli
 
-from cache_tools.arguments import CommandParser, choose_command, read_configurations
+from cache_tools.arguments import CommandParser, choose_command, read_configurations, with_packaged
 from cache_tools.console import start_console
 from cache_tools.errors import QuorumError
 from cache_tools.interrupt import Interruptible
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: the words after ``distill-cache``; those of the command line when not given.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = with_packaged(sys.argv[1:] if arguments is None else arguments, "cache")
     command = choose_command(HELP, COMMANDS, arguments)
     with Interruptible("interrupted: finished shards are kept, the same command goes on from there"):
         start_console(arguments)

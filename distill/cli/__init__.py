@@ -4,17 +4,18 @@ import errno
 import sys
 from importlib import import_module
 
-from cache_tools import Interruptible, QuorumError, choose_command, read_configurations, start_console
+from cache_tools import Interruptible, QuorumError, choose_command, read_configurations, start_console, with_packaged
 from distill.cli import light
 
 HELP = """usage: distill COMMAND [--KEY VALUE ...]
 
-  fit         train a student: --config configs/mol.yaml
+  fit         train a student: --config configs/mol.yaml, or mol, which comes with this package
               continue a stopped fit: --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt
   test        probe a run on the tasks of its configuration: the newest run, or --run RUN, or --ckpt_path FILE
   validate    measure on held-out rows how well the heads predict each teacher
   compare     put the probes of several runs into one report: RUN RUN ...; of several studies: --studies FOLDER FOLDER ...
   export      write a student to a folder that needs nothing else: --out FOLDER; of the newest run, or --ckpt_path FILE
+  students    list the students that come with this package, with size, speed, verdict and licence
   predict     write a student's embeddings as a column of a cache: --corpus cache/mol
   study       train and compare several methods, seeds and sets of teachers: --config configs/study.yaml
   mteb        score an exported student of texts on tasks of MTEB: --student FOLDER
@@ -26,6 +27,7 @@ MODULES = {  # command -> module of this package
     **dict.fromkeys(("fit", "validate", "test"), "fit"),
     "compare": "compare",
     "study": "study",
+    "students": "students",
     **dict.fromkeys(("export", "predict", "mteb", "specialise"), "functions"),
 }
 
@@ -45,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: the words after ``distill``; those of the command line when not given.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = with_packaged(sys.argv[1:] if arguments is None else arguments)
     module = MODULES[choose_command(HELP, MODULES, arguments)]
     with Interruptible("interrupted"):
         start_console(arguments)

@@ -14,7 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cache_tools import Column, ConfigError, Ragged, Teacher, as_json, import_class
 from distill.data.batch import to_device
 from distill.data.columns import CorpusColumns, featuriser_of
-from distill.export.student import CONFIG, StudentTeacher, instance, read_config
+from distill.export.folder import CONFIG, find, read_config
+from distill.export.student import StudentTeacher, instance
 from distill.records import System
 from distill.students.base import Student
 
@@ -107,20 +108,20 @@ def check_exports(students: Mapping[str, Path]) -> None:
                 f"probe.students.{name} is the file {place}, expected the folder of an export: make one with "
                 f"`distill export --ckpt_path {place}` and name that folder"
             )
-        read_config(place)
+        read_config(find(place))
 
 
 def other_student(place: Path, modality: str) -> tuple[str, Teacher] | None:
     """Another student as a producer of columns, with a name for its column; None when it reads other modalities.
 
     Args:
-        place: the folder of an export.
+        place: the folder of an export, or the name of a released student.
         modality: of the tasks.
 
     Raises:
         ConfigError: when there is no such export.
     """
-    folder = place.resolve()
+    folder = find(place).resolve()
     inputs = read_config(folder)["inputs"]
     if modality not in [spec["modality"] for spec in inputs.values()]:
         return None

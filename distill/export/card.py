@@ -44,11 +44,13 @@ class Probes(NamedTuple):
 
     Attributes:
         answers: the verdict, in words; several where tasks are of several modalities.
+        per_second: items that the student embeds per second of CPU time, where that was measured.
         verdicts: a table of each.
         tables: title, the table of scores, and the file of its plot.
     """
 
     answers: list[str]
+    per_second: float | None
     verdicts: list[str]
     tables: list[tuple[str, str, str]]
 
@@ -60,7 +62,9 @@ def write(
     config: Mapping[str, Any],
     corpora: list[CorpusColumns],
     exported: Mapping[str, Any],
-) -> None:
+    licence: str | None = None,
+    kept: float | None = None,
+) -> dict[str, Any]:
     """Write README.md with its plots into an export.
 
     Args:
@@ -70,6 +74,11 @@ def write(
         config: of the run.
         corpora: those that the run read.
         exported: the export's config.json.
+        licence: of the student; None when none is stated.
+        kept: the lowest cosine of an embedding with that of the weights before they were rounded; None when they were not.
+
+    Returns:
+        What a list of students shows of it: ``licence``, ``per_second`` and ``verdicts``.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -82,10 +91,11 @@ def write(
         curves.savefig(folder / "training.png", dpi=130)
     data = ModelCardData(
         library_name="quorum-distill",
-        license="unknown",
+        license=licence or "unknown",
         pipeline_tag="feature-extraction",
         tags=["embeddings", "multi-teacher-distillation", *modalities],
     )
+    probes = _probes(folder, run, checkpoint)
     ModelCard.from_template(
         data,
         str(TEMPLATE),
@@ -101,8 +111,12 @@ def write(
         step=at["step"],
         configuration=yaml.safe_dump({key: v for key in CHOSEN if (v := config["model"].get(key))}, sort_keys=False),
         held_out=held_out,
-        probes=_probes(folder, run, checkpoint),
+        probes=probes,
+        licence=licence,
+        kept=kept,
     ).save(folder / "README.md")
+    found = {"per_second": probes.per_second, "verdicts": probes.answers} if probes else {}
+    return {"licence": licence} | found
 
 
 def _teacher(name: str, column: Column) -> list[str]:
@@ -174,4 +188,5 @@ def _probes(folder: Path, run: RunFolder, checkpoint: Path) -> Probes | None:
         figures.bars(scores).savefig(folder / plot, dpi=130)
         tables.append((str(plain(scores.title)), str(score_table(scores).markdown()), plot))
     verdicts = [str(verdict_table(each).markdown()) for each in found.answers if each.best]
-    return Probes([str(plain(each)) for each in found.answers], verdicts, tables)
+    cost = results.costs.get("student")
+    return Probes([str(plain(each)) for each in found.answers], cost and cost.per_second, verdicts, tables)

@@ -1,7 +1,6 @@
 """Load the folder of an exported student and embed raw items with it."""
 
 import io
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -30,14 +29,10 @@ from cache_tools import (
     weights_sha256,
 )
 from distill.data.batch import to_device
+from distill.export.folder import CONFIG, HERE, WEIGHTS, find, read_config, replaced
 from distill.export.weights import no_larger_than, read_weights, require_widths
 from distill.heads import Head
 from distill.students.base import Student
-
-FORMAT_VERSION = 1
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-HERE = "{export}"  # stands for the folder in paths of its config.json
-NEEDED = ("student", "dim", "inputs", "teachers", "weights_sha256")
 
 ON_CPU, ON_GPU = 32, 512  # rows of a batch; a GPU's are halved until they fit
 
@@ -199,7 +194,7 @@ class StudentTeacher(Teacher):
     """An exported student as a teacher of the next one.
 
     Args:
-        export: the folder that ``distill export`` made.
+        export: the folder that ``distill export`` made, or the name of a released student.
         of: the modality that it embeds, for a student that reads several.
 
     Raises:
@@ -211,7 +206,7 @@ class StudentTeacher(Teacher):
 
     @cached_property
     def modality(self) -> str:  # type: ignore[override]  # known when the export is read
-        config = read_config(self.export)
+        config = read_config(find(self.export))
         return str(config["inputs"][_choose(config, self.of, self.export)]["modality"])
 
     def load(self, device: str) -> None:
@@ -289,45 +284,17 @@ def load_student(folder: str | Path, device: str | None = None) -> ExportedStude
     """Load a student from the folder that ``distill export`` made; nothing else is needed, and nothing is unpickled.
 
     Args:
-        folder: of the export.
+        folder: of the export; or the name of a released student, as ``distill students`` lists them.
         device: ``cpu``, ``cuda``, ...; by default the GPU when there is one.
 
     Raises:
         ConfigError: when the export is missing, damaged, of another format, or of a class that cannot be imported.
     """
     try:
-        return ExportedStudent(Path(folder), device)
+        return ExportedStudent(find(folder), device)
     except (AttributeError, KeyError, TypeError) as error:  # valid JSON of another shape
         again = "it was changed by hand; export the student again"
-        raise ConfigError(f"{Path(folder) / CONFIG} is not as `distill export` writes it ({error!r}): {again}") from None
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The ``config.json`` of an export.
-
-    Raises:
-        ConfigError: when there is none that this version reads.
-    """
-    path = folder / CONFIG
-    again = "export the student again with `distill export`"
-    try:
-        if not path.is_file():  # a pipe, for instance, would never end
-            raise FileNotFoundError
-        config = json.loads(path.read_text())
-    except OSError:
-        raise ConfigError(
-            f"no export at {folder.absolute()}: expected {CONFIG} there; make one with `distill export`"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not JSON ({error}): {again}") from None
-    version = config.get("format_version") if isinstance(config, dict) else None
-    if version != FORMAT_VERSION:
-        raise ConfigError(
-            f"{path} has format version {version}, this version reads {FORMAT_VERSION}: upgrade quorum-distill, or {again}"
-        )
-    if lacking := [key for key in NEEDED if key not in config]:
-        raise ConfigError(f"{path} lacks {', '.join(lacking)}: {again}")
-    return dict(config)
+        raise ConfigError(f"{find(folder) / CONFIG} is not as `distill export` writes it ({error!r}): {again}") from None
 
 
 def instance(kind: Any, base: type, spec: Any, where: Path) -> Any:
@@ -353,15 +320,6 @@ def instance(kind: Any, base: type, spec: Any, where: Path) -> Any:
             f"{where}: cannot make {named} ({' '.join(str(error).split())[:300]}): export the student again; a class of "
             "your own must be importable here as in the training"
         ) from None
-
-
-def replaced(content: Any, old: str, new: str) -> Any:
-    """``content``, as JSON has it, with ``old`` replaced by ``new`` in every text."""
-    if isinstance(content, Mapping):
-        return {key: replaced(value, old, new) for key, value in content.items()}
-    if isinstance(content, list):
-        return [replaced(value, old, new) for value in content]
-    return content.replace(old, new) if isinstance(content, str) else content
 
 
 def _choose(config: Mapping[str, Any], modality: str | None, folder: Path) -> str:

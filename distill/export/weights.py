@@ -1,10 +1,11 @@
-"""Read the weights of an export, and keep the network that is built for them about as large as they are."""
+"""Read and write the weights of an export, and keep the network that is built for them about as large as they are."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
@@ -17,7 +18,7 @@ TENSORS, NUMBERS = 1_000, 100_000_000  # and so many more, for instance a classi
 
 
 def read_weights(path: Path, digest: str) -> dict[str, Tensor]:
-    """The tensors of an export.
+    """The tensors of an export, those of float16 as float32.
 
     Args:
         path: of its safetensors file.
@@ -34,7 +35,42 @@ def read_weights(path: Path, digest: str) -> dict[str, Tensor]:
         raise ConfigError(f"cannot read {path} ({error.strerror}): copy the whole folder, or export again") from None
     if actual != digest:
         raise ConfigError(f"{path} is damaged: its SHA-256 is not that of config.json: copy it again, or export again")
-    return read_safetensors(path)[0]
+    tensors = read_safetensors(path)[0]
+    return {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in tensors.items()}
+
+
+def write_weights(modules: nn.Module, path: Path, dtype: str) -> str:
+    """Write the weights as :func:`read_weights` reads them; gives the file's SHA-256.
+
+    Args:
+        modules: their state is written.
+        path: of the safetensors file.
+        dtype: ``float32``, or ``float16`` for matrices and kernels; see :func:`round_to_float16`.
+    """
+    from safetensors.torch import save_file
+
+    state = {name: value.detach().cpu().clone().contiguous() for name, value in modules.state_dict().items()}
+    if dtype == "float16":
+        state = {name: value.half() if _rounded(value) else value for name, value in state.items()}
+    save_file(state, path, {"format": "pt"})
+    return sha256(path)
+
+
+def round_to_float16(modules: nn.Module) -> None:
+    """Round matrices and kernels to numbers of float16. Vectors, as of norms, are few numbers and stay as they are.
+
+    Raises:
+        ConfigError: when a number is beyond those of float16.
+    """
+    for name, value in modules.state_dict().items():  # shares its memory with the modules
+        if _rounded(value):
+            if not (rounded := value.half()).isfinite().all():
+                raise ConfigError(f"the weights {name} hold numbers beyond float16: export them with --dtype float32")
+            value.copy_(rounded)
+
+
+def _rounded(value: Tensor) -> bool:
+    return value.is_floating_point() and value.dim() > 1
 
 
 def require_widths(weights: Mapping[str, Tensor], teacher: str, spec: Mapping[str, Any], path: Path) -> None:

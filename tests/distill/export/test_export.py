@@ -34,8 +34,10 @@ from distill.cli import main
 from distill.data.module import DistillData
 from distill.evaluation.baselines import embed
 from distill.export import write as exporting
+from distill.export.folder import CONFIG, WEIGHTS
 from distill.export.formats import PROGRAM, SENTENCES
-from distill.export.student import CONFIG, WEIGHTS, StudentTeacher
+from distill.export.student import StudentTeacher
+from distill.export.weights import round_to_float16
 from distill.export.write import export, predict, rebuild_run
 
 SETTINGS = Settings(workers=1)
@@ -476,6 +478,34 @@ def test_the_commands_take_the_newest_run_and_its_card_can_be_followed(fitted, m
         main(["export", "--out", "other", "--sentence_transformers", "true"])
     assert not list(fitted.glob("*other*")), "what failed leaves nothing behind"
     assert not list(fitted.glob(".export*"))
+
+
+def test_weights_in_float16_take_half_the_space_and_the_card_says_what_they_change(fitted, monkeypatch):
+    monkeypatch.chdir(fitted)
+    for dtype in ("float32", "float16"):
+        main(["export", "--out", dtype, "--dtype", dtype, "--heads", "true", "--licence", "mit"])
+    sizes = [(fitted / dtype / WEIGHTS).stat().st_size for dtype in ("float16", "float32")]
+    assert sizes[0] < 0.7 * sizes[1]
+    whole, half = (distill.load_student(fitted / dtype, "cpu") for dtype in ("float32", "float16"))
+    assert {value.dtype for value in half.network.module.state_dict().values()} <= {torch.float32, torch.int64}
+    smiles = ["CCO", "c1ccccc1", "CC(=O)Nc1ccc(O)cc1"]
+    assert not torch.equal(half.embed(smiles), whole.embed(smiles))
+    torch.testing.assert_close(half.embed(smiles), whole.embed(smiles), atol=1e-2, rtol=1e-2)
+    torch.testing.assert_close(
+        half.teacher_space(smiles, "maccs"), whole.teacher_space(smiles, "maccs"), atol=1e-2, rtol=1e-2
+    )
+    card = (fitted / "float16" / "README.md").read_text()
+    assert float(re.search(r"the lowest cosine with an embedding in float32 is ([\d.]+)\.", card)[1]) > 0.9999
+    assert yaml.safe_load(card.split("---")[1])["license"] == "mit"
+    assert "float16" not in (fitted / "float32" / "README.md").read_text()
+    assert json.loads((fitted / "float16" / CONFIG).read_text())["facts"]["licence"] == "mit"
+
+
+def test_weights_beyond_float16_are_refused():
+    layer = torch.nn.Linear(2, 2)
+    torch.nn.init.constant_(layer.weight, 1e5)
+    with pytest.raises(ConfigError, match="weights weight hold numbers beyond float16: export them with --dtype float32"):
+        round_to_float16(layer)
 
 
 def test_a_predicted_column_is_a_teacher_like_any_other(fitted, monkeypatch, capsys, tmp_path):

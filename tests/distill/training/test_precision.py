@@ -10,7 +10,8 @@ from lightning import Trainer
 from cache_tools import Items, MoleculeGraph, Settings, build, open_column
 from distill.cli import main
 from distill.evaluation.baselines import embed
-from distill.export.student import CONFIG, load_student
+from distill.export.folder import CONFIG
+from distill.export.student import load_student
 from distill.export.write import export
 from distill.run_folder import RunFolder
 from distill.students.image import SmallResNet
