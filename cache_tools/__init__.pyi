@@ -10,7 +10,17 @@ from .corpora.image import ImageFolder
 from .corpora.molecule import RdkitSamples, SmilesFile
 from .corpora.tables import TABLES, file_ending, read_table
 from .corpora.text import TextFile
-from .errors import BadItem, CacheError, ConfigError, CorpusError, QuorumError, TeacherError, TrainingError, above_zero
+from .errors import (
+    BadItem,
+    CacheError,
+    ConfigError,
+    CorpusError,
+    QuorumError,
+    TeacherError,
+    TrainingError,
+    above_zero,
+    install_hint,
+)
 from .format.files import sha256, write_file
 from .format.packing import Ragged
 from .format.reader import Aligned, Column, aligned, open_column
@@ -92,6 +102,7 @@ __all__ = [
     "first_line",
     "flush_denormals",
     "import_class",
+    "install_hint",
     "library_versions",
     "list_columns",
     "locate",

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from cache_tools import __version__
 from cache_tools.console import CONFIG_KEYS, configurations
-from cache_tools.errors import ConfigError
+from cache_tools.errors import ConfigError, install_hint
 
 PACKAGED = Path(__file__).with_name("configs")
 
@@ -163,6 +163,8 @@ class CommandParser(ArgumentParser):
 
 def _meant(message: str, parser: ArgumentParser) -> str:
     """What to add to jsonargparse's message about a wrong key, a wrong option of a class, or a wrong class."""
+    if hint := install_hint(message):
+        return hint
     if key := re.search(r"(?:no key|not accept option) '([\w.]+)\+?'", message):
         return suggestion(key[1], {option.strip("-+") for option in parser._option_string_actions})
     found = re.search(r"class_path '([\w.]+)'|dot import path string: ([\w.]+)|Got value: ([\w.]+)\(", message)

@@ -1,6 +1,10 @@
 """The errors that users see; each message says what was expected, what was found, where, and what to do."""
 
 import math
+import re
+from importlib import metadata
+
+IMPORTED_AS = {"open_clip": "open_clip_torch", "skimage": "scikit-image"}  # module -> its package, where names differ
 
 
 class QuorumError(Exception):
@@ -25,6 +29,26 @@ class ConfigError(QuorumError):
 
 class TrainingError(QuorumError):
     """A run cannot go on: a teacher's loss is not finite, or rose too much."""
+
+
+def install_hint(message: str) -> str:
+    """How to install the library that an error of an import names; empty when no extra of this package brings it.
+
+    Example:
+        >>> install_hint("No module named 'rdkit.Chem'")
+        ": pip install 'quorum-distill[mol]'"
+        >>> install_hint("No module named 'my_teachers'")
+        ''
+    """
+    lacking = re.search(r"No module named '(\w+)", message)
+    try:
+        lines = (metadata.requires("quorum-distill") or ()) if lacking else ()
+    except metadata.PackageNotFoundError:  # these are sources that nobody installed
+        lines = ()
+    name = IMPORTED_AS.get(lacking[1], lacking[1]) if lacking else ""
+    wanted = re.compile(rf'{re.sub("[-_]", "[-_]", name)}\W.*extra == "(mol|text|vision|hub|parquet|onnx|eval)"', re.I)
+    ways = [f"pip install 'quorum-distill[{found[1]}]'" for line in lines if (found := wanted.match(line))]
+    return f": {' or '.join(ways)}" if ways else ""
 
 
 def above_zero(owner: str, **values: float) -> None:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 
-from cache_tools.errors import BadItem, CacheError
+from cache_tools.errors import BadItem, CacheError, install_hint
 from cache_tools.moved import current_names
 
 LIBRARIES = ("torch", "numpy", "rdkit", "torch_geometric", "transformers")
@@ -142,7 +142,7 @@ def import_class(path: str, base: type[Named]) -> type[Named]:
         module, _, name = path.rpartition(".")
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError, TypeError, SyntaxError) as error:
-        raise CacheError(f"cannot import {path}: {error}") from None
+        raise CacheError(f"cannot import {path}: {error}{install_hint(str(error))}") from None
     if not (isinstance(found, type) and issubclass(found, base)):
         raise CacheError(f"{path} is no {base.__name__}")
     return found

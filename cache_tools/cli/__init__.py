@@ -7,7 +7,7 @@ from jsonargparse import auto_cli
 
 from cache_tools.arguments import CommandParser, choose_command, read_configurations, with_packaged
 from cache_tools.console import start_console
-from cache_tools.errors import QuorumError
+from cache_tools.errors import QuorumError, install_hint
 from cache_tools.interrupt import Interruptible
 
 HELP = """usage: distill-cache COMMAND [--KEY VALUE ...]
@@ -49,3 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
             auto_cli(function, args=arguments[1:], prog=prog, as_positional=False, parser_class=CommandParser)
         except QuorumError as error:
             sys.exit(f"error: {error}")
+        except ModuleNotFoundError as error:
+            if not (hint := install_hint(str(error))):
+                raise
+            sys.exit(f"error: {error}{hint}")

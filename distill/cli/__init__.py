@@ -4,7 +4,15 @@ import errno
 import sys
 from importlib import import_module
 
-from cache_tools import Interruptible, QuorumError, choose_command, read_configurations, start_console, with_packaged
+from cache_tools import (
+    Interruptible,
+    QuorumError,
+    choose_command,
+    install_hint,
+    read_configurations,
+    start_console,
+    with_packaged,
+)
 from distill.cli import light
 
 HELP = """usage: distill COMMAND [--KEY VALUE ...]
@@ -60,6 +68,10 @@ def main(arguments: list[str] | None = None) -> None:
             import_module(f"distill.cli.{module}").main(arguments if module in ("fit", "functions") else arguments[1:])
         except QuorumError as error:
             sys.exit(f"error: {error}")
+        except ModuleNotFoundError as error:
+            if not (hint := install_hint(str(error))):
+                raise
+            sys.exit(f"error: {error}{hint}")
         except OSError as error:
             if error.errno is None:  # not of the system
                 raise
