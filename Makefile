@@ -22,7 +22,7 @@ $(PYTHON) -m venv $(1)
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo cache fit probe lint type test bench bench-peers clean
+.PHONY: help install demo cache fit probe lint type test test-oldest wheel release bench bench-peers clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 24
@@ -64,6 +64,23 @@ test: install ## run all tests, and check style, imports and types
 	$(BIN)/lint-imports --no-logo --no-cache
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
+test-oldest: ## run the tests with the oldest versions that pyproject.toml allows, in an environment of their own
+	$(call environment,.venv-oldest,--resolution lowest-direct -e '.[mol$(COMMA)text$(COMMA)vision$(COMMA)onnx$(COMMA)parquet$(COMMA)hub]')
+	$(call environment,.venv-oldest,pytest hypothesis build setuptools)
+	OMP_NUM_THREADS=1 .venv-oldest/bin/pytest tests
+
+wheel: ## build wheel and sdist into dist/, and try the wheel in an empty environment
+	rm -rf dist .venv-wheel
+	$(call environment,.venv-wheel,build)
+	.venv-wheel/bin/python -m build
+	$(call environment,.venv-wheel,"$$(echo dist/*.whl)[mol$(COMMA)text$(COMMA)vision]")
+	cd dist && ../.venv-wheel/bin/distill students && ../.venv-wheel/bin/distill fit --config mol --print_config > /dev/null
+	cd dist && ../.venv-wheel/bin/python -c 'import distill; print(distill.load_student("text-static").embed(["a cat"]))'
+
+release: install ## put an export into the package, as a released student, and test it: STUDENT=folder
+	rm -rf "distill/released/$(notdir $(STUDENT))" && mkdir -p distill/released && cp -r "$(STUDENT)" distill/released
+	WRITE_RELEASED=true $(BIN)/pytest tests/distill/export/test_released.py
+
 bench: install ## measure speed as ratios, side by side: WEIGHTS=folder DATA=folder for rows that need them; ROWS=pattern
 	$(BIN)/python benchmarks/run.py
 
@@ -75,4 +92,4 @@ bench-peers: .venv-bench/.installed ## compare the cache with litdata, mosaicml-
 	@touch $@
 
 clean: ## remove the environments and the files of tools; caches and runs stay
-	rm -rf .venv .venv-bench build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
