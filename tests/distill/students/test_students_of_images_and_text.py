@@ -10,6 +10,7 @@ from torch import nn
 from cache_tools import Ragged
 from cache_tools.errors import ConfigError, TeacherError
 from cache_tools.inputs import Pixels, TokenIds
+from cache_tools.teachers.image import EfficientNetLite
 from cache_tools.teachers.network import pool_tokens
 from distill.students.base import Student
 from distill.students.image import MEAN, STD, ImageStudent, SmallResNet
@@ -248,12 +249,46 @@ def test_blocks_with_channels_last_are_averaged_over_places():
         ({"model": "x", "library": "transformers", "weights": "y.pth"}, ConfigError, "leave weights out"),
         ({"model": "test_resnet", "pretrained": False, "size": 32}, ConfigError, "size"),
         ({"model": "resnet18", "library": "torchvision", "pretrained": False, "size": 32}, ConfigError, "size"),
+        (
+            {"model": "resnet18", "library": "torchvision", "pretrained": False, "stages": 2},
+            ConfigError,
+            "leave it out with",
+        ),
+        ({"model": "test_resnet", "pretrained": False, "stages": 9}, ConfigError, "stages is 9, expected 1 to 5"),
+        ({"model": "test_resnet", "library": "efficientnet-lite"}, TeacherError, "does not fit test_resnet"),
     ],
 )
 def test_an_image_student_that_cannot_be_made_says_why(monkeypatch, arguments, error, message):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(error, match=message):
         ImageStudent(**arguments)
+
+
+def test_a_student_begins_as_its_teacher_efficientnet_lite():
+    student = ImageStudent(name := "tf_efficientnet_lite0", "efficientnet-lite").eval()
+    teacher = EfficientNetLite(precision="float32")
+    teacher.load("cpu")
+    images = pixels(student.backbone.size, 2)
+    scaled = (images / 255 - 0.5).permute(0, 3, 1, 2) / 0.5
+    with torch.inference_mode():
+        torch.testing.assert_close(student.encode(images), teacher.encode(scaled), atol=1e-4, rtol=1e-4)
+    random = ImageStudent(**student.random_start({"model": name, "library": "efficientnet-lite", "pretrained": True}))
+    assert not same(random, student)
+
+
+@pytest.mark.parametrize("model", ["test_resnet", "test_vit"])
+def test_the_first_stages_of_a_network_are_a_student(model):
+    whole, cut = (ImageStudent(model, pretrained=False, stages=stages).eval() for stages in (None, 2))
+    kept = cut.state_dict()
+    cut.load_state_dict({name: value for name, value in whole.state_dict().items() if name in kept})
+    images = pixels(whole.backbone.size, 2)
+    with torch.inference_mode():
+        first, second = whole.embeddings(images)[:2], cut.embeddings(images)
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(one, other)
+    assert cut.widths == [embedding.shape[1] for embedding in second]
+    assert sum(map(torch.numel, cut.parameters())) < sum(map(torch.numel, whole.parameters()))
+    assert without_gradient(cut, {"pixels": images}) == []
 
 
 @pytest.mark.parametrize("name", ["bad.pth", "bad.safetensors"])
