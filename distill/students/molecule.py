@@ -10,6 +10,7 @@ from torch_geometric.utils.smiles import e_map, x_map
 
 from cache_tools import Ragged
 from distill.students.base import Student, recomputed
+from distill.students.rows import RowTable
 
 ATOM_SIZES = [len(values) for values in x_map.values()]
 BOND_SIZES = [len(values) for values in e_map.values()]
@@ -19,6 +20,11 @@ WIDE: dict[Pooling, int] = {"mean": 1, "sum": 1, "mean+sum": 2, "set": 2}  # a p
 READS = 3  # of all atoms, by Set2Set
 BF16_WIDTH = 256  # a fit of a narrower network gains a fifth by bfloat16, or nothing: docs/training.md
 Norm = Literal["batch", "layer", "none"]
+
+RADIUS = 2  # bonds around an atom, as in ECFP4
+COUNTED_ATOM = [list(x_map).index(name) for name in ("atomic_num", "degree", "formal_charge", "num_hs", "is_in_ring")]
+COUNTED_BOND = list(e_map).index("bond_type")
+PRIME = 2**31 - 1
 
 
 class CategorySum(nn.Module):
@@ -45,6 +51,65 @@ class Graphs(NamedTuple):
     atoms: Tensor  # (batch,): the number of atoms in a graph
 
 
+class CircularCounts(nn.Module):
+    """The circular environments of a molecule's atoms, as ECFP counts them, through a table and a norm: (batch, width).
+
+    An environment is an atom with all atoms and bonds at most two bonds away (Rogers and Hahn, Extended-connectivity
+    fingerprints, J. Chem. Inf. Model. 2010). Two are the same if elements, degrees, charges, hydrogens, ring membership and
+    types of bonds agree. A hash of the environment names a row of the table; the rows of a molecule are summed, each
+    weighted by log(1 + count). ECFP leaves out an environment that covers the same bonds as another one; here it counts.
+
+    Args:
+        rows: of the table; environments may share a row.
+        width: of a row.
+        norm: the normalisation of the sums, before a ReLU.
+    """
+
+    def __init__(self, rows: int, width: int, norm: Norm):
+        super().__init__()
+        self.rows = rows
+        self.table = RowTable(rows, width)
+        nn.init.normal_(self.table.weight, std=0.1)  # small, so that training moves rows far in a few steps
+        self.norm = _norm(norm, width)
+
+    def forward(self, atoms: Tensor, bonds: Tensor, graphs: Graphs) -> Tensor:
+        named = [graphs.graph * self.rows + numbers % self.rows for numbers in environments(atoms, bonds, graphs)]
+        keys, counts = torch.cat(named).unique(return_counts=True)  # molecule by molecule
+        first = torch.searchsorted(keys, self.rows * torch.arange(len(graphs.atoms), device=keys.device))
+        sums = self.table(keys % self.rows, first, counts.to(self.table.weight.dtype).log1p())  # (batch, width)
+        out: Tensor = self.norm(sums).relu()
+        return out
+
+
+def environments(atoms: Tensor, bonds: Tensor, graphs: Graphs) -> list[Tensor]:
+    """The environment of each atom within 0, 1 and 2 bonds, as a number below 2^31 - 1: (atoms,) for each radius.
+
+    Args:
+        atoms: categories (atoms, 9), as :class:`cache_tools.inputs.MoleculeGraph` has them.
+        bonds: categories (bonds, 3).
+        graphs: the molecules.
+    """
+    number = torch.zeros_like(graphs.graph)
+    for column in COUNTED_ATOM:
+        number = _hashed(number, atoms[:, column].long())
+    out, (source, target) = [number], graphs.edges.long()
+    for radius in range(1, RADIUS + 1):
+        messages = _hashed(number[source], bonds[:, COUNTED_BOND].long())
+        around = torch.zeros_like(number).index_add_(0, target, messages)  # integers: their order does not matter
+        number = _hashed(_hashed(number, around), around.new_tensor(radius))
+        out.append(number)
+    return out
+
+
+def _hashed(number: Tensor, key: Tensor) -> Tensor:
+    """A hash of two whole numbers; for each key a permutation of those below the prime, as in the cipher MiMC."""
+    for constant in (1_013_904_223, 362_437_069):
+        x = (number + key % PRIME + constant) % PRIME
+        square = x * x % PRIME  # of two numbers below the prime: no overflow
+        number = square * square % PRIME * x % PRIME
+    return number
+
+
 class GraphStudent(Student):
     """A GINE network (Hu et al., ICLR 2020) on flat graph batches; the paper's student is ``layers=10, width=512``.
 
@@ -59,6 +124,8 @@ class GraphStudent(Student):
         dropout: the share of values that are set to zero after each block, in training.
         jumping: concatenate the pooled atoms before the first and after every block, normalise and project them, instead of
             those after the last block alone (jumping knowledge; Xu et al., ICML 2018).
+        fingerprint: width of a fingerprint that joins the pooled atoms, :class:`CircularCounts`; 0 for none.
+        fingerprint_rows: of its table.
     """
 
     input = "graph"
@@ -74,6 +141,8 @@ class GraphStudent(Student):
         virtual_node: bool = False,
         dropout: float = 0.0,
         jumping: bool = False,
+        fingerprint: int = 0,
+        fingerprint_rows: int = 4096,
     ):
         super().__init__()
         self.dim, self.pooling, self.jumping = dim or width, pooling, jumping
@@ -86,7 +155,8 @@ class GraphStudent(Student):
         self.dropout = nn.Dropout(dropout)
         self.reader = Set2Set(width, READS) if pooling == "set" else None
         self.pooled = WIDE[pooling] * width
-        pooled = self.pooled * (1 + layers if jumping else 1)
+        pooled = self.pooled * (1 + layers if jumping else 1) + fingerprint
+        self.circular = CircularCounts(fingerprint_rows, fingerprint, norm) if fingerprint else None
         self.project: nn.Module = nn.Identity() if pooled == self.dim else nn.Linear(pooled, self.dim)
         if jumping:
             self.project = nn.Sequential(_norm(norm, pooled), nn.Linear(pooled, self.dim))
@@ -98,13 +168,19 @@ class GraphStudent(Student):
     def embeddings(self, rows: dict[str, Ragged]) -> list[Tensor]:
         graphs, x = self._start(rows)
         pooled = [self._pool(atoms, graphs) for atoms in [x, *self._blocks(x, rows["bonds"].values, graphs)]]
-        return [*pooled[1:-1], self.project(torch.cat(pooled, 1) if self.jumping else pooled[-1])]
+        return [*pooled[1:-1], self._joined(pooled, rows, graphs)]
 
     def encode(self, rows: dict[str, Ragged]) -> Tensor:
         graphs, x = self._start(rows)
         blocks = [x, *self._blocks(x, rows["bonds"].values, graphs)]
         pooled = [self._pool(atoms, graphs) for atoms in (blocks if self.jumping else blocks[-1:])]
-        out: Tensor = self.project(torch.cat(pooled, 1))
+        return self._joined(pooled, rows, graphs)
+
+    def _joined(self, pooled: list[Tensor], rows: dict[str, Ragged], graphs: Graphs) -> Tensor:
+        parts = pooled if self.jumping else pooled[-1:]
+        if self.circular:
+            parts = [*parts, self.circular(rows["atoms"].values, rows["bonds"].values, graphs)]
+        out: Tensor = self.project(torch.cat(parts, 1))
         return out
 
     def _start(self, rows: dict[str, Ragged]) -> tuple[Graphs, Tensor]:
