@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,11 +14,12 @@ import numpy as np
 
 from cache_tools.building.claims import Claims
 from cache_tools.building.launch import Place, choose_device
-from cache_tools.building.pipeline import BatchResult, Pipeline
+from cache_tools.building.pipeline import BatchResult, Item, Pipeline, Ready
 from cache_tools.building.progress import Meter
 from cache_tools.errors import CacheError, TeacherError
 from cache_tools.format import files, packing, store
 from cache_tools.format import shard as shards
+from cache_tools.format.reader import Column
 from cache_tools.format.store import CorpusManifest
 from cache_tools.format.summary import SKIPPED, merged_statistics, skipped_rows
 from cache_tools.machine import flush_denormals
@@ -91,6 +92,7 @@ class Build:
         self.folder, self.corpus, self.producer, self.settings = folder, corpus, producer, settings
         self.place, self.expected, self.made_by = place, expected, made_by
         self.header: dict[str, Any] = {}
+        self._prepared = False
         self.path = folder / producer.kind / name
         self.claims = Claims(self.path)
         self.device = ""  # where the producer runs, once it is loaded
@@ -111,19 +113,15 @@ class Build:
             return self._run()
 
     def _run(self) -> bool:
-        if not self.header:  # the first time
+        if not self._prepared:  # the first time
             if self._is_finished():
                 return True
-            self.device = choose_device(self.settings.device, self.place.local)
-            flush_denormals()
-            self.producer.load(self.device)
-            self._open()
+            self.prepare()
+            self._prepared = True
         done = self._done()
         missing = [number for number in range(self.corpus.shard_count) if number not in done]
         if missing:
-            files.sweep(self.path)
-            files.require_space(self.path, int(self._rows(missing) * (self.producer.row_bytes(self.settings.dtype) + 1)))
-            self._make_missing(missing)
+            self.make(missing)
             done = self._done()
         if len(done) < self.corpus.shard_count:
             return False
@@ -131,6 +129,13 @@ class Build:
             self._finish([done[number] for number in sorted(done)])
         self._tidy_up()
         return True
+
+    def prepare(self) -> None:
+        """Load the producer, and create the column or compare it with what is asked for."""
+        self.device = choose_device(self.settings.device, self.place.local)
+        flush_denormals()
+        self.producer.load(self.device)
+        self._open()
 
     def _is_finished(self) -> bool:
         """Whether the column that is expected is complete on disk: then its producer need not be loaded."""
@@ -187,8 +192,10 @@ class Build:
         listed = store.listed_shards(self.path).items()
         return {number: facts for number, facts in listed if store.whole(self._shard(number), facts)}
 
-    def _make_missing(self, missing: list[int]) -> None:
+    def make(self, missing: list[int]) -> None:
         """Claim and make shard after shard; each writer starts with its own share of them."""
+        files.sweep(self.path)
+        files.require_space(self.path, int(self._rows(missing) * (self.producer.row_bytes(self.settings.dtype) + 1)))
         rank, world = self.place.rank, self.place.world
         turns = sorted(missing, key=lambda number: ((number - rank) % world, number))
         done = rows = masked = size = 0
@@ -201,7 +208,8 @@ class Build:
             meter = stack.enter_context(Meter(self.label, self._rows(missing), shown=rank == 0))
             writer = stack.enter_context(ThreadPoolExecutor(1))  # one shard is written while the next is made
             writing: Future[None] | None = None
-            for result in pipeline(self._batches(turns, claims, started)):
+            step = pipeline.batch(self.settings.batch_size)
+            for result in pipeline(self._batches(turns, step, claims, started)):
                 shard = started[0]
                 size += self._add(shard, result)
                 meter.at(done + shard.taken, size)
@@ -216,16 +224,19 @@ class Build:
                 done = self._rows([other for other in missing if other in mine or self._shard(other).exists()])
             if writing is not None:
                 writing.result()
+        self._say_made(rows, masked, meter)
+
+    def _say_made(self, rows: int, masked: int, meter: Meter) -> None:
         if rows:
             level = logging.WARNING if masked else logging.INFO
             unusable = f", {masked} of them cannot be used, see {self.path / SKIPPED}" if masked else ""
             log.log(level, "%s: %d rows made, %s%s", self.label, rows, meter.speed, unusable)
 
-    def _batches(self, turns: Iterable[int], claims: Claims, started: deque["_Shard"]) -> Iterator[list[bytes]]:
-        """The batches of every shard that can be claimed; each such shard is put into ``started``."""
-        step = self.settings.batch_size
-        if self.producer.python_bound and not self.producer.on_device:
-            step = max(1, step // 8)  # for worker processes: a large batch would let all but one wait at the end
+    def _batches(
+        self, turns: Iterable[int], step: int, claims: Claims, started: deque["_Shard"]
+    ) -> Iterator[Sequence[Item]]:
+        """Batches of ``step`` items of every shard that can be claimed; each such shard is put into ``started``."""
+        source = self._source()
         for number in turns:
             if not claims.take(number):
                 continue
@@ -235,8 +246,20 @@ class Build:
             ids, items = store.read_items(self.folder, number)
             given = [identity.encode() for identity in ids] if self.producer.by_id else items
             started.append(_Shard(number, ids))
+            first = self.corpus.shard_span(number)[0]
             for start in range(0, len(given), step):
-                yield given[start : start + step]
+                batch = given[start : start + step]
+                yield _with_rows(batch, source, first + start) if source else batch
+
+    def _source(self) -> Column | None:
+        """The column of this corpus that holds what the producer would first make of each item, when it is finished."""
+        featuriser = self.producer.reads()
+        wanted = featuriser and as_json(featuriser.fingerprint())
+        for path in store.list_columns(self.folder) if wanted else ():
+            manifest = store.read_manifest(path / store.MANIFEST)
+            if manifest["finished"] and current_names(manifest["producer"]["fingerprint"]) == current_names(wanted):
+                return Column(path)
+        return None
 
     def _rows(self, numbers: list[int]) -> int:
         return sum(self.corpus.shard_span(number)[1] for number in numbers)
@@ -322,6 +345,19 @@ class Build:
     def _lacks_list(self, done: Iterable[Facts]) -> bool:
         """Whether a finished column lost its list of masked rows."""
         return not (self.path / SKIPPED).exists() and any(facts["valid"] < facts["rows"] for facts in done)
+
+
+def _with_rows(batch: list[bytes], source: Column, first: int) -> list[Item]:
+    """The items of a batch as a column's rows from ``first`` on; those that it could not make stay raw."""
+    rows = np.arange(first, first + len(batch))
+    split = {
+        name: np.split(ragged.values.numpy(), ragged.counts.numpy().cumsum()[:-1])
+        for name, ragged in source.rows(rows).items()
+    }
+    return [
+        Ready({name: values[place] for name, values in split.items()}) if valid else item
+        for place, (item, valid) in enumerate(zip(batch, source.valid(rows).tolist(), strict=True))
+    ]
 
 
 def _recorded(manifest: Mapping[str, Any]) -> dict[str, Any]:

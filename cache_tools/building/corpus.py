@@ -11,6 +11,8 @@ from pathlib import Path
 
 from cache_tools.building.column import Build, Settings
 from cache_tools.building.launch import Place
+from cache_tools.building.remote import RemoteBuild
+from cache_tools.cluster import Cluster
 from cache_tools.corpora.base import Corpus
 from cache_tools.errors import CacheError
 from cache_tools.format import store
@@ -25,13 +27,14 @@ log = logging.getLogger(__name__)
 
 
 def build(
-    cache: Path,
+    cache: str | Path,
     name: str,
     corpus: Corpus,
     teachers: Mapping[str, Producer],
     inputs: Mapping[str, Producer],
     settings: Settings | None = None,
     place: Place = Place(),  # noqa: B008 - a tuple
+    cluster: Cluster | None = None,
 ) -> Path:
     """Store ``corpus`` as ``cache/name`` and make every column that it lacks.
 
@@ -43,6 +46,7 @@ def build(
         inputs: column name -> featuriser of a student's input.
         settings: how to run them.
         place: which of several writers this one is.
+        cluster: makes the shards; this process alone when not given.
 
     Returns:
         The corpus's folder.
@@ -53,12 +57,15 @@ def build(
     if not re.fullmatch(r"\w[\w.-]*", name):  # it becomes one folder inside the cache, never a path
         raise CacheError(f"a corpus cannot be called {name!r}: use letters, digits, _, - and .")
     settings = settings or Settings()
-    folder = cache / name
+    folder = Path(cache) / name
     manifest = store_corpus(folder, corpus, settings.shard_rows)
     named = [*inputs.items(), *teachers.items()]  # with its inputs, a build that was interrupted can already be used
     for column, producer in named:
         check_column(folder, manifest, column, producer)
-    run_builds([Build(folder, manifest, column, producer, settings, place) for column, producer in named])
+    if cluster is None:
+        run_builds([Build(folder, manifest, column, producer, settings, place) for column, producer in named])
+    else:
+        run_builds([RemoteBuild(folder, manifest, column, producer, settings, cluster) for column, producer in named])
     return folder
 
 

@@ -9,6 +9,7 @@ from cache_tools.building import launch
 from cache_tools.building.column import Settings
 from cache_tools.building.corpus import build as build_corpus
 from cache_tools.cli.check import list_
+from cache_tools.cluster import Cluster, Resources
 from cache_tools.corpora.base import Corpus
 from cache_tools.inputs.base import Featuriser
 from cache_tools.machine import cores
@@ -25,6 +26,8 @@ def build(
     devices: int = 1,
     rank: int | None = None,
     world: int | None = None,
+    ray: str | None = None,
+    ray_resources: Resources = Resources(),  # noqa: B008 - frozen
 ) -> None:
     """Run every teacher and featuriser once over a corpus; finished columns are not made again.
 
@@ -41,7 +44,15 @@ def build(
         devices: processes on this machine, one per GPU.
         rank: which writer this is ...
         world: ... of how many.
+        ray: let a Ray cluster make the shards: ``local`` starts one on this machine, ``auto`` finds the one that this
+            machine belongs to, ``HOST:PORT`` is that of a head node.
+        ray_resources: what Ray keeps for one shard.
     """
+    if ray is not None:
+        with Cluster(ray, ray_resources) as cluster:
+            build_corpus(cache, name, corpus, teachers, inputs, settings, cluster=cluster)
+        list_(cache)
+        return
     here = launch.place(rank, world)
     beside = int(os.environ.get("LOCAL_WORLD_SIZE") or max(1, devices))  # torchrun's writers on this machine, or our own
     settings = replace(settings, workers=max(1, (settings.workers or cores()) // beside))
