@@ -1,10 +1,11 @@
-from .arguments import CommandParser, choose_command, read_configurations, suggestion, with_packaged
+from .arguments import PACKAGED, CommandParser, choose_command, read_configurations, suggestion, with_packaged
 from .building.column import Settings
 from .building.corpus import add_column, build, build_like, check_column_name
 from .building.launch import choose_device
 from .building.pipeline import Pipeline
-from .console import start_console
+from .console import shows_bars, start_console, start_logging
 from .corpora.base import Corpus, Items
+from .corpora.choose import as_corpus
 from .corpora.idx import IdxImages, read_idx
 from .corpora.image import ImageFolder
 from .corpora.molecule import RdkitSamples, SmilesFile
@@ -22,19 +23,30 @@ from .errors import (
     install_hint,
 )
 from .format.files import sha256, write_file
+from .format.opening import open
 from .format.packing import Ragged
 from .format.reader import Aligned, Column, aligned, open_column
 from .format.stack import Selection
 from .format.statistics import Statistics
-from .format.store import MANIFEST, TASKS, list_columns, read_corpus, read_item, read_items, read_manifest
+from .format.store import CORPUS, MANIFEST, TASKS, list_columns, read_corpus, read_item, read_items, read_manifest
 from .hub import UNREADABLE, create_network, first_line, locate, read_safetensors, stay_local
 from .inputs import EncodedImage, Featuriser, MoleculeGraph, Pixels, TokenIds
-from .interrupt import INTERRUPTED, Interruptible
+from .interrupt import INTERRUPTED, Interruptible, InterruptibleCall
 from .items.image import decode_image
 from .items.molecule import parse_smiles
+from .items.raw import item_bytes
 from .machine import bf16_instructions, cores, flush_denormals, threads
 from .moved import current_class_path
-from .producer import as_json, class_path, import_class, library_versions, rebuild, refuse_remote_code, require_same
+from .producer import (
+    Recorded,
+    as_json,
+    class_path,
+    import_class,
+    library_versions,
+    rebuild,
+    refuse_remote_code,
+    require_same,
+)
 from .teachers.backbones import BACKBONES, Backbone
 from .teachers.base import Teacher, Tunable
 from .teachers.network import Network, TextPooling, pool_tokens, weights_sha256
@@ -44,8 +56,10 @@ __version__: str
 
 __all__ = [
     "BACKBONES",
+    "CORPUS",
     "INTERRUPTED",
     "MANIFEST",
+    "PACKAGED",
     "TABLES",
     "TASKS",
     "UNREADABLE",
@@ -63,6 +77,7 @@ __all__ = [
     "IdxImages",
     "ImageFolder",
     "Interruptible",
+    "InterruptibleCall",
     "Items",
     "MoleculeGraph",
     "Network",
@@ -71,6 +86,7 @@ __all__ = [
     "QuorumError",
     "Ragged",
     "RdkitSamples",
+    "Recorded",
     "Selection",
     "Settings",
     "SmilesFile",
@@ -85,6 +101,7 @@ __all__ = [
     "above_zero",
     "add_column",
     "aligned",
+    "as_corpus",
     "as_json",
     "as_tunable",
     "bf16_instructions",
@@ -103,9 +120,11 @@ __all__ = [
     "flush_denormals",
     "import_class",
     "install_hint",
+    "item_bytes",
     "library_versions",
     "list_columns",
     "locate",
+    "open",
     "open_column",
     "parse_smiles",
     "pool_tokens",
@@ -121,7 +140,9 @@ __all__ = [
     "refuse_remote_code",
     "require_same",
     "sha256",
+    "shows_bars",
     "start_console",
+    "start_logging",
     "stay_local",
     "suggestion",
     "teacher_facts",

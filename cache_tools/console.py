@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
@@ -44,6 +45,11 @@ def configurations(arguments: Sequence[str]) -> Iterator[str]:
         key, equals, value = argument.partition("=")
         if key in CONFIG_KEYS and (equals or following):
             yield value if equals else following
+
+
+def shows_bars(console: Console) -> bool:
+    """Whether a progress bar can be drawn: on a terminal, and in a notebook that has widgets."""
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
 
 
 def start_logging() -> None:

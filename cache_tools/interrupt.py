@@ -121,6 +121,34 @@ class Interruptible:
         raise KeyboardInterrupt
 
 
+class InterruptibleCall(Interruptible):
+    """A call in a notebook or another program of a user: a Ctrl-C raises a KeyboardInterrupt, and the program goes on.
+
+    In a loop that asks between its steps, the first Ctrl-C waits for the end of the step. Use in the main thread.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def __enter__(self) -> Self:
+        Interruptible.current = self
+        self._default = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._default)
+        Interruptible.current = None
+
+    def check(self) -> None:
+        if self._step:
+            raise KeyboardInterrupt
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._step += 1
+        if self._step > 1 or not self.asking:
+            raise KeyboardInterrupt
+
+
 def _end_with(parent: int) -> None:
     """End this process when its parent has ended."""
     while os.getppid() == parent:

@@ -19,7 +19,29 @@ LIBRARIES = ("torch", "numpy", "rdkit", "torch_geometric", "transformers")
 Arrays = dict[str, np.ndarray[Any, Any]]
 
 
-class Producer(ABC):
+class Recorded:
+    """Remembers the arguments that it was made with, so that a file can name them.
+
+    Attributes:
+        init_args: name -> value, of every argument that has one.
+    """
+
+    init_args: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        self = super().__new__(cls)
+        self.init_args = {}
+        if cls.__init__ is not object.__init__:
+            signature = inspect.signature(cls.__init__)
+            bound = signature.bind_partial(self, *args, **kwargs)  # not `bind`: a copy is made without arguments
+            bound.apply_defaults()
+            several = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
+            named = {name for name, parameter in signature.parameters.items() if parameter.kind not in several}
+            self.init_args = {name: value for name, value in bound.arguments.items() if name in named - {"self"}}
+        return self
+
+
+class Producer(Recorded, ABC):
     """Base of teachers and featurisers: remembers its own arguments, so that a manifest can rebuild it.
 
     A build calls :meth:`process_item` on each item, :meth:`start_batch` and :meth:`pack_batch` on each batch, and
@@ -42,21 +64,14 @@ class Producer(ABC):
     on_device: ClassVar[bool] = False
     by_id: ClassVar[bool] = False
     added: ClassVar[Mapping[str, Any]] = {}
-    init_args: dict[str, Any]
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        self = super().__new__(cls)
-        self.init_args = {}
-        if cls.__init__ is not object.__init__:
-            bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
-            bound.apply_defaults()
-            self.init_args = {name: value for name, value in bound.arguments.items() if name != "self"}
-        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.init_args)
 
-    def load(self, device: str) -> None:  # noqa: B027 - most producers have nothing to load
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.init_args.items())})"
+
+    def load(self, device: str) -> None:
         """Make ready on ``device`` (``cpu``, ``cuda``, ...); heavy imports and weights belong here."""
 
     def prepare(self, item: bytes) -> Any:
@@ -86,6 +101,13 @@ class Producer(ABC):
     def start_batch(self, processed: Sequence[Any]) -> Callable[[], Any]:
         """Start the work on a batch of processed items; the function that is returned waits for it and gives the values."""
         return lambda: processed
+
+    def reads(self) -> "Producer | None":
+        """What :meth:`process_item` does first, once this is loaded, as a featuriser of its own; None when it is none.
+
+        A corpus that has this featuriser's column has done that work.
+        """
+        return None
 
     @abstractmethod
     def pack_batch(self, values: Any, ids: Sequence[str], dtype: str) -> Arrays:
@@ -235,7 +257,7 @@ def as_json(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    return {"class_path": class_path(value), "init_args": value.init_args} if isinstance(value, Producer) else str(value)
+    return {"class_path": class_path(value), "init_args": value.init_args} if isinstance(value, Recorded) else str(value)
 
 
 def library_versions() -> dict[str, str]:

@@ -1,5 +1,6 @@
+from .api.fit import FittedStudent, evaluate, fit, resume
 from .export.student import ExportedStudent, load_student
 
 __version__: str
 
-__all__ = ["ExportedStudent", "load_student"]
+__all__ = ["ExportedStudent", "FittedStudent", "evaluate", "fit", "load_student", "resume"]

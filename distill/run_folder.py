@@ -60,6 +60,10 @@ class RunFolder:
         self.conflict, self.probes, self.export = path / "conflict.csv", probes or path / "probes", path / "export"
         self.results = self.probes / "results.json"
 
+    def __repr__(self) -> str:
+        fitted = "finished" if self.finished.is_file() else "not finished" if self.config.is_file() else "not begun"
+        return f"<RunFolder {self.path}: {fitted}{', probed' if self.results.is_file() else ''}>"
+
     @classmethod
     def of_checkpoint(cls, checkpoint: Path) -> "RunFolder":
         """The run whose ``checkpoints`` folder holds ``checkpoint``."""

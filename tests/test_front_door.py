@@ -22,7 +22,10 @@ def examples() -> doctest.DocTest:
 
 def names_used() -> set[str]:
     trees = [ast.parse(example.source) for example in examples().examples]
-    return {node.id for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    packages = (node for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name))
+    of_package = {node.attr for node in packages if node.value.id in ("distill", "cache_tools")}
+    return of_package | {node.id for node in nodes if isinstance(node, ast.Name)}
 
 
 @pytest.mark.parametrize("package", [cache_tools, distill], ids=["cache_tools", "distill"])

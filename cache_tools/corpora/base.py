@@ -2,13 +2,15 @@
 
 import hashlib
 import logging
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from cache_tools.errors import CorpusError
+from cache_tools.errors import BadItem, CorpusError
 from cache_tools.format.store import feed
+from cache_tools.items.raw import item_bytes
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,9 @@ class Corpus(ABC):
     modality: ClassVar[str]
     views: int = 1
     source: str
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.modality}s of {self.source}>"
 
     @abstractmethod
     def pairs(self) -> Iterator[tuple[str, bytes]]:
@@ -86,17 +91,31 @@ class Corpus(ABC):
 
 
 class Items(Corpus):
-    """Items in memory.
+    """Items in memory. An item that is None or NaN is an empty one, which every column masks.
 
     Args:
-        items: the raw items as text.
-        modality: ``molecule`` or ``text``.
+        items: SMILES; texts; or images: paths, bytes of an image file, PIL images, uint8 arrays (height, width, 3).
+        modality: ``molecule``, ``text`` or ``image``.
         source: where they come from.
+        ids: one for each item; without them an id is a hash of the item.
+
+    Raises:
+        CorpusError: when an item is nothing of this modality, or there is not one id for each item.
     """
 
-    def __init__(self, items: list[str], modality: str, source: str = "memory"):
-        self.items, self.source = items, source
+    def __init__(self, items: Sequence[Any], modality: str, source: str = "memory", ids: Sequence[Any] | None = None):
+        if ids is not None and len(ids) != len(items):
+            raise CorpusError(f"expected an id for each of the {len(items)} items, found {len(ids)} ids")
+        self.items, self.source, self.ids = items, source, ids
         self.modality = modality  # type: ignore[misc]  # a fact of the instance here
 
     def pairs(self) -> Iterator[tuple[str, bytes]]:
-        return (("", item.encode()) for item in self.items)
+        for row, item in enumerate(self.items):
+            try:
+                yield str(self.ids[row]) if self.ids is not None else "", self._bytes(item)
+            except BadItem as error:
+                raise CorpusError(f"{self.source} row {row}: {error}: mend or remove this row") from None
+
+    def _bytes(self, item: Any) -> bytes:
+        missing = item is None or (isinstance(item, float) and math.isnan(item))
+        return b"" if missing else item_bytes(item, self.modality)

@@ -91,6 +91,11 @@ class Column:
     def __len__(self) -> int:
         return self._rows
 
+    def __repr__(self) -> str:
+        width = ", ".join(self.manifest["fields"]) if self.kind == "ragged" else f"{self.dim} wide, {self._read_as}"
+        by = self.manifest["producer"]["class_path"].rpartition(".")[2]
+        return f"<Column {self.path}: {self._rows:,} rows, {width}, by {by}>"
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_mapped": {}, "_headers": {}, "_stacks": {}, "_lock": None}
 
@@ -259,6 +264,9 @@ class Aligned:
 
     def __len__(self) -> int:
         return len(self._one)
+
+    def __repr__(self) -> str:
+        return f"<Aligned {self.corpus}: {len(self):,} rows of {', '.join(self.columns)}>"
 
     def select(self, indices: "Tensor | Array | Selection") -> Selection:
         """Rows and the shards that hold them, as :meth:`Column.select`."""

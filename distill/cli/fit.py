@@ -6,23 +6,24 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import yaml
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from cache_tools import CommandParser, ConfigError, TrainingError, flush_denormals
 from distill.cli.callbacks import InterruptBetweenSteps, SaveConfig, WholeCheckpoints
+from distill.cli.progress import FitProgress, figures
 from distill.cli.requirements import add_requirements, check, require
 from distill.data.module import DistillData
 from distill.evaluation.baselines import undistilled
@@ -30,6 +31,7 @@ from distill.evaluation.during import ProbeDuring
 from distill.evaluation.origin import about
 from distill.evaluation.prepared import Students
 from distill.evaluation.protocol import Evaluation
+from distill.evaluation.tasks.base import Task
 from distill.records import Results
 from distill.run_folder import TERMINATED, RunFolder, newest_run
 from distill.training.checkpoint import read_checkpoint, student_of
@@ -63,23 +65,44 @@ def main(arguments: list[str]) -> None:
     Raises:
         ConfigError: when a configuration or checkpoint is missing, or they do not fit together.
     """
-    arguments = complete(arguments)
+    run_command(arguments)
+
+
+def run_command(arguments: Sequence[str], tasks: Mapping[str, Task] | None = None, exit_on_error: bool = True) -> Trainer:
+    """Run ``distill fit``, ``validate`` or ``test``.
+
+    Args:
+        arguments: the command, and the words that follow it on the command line.
+        tasks: to probe, instead of those of the configuration.
+        exit_on_error: a wrong key ends the program; otherwise it is raised.
+
+    Returns:
+        The trainer at its end; its ``default_root_dir`` is the run's folder.
+
+    Raises:
+        ConfigError: when a configuration or checkpoint is missing, or they do not fit together.
+        ArgumentError: when a key is wrong.
+    """
+    arguments = complete(list(arguments))
     command = arguments[0]
     flush_denormals()
     logging.getLogger("lightning").handlers.clear()  # it would say everything a second time
+    options = {"exit_on_error": exit_on_error}
+    of_command = {"usage": USAGE.format(command), "description": COMMANDS[command], **options}
     try:
-        DistillCLI.of(command)(
+        trainer: Trainer = DistillCLI.of(command, tasks)(
             Distiller,
             DistillData,
             args=arguments,
             seed_everything_default=0,
             trainer_class=RunTrainer,
-            parser_kwargs={"prog": "distill", command: {"usage": USAGE.format(command), "description": COMMANDS[command]}},
+            parser_kwargs={"prog": "distill", command: of_command, **options},
             parser_class=Parser,
             # only a fit writes the run's configuration: that of a test would take its place
             save_config_callback=SaveConfig if command == "fit" else None,
             save_config_kwargs={"overwrite": True},
-        )
+        ).trainer
+        return trainer
     except SIGTERMException:
         sys.exit(TERMINATED)  # not 0: what was asked for is not finished
     except RuntimeError as error:
@@ -142,11 +165,14 @@ class Parser(CommandParser, LightningArgumentParser):
 class DistillCLI(LightningCLI):
     """LightningCLI with a run folder and the probes."""
 
+    lock: IO[str] | None = None
+    tasks: Mapping[str, Task] | None = None
+
     @classmethod
-    def of(cls, command: str) -> type[Self]:
-        """The same with one command: the parsers of all of them take a second."""
+    def of(cls, command: str, tasks: Mapping[str, Task] | None = None) -> type[Self]:
+        """The same with one command, since the parsers of all of them take a second; and with other tasks to probe."""
         commands = {command: cls.subcommands()[command]}
-        return type(cls.__name__, (cls,), {"subcommands": staticmethod(lambda: commands)})
+        return type(cls.__name__, (cls,), {"subcommands": staticmethod(lambda: commands), "tasks": tasks})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=Path, default=Path("runs/mol"), help="folder of this run")
@@ -194,8 +220,9 @@ class DistillCLI(LightningCLI):
         callbacks = [*(chosen["callbacks"] or []), InterruptBetweenSteps()]
         if chosen["enable_model_summary"] is None:  # a line says it, see before_fit
             kwargs["enable_model_summary"] = False
-        if chosen["enable_progress_bar"] is not False:
-            callbacks.append(RichProgressBar(refresh_rate=10, leave=fitting))  # each refresh waits for the GPU
+        if chosen["enable_progress_bar"] is not False and fitting:
+            callbacks.append(FitProgress())
+        kwargs["enable_progress_bar"] = fitting and chosen["enable_progress_bar"]  # of held-out rows, for seconds: none
         probing = self._get(self.config_init, "probe")
         if fitting and probing.tasks and not self._get(self.config, "ckpt_path"):  # a run of an earlier version may go on
             probing.check_names(self.datamodule.corpora)
@@ -268,6 +295,13 @@ class DistillCLI(LightningCLI):
             ModelCheckpoint(run.checkpoints, run.last.stem, every_n_train_steps=steps, enable_version_counter=False),
         ]
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        finally:
+            if subcommand == "fit" and self.lock:  # a notebook goes on after a fit
+                self.lock.close()
+
     def before_fit(self) -> None:
         if self.trainer.is_global_zero:
             log.info("fit: %s; teachers: %s", self.trainer.default_root_dir, ", ".join(self.model.teachers))
@@ -288,7 +322,9 @@ class DistillCLI(LightningCLI):
 
     def before_test(self) -> None:
         check(self._get(self.config, "require"))
+        self.config_init["test"]["verbose"] = False  # Lightning's table has three lines for each teacher
         self.evaluation: Evaluation = self._get(self.config_init, "probe")
+        self.evaluation.tasks = dict(self.tasks or self.evaluation.tasks)
         self.evaluation.prepare(self.datamodule.corpora)
         spec = self._get(self.config, "model").student.as_dict()
         run = RunFolder.of_checkpoint(Path(self.trainer.ckpt_path or self._get(self.config, "ckpt_path")))
@@ -301,6 +337,7 @@ class DistillCLI(LightningCLI):
             return
         from distill.report import sections, tables  # here, since a fit draws nothing
 
+        log.info("held-out rows: %s", figures(self.trainer.callback_metrics))
         run, device = RunFolder(Path(self.trainer.default_root_dir)), str(self.trainer.strategy.root_device)
         checkpoint = str(self.trainer.ckpt_path)
         with TemporaryDirectory(prefix=f".{run.probes.name}", dir=run.path) as temporary:

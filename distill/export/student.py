@@ -1,6 +1,5 @@
 """Load the folder of an exported student and embed raw items with it."""
 
-import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -12,7 +11,6 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor, nn
 
 from cache_tools import (
-    BadItem,
     CacheError,
     ConfigError,
     CorpusError,
@@ -24,6 +22,7 @@ from cache_tools import (
     choose_device,
     flush_denormals,
     import_class,
+    item_bytes,
     rebuild,
     refuse_remote_code,
     weights_sha256,
@@ -88,6 +87,12 @@ class ExportedStudent:
         self.network = Network(str(folder), student, choose_device(device or "auto"), "auto" if mixed else "float32")
         self.rows = ON_CPU if self.network.device.type == "cpu" else ON_GPU
         self.spaces = spaces.eval().requires_grad_(False).to(self.network.device)
+
+    def __repr__(self) -> str:
+        network, reads = type(self.network.module), " and ".join(f"{modality}s" for modality in self.modalities)
+        size = sum(parameter.numel() for parameter in self.network.module.parameters())
+        told = f"{reads} to {self.dim} numbers, {network.__name__}, {size:,} parameters, on {self.network.device}"
+        return f"<{type(self).__name__} {self.folder}: {told}>"
 
     def embed(
         self,
@@ -166,7 +171,7 @@ class ExportedStudent:
         """
         return self.inputs[column].process_item(item)
 
-    def run(self, rows: Sequence[Row], column: str, batch_size: int | None = None) -> Tensor:
+    def embed_rows(self, rows: Sequence[Row], column: str, batch_size: int | None = None) -> Tensor:
         """The embedding of prepared rows, (rows, dim), on the CPU; rows of similar length share a batch."""
         padded, order = self.inputs[column].padded, list(range(len(rows)))
         if padded:
@@ -217,7 +222,10 @@ class StudentTeacher(Teacher):
         return self.student.prepare(item, self.input)
 
     def embed(self, items: Sequence[Any]) -> Any:
-        return self.student.run(items, self.input)
+        return self.student.embed_rows(items, self.input)
+
+    def reads(self) -> Featuriser:
+        return self.student.inputs[self.input]
 
     def modules(self) -> Iterator[nn.Module]:
         return self.student.network.modules()
@@ -240,44 +248,10 @@ class _Reader(StudentTeacher):
         self.input, self.dim = student.column(of), student.dim
 
     def prepare(self, item: Any) -> Any:
-        return super().prepare(_as_bytes(item, self.student.inputs[self.input].modality))
+        return super().prepare(item_bytes(item, self.student.inputs[self.input].modality))
 
     def embed(self, items: Sequence[Any]) -> Any:
-        return self.student.run(items, self.input, self.batch_size)
-
-
-def _as_bytes(item: Any, modality: str) -> bytes:
-    """An item as a corpus would hold it.
-
-    Raises:
-        BadItem: when it is nothing of this modality.
-    """
-    if isinstance(item, bytes):
-        return item
-    if modality == "image":
-        return _image_bytes(item)
-    if not isinstance(item, str):
-        raise BadItem(f"a {modality} is a str, found {type(item).__name__}")
-    return item.encode(errors="surrogatepass")
-
-
-def _image_bytes(item: Any) -> bytes:
-    from PIL import Image, ImageOps
-
-    try:
-        if isinstance(item, str | Path):
-            return Path(item).read_bytes()
-        if not isinstance(item, Image.Image):
-            array = np.asarray(item)
-            if array.dtype != np.uint8 or array.ndim not in (2, 3):
-                raise BadItem(f"an image is uint8 (height, width, 3), found {array.dtype} {array.shape}")
-            item = Image.fromarray(array)
-        image, file = ImageOps.exif_transpose(item), io.BytesIO()
-        image = image.convert("RGB") if image.mode in ("CMYK", "YCbCr", "LAB", "HSV") else image  # a PNG knows the others
-        image.save(file, "PNG", compress_level=0)
-        return file.getvalue()
-    except (OSError, ValueError, TypeError, SyntaxError) as error:
-        raise BadItem(f"no image that can be read: {error}") from None
+        return self.student.embed_rows(items, self.input, self.batch_size)
 
 
 def load_student(folder: str | Path, device: str | None = None) -> ExportedStudent:

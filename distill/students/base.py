@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cache_tools import ConfigError, EncodedImage, Featuriser, Pixels
+from cache_tools import ConfigError, EncodedImage, Featuriser, Pixels, Recorded
 
-RANDOM: Mapping[str, Any] = {"pretrained": False, "weights": None}  # what these arguments are of a random start
+# what these arguments are of a random start
+RANDOM: Mapping[str, Any] = {"pretrained": False, "weights": None, "start": None}
 
 LARGEST = 65_536  # rows of a batch, and tokens of a text, that a traced program accepts
 
@@ -31,7 +32,7 @@ class Traceable(NamedTuple):
     dynamic_shapes: tuple[dict[int, Any], ...]
 
 
-class Student(nn.Module, ABC):
+class Student(Recorded, nn.Module, ABC):
     """An encoder that reads one input column of the cache. Subclass it in any importable module and name it in YAML.
 
     Class attributes:
@@ -61,6 +62,13 @@ class Student(nn.Module, ABC):
 
         Args:
             rows: a batch of its column, as the column's featuriser unpacks it.
+        """
+
+    def begin(self, sample: Callable[[int], Any]) -> None:
+        """Set the weights that a new fit begins with, where they depend on the corpus; a continued fit does not call it.
+
+        Args:
+            sample: a number -> at most that many rows of its column, as :meth:`embeddings` takes them.
         """
 
     def checkpoint_activations(self) -> None:
@@ -104,7 +112,7 @@ class Student(nn.Module, ABC):
     def random_start(self, init_args: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments that build the same network with random weights; they equal ``init_args`` if it begins with such.
 
-        Arguments called ``pretrained`` and ``weights`` name other weights; a student with others overrides this.
+        Arguments called ``pretrained``, ``weights`` and ``start`` name other weights; a student with others overrides this.
 
         Args:
             init_args: the arguments that this student was built with.

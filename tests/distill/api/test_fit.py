@@ -1,0 +1,182 @@
+"""`distill.fit`, `resume` and `evaluate`: the same runs as the command line's."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+import distill
+from cache_tools import ConfigError, CorpusError, RdkitSamples, Settings, Teacher, open_column, read_corpus
+from cache_tools.teachers.molecule import Maccs
+from distill.cli import main as command
+from distill.evaluation.tasks import ComputedProperty
+from distill.students.molecule import GraphStudent
+
+SMALL = {"data.batch_size": 32, "data.held_out": 20, "trainer.accelerator": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    smiles = [item.decode() for item in RdkitSamples(limit=120).read()[1]]
+    return pd.DataFrame({"smiles": [*smiles[:-1], None], "name": [f"molecule {row}" for row in range(120)]})
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("api")
+
+
+@pytest.fixture(scope="module")
+def student(table, place) -> distill.FittedStudent:
+    found = place / "cache"
+    with pytest.raises(ConfigError, match=r"called 'morgan_count'; did you mean morgan_counts\? There are:\n  mol: desc"):
+        distill.fit(table, "demo", ["maccs", "morgan_count"], cache=found, options=SMALL)
+    assert not found.exists(), "refused before anything is built"
+    options = {**SMALL, "model.student": {"class_path": "GraphStudent", "init_args": {"layers": 2, "width": 16}}}
+    return distill.fit(
+        table, "demo", ["maccs", "morgan_counts"], id="name", epochs=1, out=place / "run", cache=found, options=options
+    )
+
+
+def corpus_of(run: distill.FittedStudent) -> Path:
+    return Path(yaml.safe_load(run.run.config.read_text())["data"]["corpus"])
+
+
+def test_a_table_becomes_a_corpus_with_its_ids_and_a_missing_cell_is_masked(student):
+    corpus = corpus_of(student)
+    assert read_corpus(corpus).rows == 120
+    assert open_column(corpus / "teachers" / "maccs").valid([118, 119]).tolist() == [True, False]
+    assert (corpus / "teachers" / "maccs" / "skipped.csv").read_text().splitlines()[1].startswith("119,molecule 119,")
+
+
+def test_the_recipe_gives_heads_to_those_teachers_that_are_there(student):
+    config = yaml.safe_load(student.run.config.read_text())
+    assert config["data"]["teachers"] == ["maccs", "morgan_counts"]
+    assert list(config["model"]["heads"]) == ["maccs"]
+    assert config["model"]["normaliser"]["init_args"] == {"limit": 4.0}, "the recipe's, as are all other keys"
+    assert config["trainer"]["max_epochs"] == 1
+
+
+def test_the_student_embeds_as_the_command_line_exports_it(student, place):
+    command(["export", "--ckpt_path", str(student.run.best), "--out", str(place / "exported")])
+    other = distill.load_student(place / "exported", "cpu")
+    assert other.embed(["CCO", "CCN"]).equal(student.embed(["CCO", "CCN"]))
+
+
+def test_a_command_and_a_call_go_on_with_one_another_s_runs(student, place, monkeypatch):
+    run = place / "begun-by-a-command"
+    config = ["--config", str(student.run.config)]
+    command(["fit", *config, "--run", str(run)])
+    going_on = distill.resume(run, epochs=2)
+    assert going_on.run.metrics()[-1]["epoch"] == "1"
+    first = going_on.embed(["CCO"])
+    command(
+        [
+            "fit",
+            "--config",
+            f"{run}/config.yaml",
+            "--ckpt_path",
+            f"{run}/checkpoints/last.ckpt",
+            "--trainer.max_epochs",
+            "6",
+        ]
+    )
+    assert not distill.FittedStudent(run, "cpu").embed(["CCO"]).equal(first), "a run that went on is exported again"
+
+
+def test_a_corpus_of_a_cache_and_a_student_object(student, place):
+    fitted = distill.fit(
+        corpus_of(student), GraphStudent(layers=1, width=8, dim=24), "maccs", epochs=1, out=place / "object", options=SMALL
+    )
+    assert (fitted.dim, fitted.run.path) == (24, place / "object")
+    config = yaml.safe_load(fitted.run.config.read_text())
+    assert config["model"]["student"]["class_path"] == "distill.students.molecule.GraphStudent"
+    assert config["model"]["student"]["init_args"]["layers"] == 1
+    assert config["data"]["teachers"] == ["maccs"]
+
+
+class Letters(Teacher):
+    modality = "molecule"
+    dim = 2
+
+    def embed(self, items):
+        return np.array([[item.count("C"), item.count("O")] for item in items], np.float32)
+
+
+def test_teachers_can_be_objects_and_items_a_list_or_a_file(table, place):
+    table.dropna().to_csv(place / "mine.csv", index=False)
+    for items in (table.dropna()["smiles"], place / "mine.csv"):
+        fitted = distill.fit(
+            items,
+            "demo",
+            {"letters": Letters(), "maccs": Maccs()},
+            epochs=1,
+            out=place / "objects",
+            cache=place / "cache",
+            settings=Settings(workers=1),
+            options=SMALL,
+        )
+        assert {path.name for path in (corpus_of(fitted) / "teachers").iterdir()} == {"letters", "maccs"}
+    assert corpus_of(fitted).name.startswith("mine-"), "named for the file and its content"
+    assert fitted.run.path.name == "objects-2", "an earlier run is kept"
+
+
+def test_evaluate_gives_the_scores_of_the_report(student):
+    with pytest.raises(ConfigError, match="probe the run first"):
+        _ = student.verdict
+    options = {"probe.seeds": [0], "probe.splits": ["random"], "probe.systems": ["student", "teachers"]}
+    records = distill.evaluate(student, {"tpsa": ComputedProperty("TPSA", 60)}, options)
+    assert {record.system for record in records} == {"student", "maccs", "morgan_counts"}
+    assert set(pd.DataFrame(student.records)["task"]) == {"tpsa"}
+    assert student.verdict.startswith("`student` is ")
+    assert (student.run.probes / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("items", "options", "message"),
+    [
+        (pd.DataFrame({"smi": ["C"]}), {}, "the table has no column smiles; its columns are: smi"),
+        (["CCO", 3], {}, "memory row 1: a molecule is a str, found int"),
+        ("nowhere.csv", {}, "no file .*nowhere.csv: check the path"),
+        (7, {}, "expected a path, a table or a list of items, found one int"),
+    ],
+)
+def test_items_that_cannot_be_read_are_told_in_words(tmp_path, items, options, message):
+    with pytest.raises(CorpusError, match=message):
+        distill.fit(items, "demo", ["maccs"], cache=tmp_path, options=options)
+
+
+def test_a_wrong_name_or_key_is_an_error_and_no_end_of_the_program(student, tmp_path):
+    with pytest.raises(ConfigError, match="no file moll, which --config names; did you mean mol"):
+        distill.fit(["C"], "moll", cache=tmp_path)
+    with pytest.raises(ConfigError, match="max_epoch.*did you mean trainer.max_epochs"):
+        distill.fit(corpus_of(student), "demo", "maccs", out=tmp_path / "run", options={"trainer.max_epoch": 1})
+    with pytest.raises(ConfigError, match="lower data.held_out or data.batch_size"):
+        distill.fit(corpus_of(student), "demo", "maccs", out=tmp_path / "run", options={"data.batch_size": 1000})
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_interrupted_call_raises_it_and_the_run_goes_on_later(student, place):
+    run = place / "interrupted"
+
+    def interrupt() -> None:
+        while not (run / "checkpoints" / "last.ckpt").is_file():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        distill.fit(corpus_of(student), "demo", "maccs", epochs=100_000, out=run, options=SMALL)
+    thread.join()
+    assert signal.getsignal(signal.SIGINT) is before, "a notebook can be interrupted again"
+    assert not (run / "finished").exists()
+    epoch = int(distill.FittedStudent(run, "cpu").run.metrics()[-1]["epoch"])
+    assert distill.resume(run, epochs=epoch + 3).run.finished.is_file()
