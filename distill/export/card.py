@@ -63,7 +63,7 @@ def write(
     corpora: list[CorpusColumns],
     exported: Mapping[str, Any],
     licence: str | None = None,
-    kept: float | None = None,
+    kept: tuple[str, float] | None = None,
 ) -> dict[str, Any]:
     """Write README.md with its plots into an export.
 
@@ -75,7 +75,7 @@ def write(
         corpora: those that the run read.
         exported: the export's config.json.
         licence: of the student; None when none is stated.
-        kept: the lowest cosine of an embedding with that of the weights before they were rounded; None when they were not.
+        kept: the type of rounded weights, and the lowest cosine of an embedding with that before; None without rounding.
 
     Returns:
         What a list of students shows of it: ``licence``, ``per_second`` and ``verdicts``.
@@ -188,5 +188,5 @@ def _probes(folder: Path, run: RunFolder, checkpoint: Path) -> Probes | None:
         figures.bars(scores).savefig(folder / plot, dpi=130)
         tables.append((str(plain(scores.title)), str(score_table(scores).markdown()), plot))
     verdicts = [str(verdict_table(each).markdown()) for each in found.answers if each.best]
-    cost = results.costs.get("student")
-    return Probes([str(plain(each)) for each in found.answers], cost and cost.per_second, verdicts, tables)
+    per_second = results.costs["student"].per_second if "student" in results.costs else None
+    return Probes([str(plain(each)) for each in found.answers], per_second, verdicts, tables)

@@ -3,13 +3,16 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from cache_tools import ConfigError, read_safetensors, sha256
+
+Dtype = Literal["float32", "float16", "int8"]
+SCALE = ".scale"  # ends the name of a tensor's scales, one per row
 
 TIMES = (
     4  # a class may build so many times the parameters that it keeps, for instance a tower of texts beside one of images
@@ -18,7 +21,7 @@ TENSORS, NUMBERS = 1_000, 100_000_000  # and so many more, for instance a classi
 
 
 def read_weights(path: Path, digest: str) -> dict[str, Tensor]:
-    """The tensors of an export, those of float16 as float32.
+    """The tensors of an export, those of float16 and int8 as float32.
 
     Args:
         path: of its safetensors file.
@@ -35,42 +38,62 @@ def read_weights(path: Path, digest: str) -> dict[str, Tensor]:
         raise ConfigError(f"cannot read {path} ({error.strerror}): copy the whole folder, or export again") from None
     if actual != digest:
         raise ConfigError(f"{path} is damaged: its SHA-256 is not that of config.json: copy it again, or export again")
-    tensors = read_safetensors(path)[0]
-    return {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in tensors.items()}
+    return _unpacked(read_safetensors(path)[0])
 
 
-def write_weights(modules: nn.Module, path: Path, dtype: str) -> str:
+def write_weights(modules: nn.Module, path: Path, dtype: Dtype) -> str:
     """Write the weights as :func:`read_weights` reads them; gives the file's SHA-256.
 
     Args:
         modules: their state is written.
         path: of the safetensors file.
-        dtype: ``float32``, or ``float16`` for matrices and kernels; see :func:`round_to_float16`.
+        dtype: of matrices and kernels; see :func:`round_weights`.
     """
     from safetensors.torch import save_file
 
     state = {name: value.detach().cpu().clone().contiguous() for name, value in modules.state_dict().items()}
-    if dtype == "float16":
-        state = {name: value.half() if _rounded(value) else value for name, value in state.items()}
+    for name in [name for name, value in state.items() if _rounded(value)]:
+        state |= {f"{name}{end}": part for end, part in _packed(state[name], dtype).items()}
     save_file(state, path, {"format": "pt"})
     return sha256(path)
 
 
-def round_to_float16(modules: nn.Module) -> None:
-    """Round matrices and kernels to numbers of float16. Vectors, as of norms, are few numbers and stay as they are.
+def round_weights(modules: nn.Module, dtype: Dtype) -> None:
+    """Round matrices and kernels as ``dtype`` stores them. Vectors, as of norms, are few numbers and stay as they are.
+
+    Args:
+        modules: are changed.
+        dtype: ``float16``, or ``int8``: each row has a factor, so that its largest number is 127.
 
     Raises:
         ConfigError: when a number is beyond those of float16.
     """
     for name, value in modules.state_dict().items():  # shares its memory with the modules
         if _rounded(value):
-            if not (rounded := value.half()).isfinite().all():
+            rounded = _unpacked({name + end: part for end, part in _packed(value, dtype).items()})[name]
+            if not rounded.isfinite().all():
                 raise ConfigError(f"the weights {name} hold numbers beyond float16: export them with --dtype float32")
             value.copy_(rounded)
 
 
 def _rounded(value: Tensor) -> bool:
     return value.is_floating_point() and value.dim() > 1
+
+
+def _packed(value: Tensor, dtype: Dtype) -> dict[str, Tensor]:
+    """End of a name -> tensor, as they are stored."""
+    if dtype != "int8":
+        return {"": value.to(getattr(torch, dtype))}
+    scale = value.abs().amax(tuple(range(1, value.dim())), keepdim=True) / 127  # (rows, 1, ...)
+    return {"": (value / scale.clamp_min(torch.finfo().tiny)).round().to(torch.int8), SCALE: scale}
+
+
+def _unpacked(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors in float32, without their scales."""
+    tensors = {name: value.float() if value.dtype == torch.float16 else value for name, value in stored.items()}
+    for name in [name for name in tensors if name.removesuffix(SCALE) != name and name.removesuffix(SCALE) in tensors]:
+        tensors[name.removesuffix(SCALE)] = tensors[name.removesuffix(SCALE)] * tensors.pop(name)
+    return tensors
 
 
 def require_widths(weights: Mapping[str, Tensor], teacher: str, spec: Mapping[str, Any], path: Path) -> None:

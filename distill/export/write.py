@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
@@ -32,7 +32,7 @@ from distill.export import card
 from distill.export.folder import CONFIG, FORMAT_VERSION, HERE, WEIGHTS, find, read_config, replaced
 from distill.export.formats import PROGRAM, SENTENCES, write_program, write_sentences
 from distill.export.student import StudentTeacher, TeacherSpace
-from distill.export.weights import round_to_float16, write_weights
+from distill.export.weights import Dtype, round_weights, write_weights
 from distill.heads import Head
 from distill.run_folder import RunFolder, newest_run
 from distill.targets import Raw, Standardise
@@ -50,7 +50,7 @@ def export(
     heads: bool = False,
     program: bool = False,
     sentence_transformers: bool = False,
-    dtype: Literal["float32", "float16"] = "float32",
+    dtype: Dtype = "float32",
     licence: str | None = None,
 ) -> None:
     """Write a student to a folder that ``distill.load_student`` loads anywhere; run it where the training ran.
@@ -61,7 +61,8 @@ def export(
         heads: also the teachers' heads, so that the student can emit their raw embeddings.
         program: also model.pt2, by torch.export, for students of texts or images.
         sentence_transformers: also a folder that SentenceTransformer loads, for a student of texts.
-        dtype: of matrices and kernels in the file; they are read as float32 again. The card states what float16 changes.
+        dtype: of matrices and kernels in the file, which are read as float32 again; the card says how much they changed.
+            int8 has a factor per row.
         licence: of the student, for its card, such as apache-2.0.
 
     Raises:
@@ -74,9 +75,9 @@ def export(
     ckpt_path = ckpt_path or newest_run().best
     config, data, model, checkpoint = open_run(ckpt_path, heads)
     student = model.student.eval()
-    inputs, spaces = _inputs(data.corpora), nn.ModuleDict(_spaces(model, data) if heads else {})
-    modules = nn.ModuleDict({"student": student, "teachers": spaces})
-    kept = _round(modules, data) if dtype == "float16" else None
+    inputs, spaces = _inputs(data.corpora), _spaces(model, data) if heads else {}
+    modules = nn.ModuleDict({"student": student, "teachers": nn.ModuleDict(spaces)})
+    kept = None if dtype == "float32" else (dtype, _round(modules, data, dtype))
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".export", dir=out.absolute().parent) as temporary:
         folder = Path(temporary) / out.name
@@ -266,10 +267,10 @@ def _spaces(model: Distiller, data: DistillData) -> dict[str, TeacherSpace]:
     return spaces
 
 
-def _round(modules: nn.ModuleDict, data: DistillData) -> float:
-    """Round the weights to float16; gives the lowest cosine of an embedding before and after, over some held-out rows."""
+def _round(modules: nn.ModuleDict, data: DistillData, dtype: Dtype) -> float:
+    """Round the weights; gives the lowest cosine of an embedding before and after, over some held-out rows."""
     inputs = next(iter(data.val_dataloader())).inputs
     with torch.inference_mode():
         before = modules["student"](inputs)
-        round_to_float16(modules)
+        round_weights(modules, dtype)
         return float(torch.cosine_similarity(before, modules["student"](inputs)).min())
