@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import count, islice, takewhile
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from cache_tools.console import start_logging
 from cache_tools.errors import BadItem, QuorumError, TeacherError
@@ -31,21 +31,29 @@ class BatchResult:
     bad: dict[int, str]
 
 
-Work = Callable[[Producer, Sequence[bytes]], BatchResult]
+class Ready(NamedTuple):
+    """An item that is processed already: a row of the column that the producer reads."""
+
+    value: Any
 
 
-def run_batch(producer: Producer, items: Sequence[bytes]) -> BatchResult:
+Item = bytes | Ready
+
+Work = Callable[[Producer, Sequence[Item]], BatchResult]
+
+
+def run_batch(producer: Producer, items: Sequence[Item]) -> BatchResult:
     """Prepare ``items`` and run ``producer`` on those that can be used."""
     return _finish(_start(producer, _process(producer, items)))
 
 
-def _process(producer: Producer, items: Iterable[bytes]) -> BatchResult:
+def _process(producer: Producer, items: Iterable[Item]) -> BatchResult:
     """Process ``items`` one by one; values are what the producer works on."""
     processed: dict[int, Any] = {}
     bad: dict[int, str] = {}
     for position, item in enumerate(items):
         try:
-            processed[position] = producer.process_item(item)
+            processed[position] = item.value if isinstance(item, Ready) else producer.process_item(item)
         except (BadItem, UnicodeDecodeError) as error:
             bad[position] = str(error)
     return BatchResult(list(processed), list(processed.values()), bad)
@@ -85,6 +93,13 @@ class Pipeline:
         self.threads = self.workers if torch.cuda.is_available() else 1
         self._stopped = False
 
+    def batch(self, most: int) -> int:
+        """Items to give it at a time, of at most ``most``.
+
+        Fewer for processes: all but one of them wait for the last batch, and graphs of a small one stay in a core's cache.
+        """
+        return most if self.beside or not self.producer.python_bound else max(1, most // 8)
+
     def __enter__(self) -> Self:
         self._pool: _Processes | ThreadPoolExecutor
         if self.parallel:
@@ -97,17 +112,17 @@ class Pipeline:
         self._stopped = kind is not None
         self._pool.shutdown(cancel_futures=self._stopped)
 
-    def __call__(self, batches: Iterable[Sequence[bytes]]) -> Iterator[BatchResult]:
+    def __call__(self, batches: Iterable[Sequence[Item]]) -> Iterator[BatchResult]:
         """The result of each of ``batches``, which are taken only a little ahead."""
         if not isinstance(self._pool, _Processes):
             return self._overlapped(self._processed(batches, self._pool))
         results = self._pool.run(batches)
         return self._overlapped(results) if self.beside else results
 
-    def _processed(self, batches: Iterable[Sequence[bytes]], pool: ThreadPoolExecutor) -> Iterator[BatchResult]:
+    def _processed(self, batches: Iterable[Sequence[Item]], pool: ThreadPoolExecutor) -> Iterator[BatchResult]:
         """Each batch as :func:`_process` gives it; threads process the next ones."""
 
-        def process(batch: Sequence[bytes]) -> BatchResult:
+        def process(batch: Sequence[Item]) -> BatchResult:
             return _process(self.producer, takewhile(lambda _: not self._stopped, batch))
 
         rest = iter(batches)
@@ -160,7 +175,7 @@ class _Processes:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def run(self, batches: Iterable[Sequence[bytes]]) -> Iterator[BatchResult]:
+    def run(self, batches: Iterable[Sequence[Item]]) -> Iterator[BatchResult]:
         """The result of each of ``batches``, in their order; a process gets the next batch when it gave back the last.
 
         Raises:

@@ -93,6 +93,7 @@ class _Fingerprint(Teacher):
     """Masks molecules of more than ``max_atoms`` atoms: the time of one grows with the square of its atoms or faster."""
 
     modality = "molecule"
+    python_bound = True
     binary = True
     max_atoms = 1_000
     added: ClassVar[Mapping[str, Any]] = {"max_atoms": max_atoms}

@@ -16,10 +16,10 @@ from cache_tools.building.column import Settings
 from cache_tools.building.corpus import add_column, build, build_like
 from cache_tools.corpora.base import Items
 from cache_tools.corpora.molecule import RdkitSamples
-from cache_tools.errors import CacheError, TeacherError
+from cache_tools.errors import BadItem, CacheError, TeacherError
 from cache_tools.format import files, shard, store
 from cache_tools.format.verify import column_faults, corpus_faults
-from cache_tools.inputs import MoleculeGraph
+from cache_tools.inputs import Featuriser, MoleculeGraph
 from cache_tools.teachers.base import Teacher
 from cache_tools.teachers.molecule import Maccs, MorganBits
 
@@ -63,6 +63,47 @@ def test_a_lost_shard_is_made_again_and_only_that(tmp_path):
     assert teacher.calls == 1
     assert files.sha256(folder / "teachers" / "a" / "00001.h5") == before
     assert column_faults(folder / "teachers" / "a", store.read_corpus(folder).fingerprint) == []
+
+
+class Letters(Featuriser):
+    modality = "text"
+    fields = {"letters": ("uint8", ())}
+
+    def featurise(self, item):
+        if "?" in item:
+            raise BadItem("a question")
+        return {"letters": np.frombuffer(item.encode(), np.uint8)}
+
+
+class LetterMean(Teacher):
+    """Reads what :class:`Letters` makes, and counts how often it has to make that itself."""
+
+    modality = "text"
+    dim = 1
+
+    def __init__(self):
+        self.made = 0
+
+    def reads(self):
+        return Letters()
+
+    def process_item(self, item):
+        self.made += 1
+        return Letters().process_item(item)
+
+    def embed(self, items):
+        return np.array([[item["letters"].mean()] for item in items])
+
+
+def test_what_a_column_of_the_corpus_holds_is_not_made_again_for_a_teacher_that_reads_it(tmp_path):
+    texts = Items([f"a text {number}{'?' * (number % 4 == 1)}" for number in range(11)], "text")
+    settings, folders = Settings(workers=1, batch_size=2, shard_rows=4), {}
+    for name, inputs in (("alone", {}), ("beside", {"letters": Letters()})):
+        teacher = LetterMean()
+        folders[name] = build(tmp_path, name, texts, {"mean": teacher}, inputs, settings) / "teachers" / "mean"
+        assert teacher.made == (len(texts.items) if name == "alone" else 3), "those that the column lacks, for the reason"
+    for file in ("00000.h5", "00001.h5", "00002.h5", "skipped.csv", "manifest.json"):
+        assert (folders["alone"] / file).read_bytes() == (folders["beside"] / file).read_bytes()
 
 
 def test_another_teacher_under_the_same_name_is_refused(tmp_path):

@@ -20,7 +20,7 @@ from cache_tools.building.corpus import build
 from cache_tools.building.pipeline import Pipeline
 from cache_tools.errors import TeacherError
 from cache_tools.format.shard import map_shard
-from cache_tools.teachers.molecule import MorganBits, RdkitDescriptors
+from cache_tools.teachers.molecule import Maccs, MorganBits, MorganCounts, RdkitDescriptors
 
 TEACHERS = """
 import ctypes
@@ -206,11 +206,14 @@ def test_a_worker_process_that_is_killed_or_fails_is_an_error_in_words(teachers,
 
 def test_worker_processes_give_what_one_process_gives_in_the_order_of_the_batches(tmp_path):
     columns = {}
+    teachers = {"descriptors": RdkitDescriptors(), "counts": MorganCounts(), "maccs": Maccs()}
+    assert all(teacher.python_bound for teacher in teachers.values()), "thus all cores work for each of them"
     for workers in (1, 3):
         settings = Settings(workers=workers, batch_size=10, shard_rows=60)
-        teacher = {"a": RdkitDescriptors()}
-        folder = build(tmp_path / str(workers), "mol", RdkitSamples(limit=100), teacher, {}, settings)
-        columns[workers] = [(folder / "teachers" / "a" / f"0000{number}.h5").read_bytes() for number in range(2)]
+        folder = build(tmp_path / str(workers), "mol", RdkitSamples(limit=100), teachers, {}, settings)
+        columns[workers] = [
+            (folder / "teachers" / name / f"0000{number}.h5").read_bytes() for name in teachers for number in range(2)
+        ]
     assert columns[1] == columns[3]
 
 

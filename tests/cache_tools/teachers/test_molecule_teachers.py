@@ -11,6 +11,7 @@ from cache_tools import MoleculeGraph, Settings, build, open_column
 from cache_tools.corpora.base import Items
 from cache_tools.corpora.molecule import RdkitSamples
 from cache_tools.errors import BadItem, ConfigError, TeacherError
+from cache_tools.items.molecule import _parsed
 from cache_tools.producer import Producer, class_path, rebuild
 from cache_tools.teachers.base import Teacher
 from cache_tools.teachers.gnn import KINDS, LAYERS, WIDTH, GatLayer, MolClrGcn, PretrainedGnn, _Gnn, collate
@@ -274,6 +275,33 @@ def test_a_large_molecule_is_masked_with_its_reason_and_the_others_are_kept(tmp_
     assert reasons == [f"{count} atoms, at most 500 are read: raise max_atoms" for count in ("1,248", "2,000")]
     assert open_column(folder / "teachers" / "descriptors").valid(torch.arange(4)).tolist() == [True, False, False, True]
     assert open_column(folder / "inputs" / "graph").valid(torch.arange(4)).all()
+
+
+SEVERAL = [rb"F/C=C\F", b"C[C@H](N)C(=O)O", b"[13CH4]", b"[Na+].[Cl-]", b"c1ccc2[nH]ccc2c1", b"OC[C@@H](O)C"]
+
+
+@pytest.mark.parametrize("reader", READERS, ids=lambda each: type(each).__name__)
+def test_a_molecule_that_was_parsed_before_gives_the_same_row(reader):
+    rdkit_only = isinstance(reader, Teacher) and not isinstance(reader, PretrainedGnn)
+    for smiles in SEVERAL + RdkitSamples(limit=60).read()[1]:
+        _parsed.clear()
+        first, again = reader.process_item(smiles), reader.process_item(smiles)
+        assert first is not again
+        if rdkit_only:
+            first, again = reader.embed([first]), reader.embed([again])
+        np.testing.assert_equal(again, first)
+
+
+def test_all_columns_that_one_process_builds_share_one_parse_of_a_smiles(tmp_path, monkeypatch):
+    from rdkit import Chem
+
+    parsed, parse = [], Chem.MolFromSmiles
+    monkeypatch.setattr(Chem, "MolFromSmiles", lambda smiles: parsed.append(smiles) or parse(smiles))
+    _parsed.clear()
+    corpus = RdkitSamples(limit=30)
+    readers = {"gnn": PretrainedGnn(save_gnn(tmp_path, "gin")), "descriptors": RdkitDescriptors(), "morgan": MorganBits()}
+    build(tmp_path, "c", corpus, readers, {"graph": MoleculeGraph()}, Settings(workers=1))
+    assert sorted(parsed) == sorted(item.decode() for item in corpus.read()[1])
 
 
 def test_a_higher_limit_reads_larger_molecules_and_makes_another_column():
