@@ -44,18 +44,19 @@ def with_parts(systems: Sequence[System]) -> set[System]:
     return {*systems, *(PARTS if BESIDE in systems else ())}
 
 
-def embed(student: Student, inputs: Column, rows: torch.Tensor, device: str, batch: int = 512) -> Array:
-    """The student's embeddings (rows, dim) of ``rows`` of an input column, in evaluation mode, float32."""
-    student, featuriser = student.to(device).eval(), featuriser_of(inputs)
+def embed(students: Sequence[Student], inputs: Column, rows: torch.Tensor, device: str, batch: int = 512) -> list[Array]:
+    """Each student's embeddings (rows, dim) of ``rows`` of an input column, in evaluation mode, float32."""
+    students, featuriser = [student.to(device).eval() for student in students], featuriser_of(inputs)
     order = torch.arange(len(rows))
     if featuriser.padded:  # rows of similar length share a batch
         order = torch.from_numpy(np.argsort(inputs.counts(featuriser.padded, rows), kind="stable"))
-    out = torch.empty(len(rows), student.dim)
+    out = [torch.empty(len(rows), student.dim) for student in students]
     with torch.inference_mode():
-        for chunk in order.split(batch):
-            read = featuriser.unpack(inputs.rows(rows[chunk]))
-            out[chunk] = student(to_device({inputs.name: read}, device)).float().cpu()
-    return np.asarray(out)
+        for chunk in order.split(batch) if students else ():
+            read = to_device({inputs.name: featuriser.unpack(inputs.rows(rows[chunk]))}, device)
+            for student, embedded in zip(students, out, strict=True):
+                embedded[chunk] = student(read).float().cpu()
+    return [np.asarray(embedded) for embedded in out]
 
 
 def calibrated(student: Student, corpora: Sequence[CorpusColumns], device: str, batch: int = 512) -> Student:

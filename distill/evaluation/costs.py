@@ -28,7 +28,7 @@ def cost_of_student(student: Student, folder: Path, inputs: Column, device: str)
     def run(rows: torch.Tensor, items: Sequence[bytes]) -> None:
         for item in items:
             featuriser.featurise(featuriser.prepare(item))
-        embed(student, inputs, rows, device, BATCH)
+        embed([student], inputs, rows, device, BATCH)
 
     return Cost(student.dim, _parameters(student), _per_second(folder, inputs, featuriser, run, device))
 

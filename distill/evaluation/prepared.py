@@ -97,11 +97,9 @@ class Prepared:
         if not kept.any():
             raise CacheError(f"task {self.folder}: not one row can be embedded, see skipped.csv there")
         wanted, rows = torch.unique(rows[kept], return_inverse=True)  # an item that stands in many pairs is embedded once
-        found: dict[str, tuple[Kind, Array]] = {
-            kind: (kind, embed(student, inputs, wanted, device))
-            for kind, student in students.items()
-            if kind in with_parts(systems)
-        }
+        own = {kind: student for kind, student in students.items() if kind in with_parts(systems)}
+        embedded = embed([*own.values()], inputs, wanted, device)
+        found: dict[str, tuple[Kind, Array]] = {kind: (kind, x) for kind, x in zip(own, embedded, strict=True)}
         dense = {name: np.asarray(column.rows(wanted).float()) for name, column in teachers.items()}
         together = np.concatenate(list(dense.values()), 1) if dense else np.empty((len(wanted), 0))
         if "concatenated" in systems and dense:

@@ -143,7 +143,7 @@ def made(origin, tmp_path_factory) -> dict:
         _, data, model, _ = exporting.open_run(checkpoint, heads=True)
         for part in data.corpora:
             _, items = read_items(part.columns.corpus, 0)
-            reference = torch.from_numpy(embed(model.student, part.inputs, torch.arange(len(items)), "cpu"))
+            reference = torch.from_numpy(embed([model.student], part.inputs, torch.arange(len(items)), "cpu")[0])
             found[name if name != "mixed" else f"mixed {part.corpus.modality}"] = (
                 *(out / name, part.corpus.modality),
                 *(items if part.corpus.modality == "image" else [each.decode() for each in items], reference),
@@ -545,6 +545,16 @@ def test_a_predicted_column_is_a_teacher_like_any_other(fitted, monkeypatch, cap
     assert re.search(
         r"\| again \| `distill.export.student.StudentTeacher` \| 12 \| export \|  \| [0-9a-f]{16} \| unknown \|", card
     )
+
+
+def test_a_student_that_embeds_a_corpus_reads_the_input_that_it_has(fitted, made, monkeypatch):
+    corpus, options = fitted / "cache" / "mol", Settings(workers=1, dtype="float32")
+    monkeypatch.setattr(MoleculeGraph, "featurise", lambda self, item: pytest.fail("made a second time"))
+    predict(corpus, "reading", student=made["molecule"][0], settings=options)
+    rows = open_column(corpus / "teachers" / "reading").rows(torch.arange(80))
+    monkeypatch.undo()
+    items = [item.decode() for item in read_items(corpus, 0)[1]]
+    torch.testing.assert_close(rows, distill.load_student(made["molecule"][0], "cpu").embed(items), atol=1e-5, rtol=1e-4)
 
 
 def test_predict_refuses_what_does_not_fit(fitted, made, tmp_path):

@@ -110,7 +110,7 @@ def test_a_run_keeps_what_auto_was_and_its_export_embeds_as_it_was_measured(cach
     column = build(tmp_path, "mol", Items(smiles, "molecule"), {}, {"graph": MoleculeGraph()}, Settings(workers=1))
     inputs, network = open_column(column / "inputs" / "graph"), load_student(tmp_path / "export").network.module
     with torch.autocast("cpu", torch.bfloat16):
-        measured = torch.from_numpy(embed(network, inputs, torch.arange(3), "cpu"))
+        measured = torch.from_numpy(embed([network], inputs, torch.arange(3), "cpu")[0])
     torch.testing.assert_close(measured, exact, rtol=0.05, atol=0.02)
     assert (measured != exact).any()
     with pytest.MonkeyPatch.context() as patch:
