@@ -14,26 +14,34 @@ import tempfile
 import warnings
 from pathlib import Path
 
-import torch
+from measure import RESULTS, Benchmark, Setup, drop_stale, run_all
 
-import cache
-import peers
-import probes
-import processor
-import startup
-import train
-from cache_tools import start_console
-from measure import RESULTS, Setup, drop_stale, run_all
 
-BENCHMARKS = (*cache.BENCHMARKS, *probes.BENCHMARKS, *processor.BENCHMARKS, *startup.BENCHMARKS, *train.BENCHMARKS)
+def benchmarks() -> tuple[Benchmark, ...]:
+    """All that `make bench` runs.
+
+    Their modules are imported here: a worker process of a build imports the file that was started, as that of a command is.
+    """
+    import cache
+    import probes
+    import processor
+    import startup
+    import train
+
+    return (*cache.BENCHMARKS, *probes.BENCHMARKS, *processor.BENCHMARKS, *startup.BENCHMARKS, *train.BENCHMARKS)
 
 
 def main() -> None:
+    import torch
+
+    import peers
+    from cache_tools import start_console
+
     start_console()
     warnings.filterwarnings("ignore", category=UserWarning)
     torch.manual_seed(0)
-    drop_stale(RESULTS, [name for each in (*BENCHMARKS, *peers.BENCHMARKS) for name in each.names])
-    chosen = [each for each in BENCHMARKS if re.search(os.environ.get("ROWS", ""), " ".join(each.names))]
+    drop_stale(RESULTS, [name for each in (*benchmarks(), *peers.BENCHMARKS) for name in each.names])
+    chosen = [each for each in benchmarks() if re.search(os.environ.get("ROWS", ""), " ".join(each.names))]
     with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as folder:
         whole = run_all(chosen, Setup(Path(folder)))
     sys.exit(not whole)
