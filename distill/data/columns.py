@@ -69,6 +69,11 @@ class CorpusColumns:
         numbers = torch.full((len(rows),), number)
         return Batch(inputs, targets, self._valid(selection), torch.from_numpy(selection.wanted), numbers)
 
+    def sample(self, count: int) -> Any:
+        """What a student reads of at most ``count`` rows, spread evenly over the corpus."""
+        numbers = torch.arange(0, len(self.inputs), max(1, -(-len(self.inputs) // count)))
+        return self.featuriser.unpack(self.inputs.rows(numbers[self.inputs.valid(numbers)]))
+
     def lengths(self, rows: Any) -> Any:
         """Elements of each row that a student would pad, (rows,)."""
         assert self.featuriser.padded is not None

@@ -1,7 +1,7 @@
 """Students of texts."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,14 +13,22 @@ from cache_tools import (
     ConfigError,
     Featuriser,
     Ragged,
+    Teacher,
     TextPooling,
     above_zero,
     create_network,
+    import_class,
     pool_tokens,
     stay_local,
 )
 from distill.students.base import LARGEST, Student, Traceable
 from distill.students.rows import RowTable
+
+ENCODER = "cache_tools.teachers.text.HfTextTeacher"
+
+COMMON = 1e-3  # a token of this share weighs half
+
+COUNTED = 100_000  # texts, for how frequent each token is
 
 
 class TokenStudent(Student):
@@ -70,11 +78,16 @@ class StaticStudent(TokenStudent):
     which begins at 0, so that training begins at the plain mean. SIF weights a / (a + p), where p is how frequent a token
     is, are the sigmoid of log(a / p) (Arora et al., ICLR 2017).
 
+    With ``start``, a fit begins as model2vec's students are made: the vectors are the principal components of what an
+    encoder makes of each token alone, and the weights are SIF weights by how frequent each token is in the corpus.
+
     Args:
         vocabulary: number of tokens of the tokenizer that made the input column.
         width: of a token's vector.
         norm: normalise the mean (LayerNorm).
         dim: width of the embedding, by a linear map; ``width`` when not given.
+        start: an encoder of transformers whose tokenizer made the input column: a hub name, a folder that
+            ``save_pretrained`` made, or ``package:NAME/FOLDER``. Random vectors when not given.
 
     Raises:
         ConfigError: when a size is not above 0.
@@ -83,12 +96,20 @@ class StaticStudent(TokenStudent):
     enlarged = "set vocabulary to its number of tokens"
     gains_from_bf16 = False  # it reads vectors and adds them, and hardly multiplies
 
-    def __init__(self, vocabulary: int, width: int = 256, norm: bool = False, dim: int | None = None):
+    def __init__(
+        self,
+        vocabulary: int,
+        width: int = 256,
+        norm: bool = False,
+        dim: int | None = None,
+        start: str | None = None,
+    ):
         super().__init__()
         self.dim, self.vocabulary = width if dim is None else dim, vocabulary
         above_zero("a StaticStudent", vocabulary=vocabulary, width=width, dim=self.dim)
         self.vectors, self.logits = RowTable(vocabulary, width), RowTable(vocabulary, 1)
         nn.init.zeros_(self.logits.weight)
+        self.start = start
         self.norm = nn.LayerNorm(width) if norm else nn.Identity()
         self.project = nn.Identity() if self.dim == width else nn.Linear(width, self.dim)
 
@@ -111,6 +132,31 @@ class StaticStudent(TokenStudent):
         weights = self.logits.weight[ids].squeeze(-1).sigmoid() * mask  # (batch, tokens)
         sums = (self.vectors.weight[ids] * weights.unsqueeze(-1)).sum(1)  # (batch, width)
         return self._finished(sums, weights.sum(1))
+
+    def portable(self, init_args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+        return {**init_args, "start": None}
+
+    @torch.no_grad()
+    def begin(self, sample: Callable[[int], Any]) -> None:
+        """Take vectors and weights from the tokens of the encoder ``start``, if one was given.
+
+        Raises:
+            ConfigError: when that encoder has fewer tokens or a smaller width.
+            TeacherError: when it cannot be loaded.
+        """
+        if self.start is None:
+            return
+        tokens, width = self.vectors.weight.shape
+        counts = torch.bincount(sample(COUNTED)["tokens"].values.long(), minlength=tokens) + 1
+        share = counts.double() / counts.sum()  # (tokens,)
+        vectors = _alone(self.start, tokens).double()  # (tokens, the encoder's width)
+        if vectors.shape[1] < width:
+            raise ConfigError(f"width is {width}, expected {vectors.shape[1]} at most: {self.start} is no wider")
+        vectors -= share @ vectors
+        _, axes = torch.linalg.eigh(vectors.T @ (share.unsqueeze(1) * vectors))  # columns, the weakest first
+        vectors = vectors @ axes[:, -width:].flip(1)
+        self.vectors.weight.copy_(vectors / vectors.square().sum(1).mean().sqrt())  # of length 1 on average
+        self.logits.weight.copy_((COMMON / share).log().unsqueeze(1))
 
     def _finished(self, sums: Tensor, totals: Tensor) -> Tensor:
         """The embedding (batch, dim) of weighted sums of vectors (batch, width) and of weights (batch,)."""
@@ -206,6 +252,20 @@ class TextStudent(TokenStudent):
         flat = (counts.cumsum(0) - counts + places).clamp_max(len(tokens.values) - 1)
         ids = torch.where(mask, tokens.values[flat].long(), self.padding)
         return ids, mask.long()
+
+
+def _alone(model: str, tokens: int) -> Tensor:
+    """What an encoder makes of each of its first ``tokens`` tokens alone, between its special tokens: (tokens, width)."""
+    encoder: Any = import_class(ENCODER, Teacher)(model)
+    encoder.load("cpu")
+    if (known := encoder.network.module.config.vocab_size) < tokens:
+        raise ConfigError(f"vocabulary is {tokens}, expected {known} at most: {model} knows no more tokens")
+    special = encoder.tokenizer("")["input_ids"]
+    middle = len(special) // 2
+    embedded: Tensor = encoder.embed(
+        [{"input_ids": [*special[:middle], token, *special[middle:]]} for token in range(tokens)]
+    )
+    return nn.functional.normalize(embedded)
 
 
 class _PaddedEncoder(nn.Module):

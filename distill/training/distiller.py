@@ -178,8 +178,18 @@ class Distiller(LightningModule):
     def on_fit_start(self) -> None:
         callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         self.observers = [each for each in callbacks if isinstance(each, LossObserver)]
+        if not self.trainer.ckpt_path:
+            self._begin()
         for module in [self.student, *self.heads.values()] if self.compiled else []:
             module.compile()
+
+    def _begin(self) -> None:
+        """Let students take the weights that they begin with from the corpora that they read."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        samples = {corpus.inputs.name: corpus.sample for corpus in data.corpora} if data else {}
+        for part in self.student.modules():
+            if isinstance(part, Student) and (sample := samples.get(getattr(part, "input", ""))):
+                part.begin(sample)
 
     def configure_optimizers(self) -> Any:
         """AdamW with groups for the student, the heads, and tables by rows; linear warm-up, then a cosine to zero."""

@@ -103,3 +103,63 @@ def test_sizes_that_make_no_student_are_refused(sizes):
     vocabulary, width, options = sizes
     with pytest.raises(ConfigError, match="StaticStudent"):
         StaticStudent(vocabulary, width, **options)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> str:
+    """A folder with a small BERT of random weights and its tokenizer."""
+    from tokenizers import Tokenizer, models, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "b", "c", "d", "e", "f"]
+    made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    folder = tmp_path_factory.mktemp("encoder")
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=made, **special).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    BertModel(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(folder)
+    return str(folder)
+
+
+def begun(encoder, rows=10, width=4):
+    student = StaticStudent(rows, width, start=encoder)
+    student.begin(lambda count: tokens(TEXTS))
+    return student
+
+
+def test_a_start_is_the_principal_components_of_what_an_encoder_makes_of_each_token_alone(encoder):
+    from transformers import BertModel
+
+    network = BertModel.from_pretrained(encoder).eval()
+    ids = torch.tensor([[1, token, 2] for token in range(10)])
+    with torch.inference_mode():
+        vectors = network(input_ids=ids).last_hidden_state.mean(1)
+    vectors = torch.nn.functional.normalize(vectors).double().numpy()
+    share = np.bincount([token for text in TEXTS for token in text], minlength=10) + 1.0
+    share /= share.sum()
+    vectors -= np.average(vectors, axis=0, weights=share)
+    _, _, axes = np.linalg.svd(np.sqrt(share)[:, None] * vectors, full_matrices=False)
+    expected = vectors @ axes[:4].T
+    student = begun(encoder)
+    table, logits = student.vectors.weight.detach().double().numpy(), student.logits.weight.detach().numpy()[:, 0]
+    scale = np.sqrt(np.square(expected).sum(1).mean())  # axes have either sign, so distances are compared
+    np.testing.assert_allclose(table @ table.T, expected @ expected.T / scale**2, atol=1e-4)
+    np.testing.assert_allclose(1 / (1 + np.exp(-logits)), 1e-3 / (1e-3 + share), rtol=1e-5)
+
+
+def test_a_start_with_too_few_tokens_or_too_narrow_is_refused(encoder):
+    with pytest.raises(ConfigError, match=r"vocabulary is 11, expected 10 at most: .* knows no more tokens"):
+        begun(encoder, rows=11)
+    with pytest.raises(ConfigError, match=r"width is 17, expected 16 at most: .* is no wider"):
+        begun(encoder, width=17)
+
+
+def test_neither_an_export_nor_the_untrained_student_needs_the_encoder(encoder, tmp_path):
+    arguments = {"vocabulary": 10, "width": 4, "start": encoder}
+    student = StaticStudent(**arguments)
+    assert student.random_start(arguments)["start"] is None
+    assert student.portable(arguments, tmp_path)["start"] is None

@@ -112,10 +112,10 @@ def corpus(tmp_path_factory):
     )  # fmt: skip
 
 
-def fit(corpus, **options):
+def fit(corpus, student=StaticStudent, **options):
     torch.manual_seed(0)
     data = DistillData(corpus, batch_size=32, held_out=30)
-    model = Distiller(data.statistics, StaticStudent(26, 8), student_lr=0.05, head_lr=0.01)
+    model = Distiller(data.statistics, student(26, 8), student_lr=0.05, head_lr=0.01)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     checkpoint = options.pop("ckpt_path", None)
     trainer = Trainer(accelerator="cpu", gradient_clip_val=1.0, use_distributed_sampler=False, **quiet, **options)
@@ -140,6 +140,21 @@ def test_a_static_student_goes_on_from_a_checkpoint_to_the_last_bit(corpus, tmp_
     _, rest = fit(corpus, max_epochs=4, ckpt_path=tmp_path / "half.ckpt")
     for name, value in whole.state_dict().items():
         assert torch.equal(value, rest.state_dict()[name]), name
+
+
+def test_a_new_fit_begins_with_rows_of_the_corpus_and_a_continued_one_does_not(corpus, tmp_path):
+    seen = []
+
+    class Counting(StaticStudent):
+        def begin(self, sample):
+            seen.extend(sample(count)["tokens"] for count in (7, 1000))
+
+    half, _ = fit(corpus, Counting, max_epochs=4, callbacks=[Stop()])
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    some, everything = (len(tokens.counts) for tokens in seen)
+    assert some == 7 and everything > 250, "equal texts count once"
+    fit(corpus, Counting, max_epochs=4, ckpt_path=tmp_path / "half.ckpt")
+    assert len(seen) == 2
 
 
 class Stop(Callback):
