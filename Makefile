@@ -22,7 +22,7 @@ $(PYTHON) -m venv $(1)
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo cache fit probe lint type test test-oldest wheel release bench bench-peers clean
+.PHONY: help install demo cache fit probe lint type test docs test-oldest wheel release bench bench-peers clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 24
@@ -57,6 +57,9 @@ lint: install ## check style and imports
 
 type: install ## check types
 	$(BIN)/mypy
+
+docs: install ## write the documentation as a site to build/site; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: install ## run all tests, and check style, imports and types
 	$(BIN)/ruff check .
