@@ -253,12 +253,14 @@ class Build:
 
     def _source(self) -> Column | None:
         """The column of this corpus that holds what the producer would first make of each item, when it is finished."""
-        featuriser = self.producer.reads()
-        wanted = featuriser and as_json(featuriser.fingerprint())
-        for path in store.list_columns(self.folder) if wanted else ():
-            manifest = store.read_manifest(path / store.MANIFEST)
-            if manifest["finished"] and current_names(manifest["producer"]["fingerprint"]) == current_names(wanted):
-                return Column(path)
+        if (featuriser := self.producer.reads()) is None:
+            return None
+        wanted = current_names(as_json(featuriser.fingerprint())), self.corpus.fingerprint
+        for path in (self.folder / featuriser.kind).glob(f"*/{store.MANIFEST}"):
+            manifest = store.read_manifest(path)
+            found = current_names(manifest["producer"]["fingerprint"]), manifest["corpus_fingerprint"]
+            if manifest["finished"] and found == wanted:
+                return Column(path.parent)
         return None
 
     def _rows(self, numbers: list[int]) -> int:
