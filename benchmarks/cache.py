@@ -96,10 +96,15 @@ def reading(setup: Setup) -> Iterator[Row]:
     columns = aligned(corpus, [f"teachers/t{width}" for width in WIDTHS])
     every_row = torch.arange(len(columns))
     in_memory = [column.rows(every_row) for column in columns.columns.values()]
-    # rows of a batch come sorted, as in training; the peer gets the same
-    batches = list(torch.randperm(len(columns))[: setup.size(300, 3) * batch].view(-1, batch).sort(1).values)
     data = DistillData(corpus, input="length", batch_size=batch, held_out=setup.size(1000, 60))
-    lengths = data.corpora[0].inputs.rows(every_row)["length"].values
+    lengths = data.corpora[0].inputs.rows(every_row)["length"]
+    in_batch = [lengths.values, lengths.counts, *in_memory]
+
+    def drawn() -> list[torch.Tensor]:
+        """Shuffled batches; their rows come sorted, as in training."""
+        return list(torch.randperm(len(columns))[: setup.size(300, 3) * batch].view(-1, batch).sort(1).values)
+
+    batches = drawn()
 
     def ours() -> None:
         for rows in batches:
@@ -111,9 +116,9 @@ def reading(setup: Setup) -> Iterator[Row]:
             [tensor.index_select(0, rows) for tensor in in_memory]
 
     def selected_with_input() -> None:
-        """What the loader gives, from RAM: the student's input too, and one batch kept while the next is gathered."""
-        for rows in batches:
-            kept = [tensor.index_select(0, rows) for tensor in (lengths, *in_memory)]
+        """What the loader does, from RAM: a new order, the student's input, one batch kept while the next is gathered."""
+        for rows in drawn():
+            kept = [tensor.index_select(0, rows) for tensor in in_batch]
         del kept
 
     def loaded() -> None:

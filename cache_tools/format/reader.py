@@ -64,6 +64,7 @@ class Column:
         self.corpus_fingerprint: str = self.manifest["corpus_fingerprint"]
         self._rows: int = self.manifest["rows"]
         self.complete = all(shard["valid"] == shard["rows"] for shard in self.shards)
+        self._largest = max((shard["bytes"] for shard in self.shards), default=0)
         self._headers: dict[int, Header] = {}
         self._mapped: dict[int, Arrays] = {}
         self._stacks: dict[str, Stack] = {}
@@ -163,16 +164,17 @@ class Column:
 
     def _stack(self, selection: Selection, name: str, dtype: str, tail: Sequence[int], length: int) -> Stack:
         """The data set ``name`` of all shards; those that ``selection`` touches are mapped."""
+        stack = self._stacks.get(name)
+        if stack and not stack.missing:
+            return stack
         with self._lock:
             if name not in self._stacks:
                 for number in selection.touched[:1]:
                     self._header(number)  # a size that the manifest claims, and no shard has, would ask for any memory
                 self._stacks[name] = Stack(name, dtype, tail, length, len(self.shards))
-        stack = self._stacks[name]
-        if stack.missing:
-            with self._lock:
-                for number in stack.missing.intersection(selection.touched):
-                    self._place(stack, number)
+            stack = self._stacks[name]
+            for number in stack.missing.intersection(selection.touched):
+                self._place(stack, number)
         return stack
 
     def _place(self, stack: Stack, number: int) -> None:
@@ -184,12 +186,10 @@ class Column:
     def _gather(self, selection: Selection) -> "Tensor":
         """Rows (batch, width) of shards of one type."""
         stack = self._stack(selection, "embedding", self._read_as, (self._width,), min(self.shard_rows, self._rows))
-        indices = selection.wanted
-        if stack.stride != self.shard_rows:
-            indices = indices + selection.shards * (stack.stride - self.shard_rows)
+        places = selection.places(stack.stride)
         if os.getpid() != self._process:  # torch's threads do not survive a fork, and workers have one each
-            return as_tensor(stack.array.take(indices, 0))
-        return as_tensor(stack.array).index_select(0, as_tensor(indices))
+            return as_tensor(stack.array.take(places.numpy(), 0))
+        return stack.tensor.index_select(0, places)
 
     def _convert(self, selection: Selection) -> "Tensor":
         """Rows (batch, width) of int8 shards, or of shards of which some are wider."""
@@ -211,13 +211,13 @@ class Column:
         """Where each row's elements begin in its shard, and how many there are."""
         longest = min(self.shard_rows, self._rows) + 1
         offsets = self._stack(selection, f"{field}/offsets", "int64", (), longest)
-        at = selection.wanted + selection.shards * (offsets.stride - self.shard_rows)
-        starts = offsets.array[at]
-        return starts, offsets.array[at + 1] - starts
+        places = selection.places(offsets.stride).numpy()
+        starts = offsets.array[places]
+        return starts, offsets.array[places + 1] - starts
 
     def _ragged(self, field: str, selection: Selection) -> Ragged:
         dtype, *tail = self.manifest["fields"][field]
-        most = max(shard["bytes"] for shard in self.shards) // max(1, np.dtype(dtype).itemsize * math.prod(tail))
+        most = self._largest // max(1, np.dtype(dtype).itemsize * math.prod(tail))
         values = self._stack(selection, f"{field}/values", dtype, tail, most)
         starts, counts = self._places(field, selection)
         indices = spans(starts + selection.shards * values.stride, counts)
@@ -245,8 +245,9 @@ def as_tensor(array: Array) -> "Tensor":
 
 def spans(starts: Array, counts: Array) -> Array:
     """Indices of many runs, one after the other: ``starts[i], starts[i] + 1, ... (counts[i] of them)``; (total,)."""
-    earlier = np.cumsum(counts) - counts  # elements of the runs before each run
-    indices: Array = np.repeat(starts - earlier, counts) + np.arange(counts.sum())
+    earlier = counts.cumsum() - counts  # elements of the runs before each run
+    indices: Array = (starts - earlier).repeat(counts)
+    indices += np.arange(len(indices))
     return indices
 
 
@@ -278,9 +279,10 @@ class Aligned:
         return {name: column.rows(selection) for name, column in self.columns.items()}
 
     def valid(self, indices: "Tensor | Array | Selection") -> "dict[str, Tensor]":
-        """Column -> whether it has each row, as :meth:`Column.valid`."""
+        """Column -> whether it has each row, as :meth:`Column.valid`; complete columns share one tensor."""
         selection = self.select(indices)
-        return {name: column.valid(selection) for name, column in self.columns.items()}
+        complete = as_tensor(np.ones(selection.count, np.bool_))
+        return {name: complete if each.complete else each.valid(selection) for name, each in self.columns.items()}
 
     def read_ahead(self, first: int, count: int) -> None:
         """As :meth:`Column.read_ahead`, of every column."""

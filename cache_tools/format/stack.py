@@ -39,6 +39,7 @@ class Selection:
             )
         self.wanted: Array = given.astype(np.int64, copy=False)
         self.count, self.shard_rows = len(self.wanted), shard_rows
+        self._places: dict[int, Tensor] = {}
         lowest, highest = (self.wanted.min(), self.wanted.max()) if self.count else (0, 0)
         if lowest < 0 or highest >= max(1, rows):
             raise IndexError(f"rows 0 to {rows - 1} exist; asked for {lowest if lowest < 0 else highest}")
@@ -47,6 +48,15 @@ class Selection:
     def shards(self) -> Array:
         """The shard of each row, (batch,)."""
         return self.wanted // self.shard_rows
+
+    def places(self, stride: int) -> "Tensor":
+        """Where each row stands in a :class:`Stack` of this stride, (batch,); columns of one stride share the tensor."""
+        if stride not in self._places:
+            import torch
+
+            apart = stride - self.shard_rows
+            self._places[stride] = torch.from_numpy(self.wanted + self.shards * apart if apart else self.wanted)
+        return self._places[stride]
 
     @cached_property
     def touched(self) -> list[int]:
@@ -80,6 +90,13 @@ class Stack:
         self.stride = self._room // max(1, self._element)  # elements from a shard's first to the next one's
         self.range = AddressRange(self._room * shards)
         self.array = self.range.array(np.dtype(dtype), (self.stride * shards, *tail))
+
+    @cached_property
+    def tensor(self) -> "Tensor":
+        """:attr:`array` as a tensor."""
+        import torch
+
+        return torch.from_numpy(self.array)
 
     def place(self, number: int, path: Path, header: Header) -> None:
         """Put a shard's data in its place: mapped when it begins at a page of the file, otherwise copied."""

@@ -16,7 +16,6 @@ from cache_tools import (
     CacheError,
     Column,
     Featuriser,
-    Selection,
     Statistics,
     aligned,
     current_class_path,
@@ -66,8 +65,9 @@ class CorpusColumns:
         targets = self.columns.rows(selection)
         name = self.inputs.name
         inputs = {name: self.featuriser.unpack(targets.pop(name))}
-        numbers = torch.full((len(rows),), number)
-        return Batch(inputs, targets, self._valid(selection), torch.from_numpy(selection.wanted), numbers)
+        valid = self.columns.valid(selection)
+        del valid[name]  # only rows that the student can read are left
+        return Batch(inputs, targets, valid, torch.from_numpy(selection.wanted), torch.full((len(rows),), number))
 
     def sample(self, count: int) -> Any:
         """What a student reads of at most ``count`` rows, spread evenly over the corpus."""
@@ -78,10 +78,6 @@ class CorpusColumns:
         """Elements of each row that a student would pad, (rows,)."""
         assert self.featuriser.padded is not None
         return self.inputs.counts(self.featuriser.padded, rows)
-
-    def _valid(self, selection: Selection) -> dict[str, Tensor]:
-        complete = torch.ones(selection.count, dtype=torch.bool)  # one for all columns that are complete
-        return {name: complete if column.complete else column.valid(selection) for name, column in self.teachers.items()}
 
 
 def featuriser_of(column: Column) -> Featuriser:

@@ -42,14 +42,15 @@ def permute(positions: Array, rows: int, *key: int) -> Array:
     mask, shift = np.uint64((1 << bits) - 1), np.uint64((bits + 1) // 2)
     constants = np.random.SeedSequence(key).generate_state(2 * ROUNDS, np.uint64).reshape(ROUNDS, 2)
     out = np.asarray(positions).astype(np.uint64)
-    outside = np.ones(len(out), np.bool_)
-    while outside.any():
-        x = out[outside]
-        for factor, summand in constants:
-            x = (x * (factor | np.uint64(1)) + summand) & mask
+    outside: Any = slice(None)  # all at first
+    while len(x := out[outside]):
+        for factor, summand in constants:  # in place: new arrays would take as long as the arithmetic
+            x *= factor | np.uint64(1)
+            x += summand
+            x &= mask
             x ^= x >> shift
         out[outside] = x
-        outside = out >= rows
+        outside = np.flatnonzero(out >= rows)
     return out.astype(np.int64)
 
 
