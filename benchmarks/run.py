@@ -14,6 +14,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
+from cache_tools import start_console
 from measure import RESULTS, Benchmark, Setup, drop_stale, run_all
 
 
@@ -35,7 +36,6 @@ def main() -> None:
     import torch
 
     import peers
-    from cache_tools import start_console
 
     start_console()
     warnings.filterwarnings("ignore", category=UserWarning)
