@@ -96,6 +96,8 @@ class GaussianHead(DensityHead):
 
     def _whitened(self, scale: Tensor, mean: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The scale below its limit, and r (t - mean)."""
+        if self.bounded and self.largest >= 1:
+            return scale, scale.exp() * (target - mean)  # never above the limit
         capped = scale.clamp_max(self.largest)
         # above the limit a clamp has no gradient, and sigma would stay; here z has one, which lowers the scale
         passed = scale + (capped - scale).detach()

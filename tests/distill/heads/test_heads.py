@@ -63,6 +63,15 @@ def test_gaussian_head_agrees_with_torch_distributions(modes, bounded, triangula
     )
 
 
+def test_a_bounded_head_keeps_a_floor_above_its_own_least_sigma():
+    head = GaussianHead(2, 1, layers=0, floor=0.5)
+    with torch.no_grad():
+        head.mlp[0].weight.zero_()
+        head.mlp[0].bias.copy_(torch.tensor([0.0, 0.0, 10.0]))  # sigma would be 1 / e
+    expected = -D.Normal(0.0, 0.5).log_prob(torch.zeros(3))
+    torch.testing.assert_close(head(torch.randn(3, 2), torch.zeros(3, 1)), expected)
+
+
 @pytest.mark.parametrize("cls", [GaussianHead, BernoulliHead, MseHead, CosineHead])
 def test_a_loss_is_float32_under_bfloat16_autocast(cls):
     torch.manual_seed(0)
