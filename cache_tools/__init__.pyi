@@ -5,10 +5,11 @@ from .building.launch import choose_device
 from .building.pipeline import Pipeline
 from .console import shows_bars, start_console, start_logging
 from .corpora.base import Corpus, Items
-from .corpora.choose import as_corpus
+from .corpora.choose import as_corpus, column_of, is_table
 from .corpora.idx import IdxImages, read_idx
 from .corpora.image import ImageFolder
 from .corpora.molecule import RdkitSamples, SmilesFile
+from .corpora.rows import read_rows
 from .corpora.tables import TABLES, file_ending, read_table
 from .corpora.text import TextFile
 from .errors import (
@@ -111,6 +112,7 @@ __all__ = [
     "choose_command",
     "choose_device",
     "class_path",
+    "column_of",
     "cores",
     "create_network",
     "current_class_path",
@@ -120,6 +122,7 @@ __all__ = [
     "flush_denormals",
     "import_class",
     "install_hint",
+    "is_table",
     "item_bytes",
     "library_versions",
     "list_columns",
@@ -134,6 +137,7 @@ __all__ = [
     "read_item",
     "read_items",
     "read_manifest",
+    "read_rows",
     "read_safetensors",
     "read_table",
     "rebuild",

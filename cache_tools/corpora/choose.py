@@ -28,16 +28,36 @@ def as_corpus(items: Any, modality: str, column: str | None = None, id: str | No
     """
     if isinstance(items, Corpus):
         return items
-    column = column or COLUMNS[modality]
     if isinstance(items, str | os.PathLike):
+        column = column or COLUMNS[modality]
         if modality == "image":
             return ImageFolder(items)
         return SmilesFile(items, column, id) if modality == "molecule" else TextFile(items, column, id)
-    if len(getattr(items, "shape", ())) == 2 and hasattr(items, "columns"):  # a data frame of pandas or polars
-        present = [str(name) for name in items.columns]
-        if missing := [name for name in (column, id) if name is not None and name not in present]:
-            raise CorpusError(f"the table has no column {', '.join(missing)}; its columns are: {', '.join(present)}")
-        return Items(list(items[column]), modality, f"column {column} of a table", list(items[id]) if id else None)
+    if is_table(items):
+        name, ids = column_of(items, modality, column), list(items[column_of(items, modality, id)]) if id else None
+        return Items(list(items[name]), modality, f"column {name} of a table", ids)
     if not isinstance(items, Iterable) or isinstance(items, bytes):
         raise CorpusError(f"expected a path, a table or a list of items, found one {type(items).__name__}")
     return Items(list(items), modality)
+
+
+def is_table(items: Any) -> bool:
+    """Whether ``items`` is a data frame of pandas or polars."""
+    return len(getattr(items, "shape", ())) == 2 and hasattr(items, "columns")
+
+
+def column_of(table: Any, modality: str, column: str | None = None) -> str:
+    """The name of the column that holds the items of a data frame.
+
+    Args:
+        table: the data frame.
+        modality: of the items.
+        column: that was asked for; ``smiles``, ``text`` or ``path`` when not given.
+
+    Raises:
+        CorpusError: when there is no such column.
+    """
+    name, present = column or COLUMNS[modality], [str(name) for name in table.columns]
+    if name not in present:
+        raise CorpusError(f"the table has no column {name}; its columns are: {', '.join(present)}")
+    return name

@@ -38,7 +38,8 @@ def read_table(path: Path, columns: list[str], beside: str = "") -> Iterator[dic
     """
     kind = file_ending(path)
     if kind == ".parquet":
-        yield from _read_parquet(path, columns)
+        for number, row in enumerate(read_parquet_rows(path, columns), 1):
+            yield _texts(row, columns, f"{path} row {number}")
         return
     with open_text(path) as file:
         if kind == ".csv":
@@ -202,7 +203,16 @@ def _read_jsonl(path: Path, file: TextIO, columns: list[str]) -> Iterator[dict[s
         yield _texts(row, columns, where)
 
 
-def _read_parquet(path: Path, columns: list[str]) -> Iterator[dict[str, str]]:
+def read_parquet_rows(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a parquet file, whose cells have the types of the file.
+
+    Args:
+        path: the file.
+        columns: those that must be there.
+
+    Raises:
+        CorpusError: when the file or a column is missing, or it cannot be read.
+    """
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
@@ -211,9 +221,8 @@ def _read_parquet(path: Path, columns: list[str]) -> Iterator[dict[str, str]]:
     try:
         with parquet.ParquetFile(path) as file:
             _require(path, columns, file.schema_arrow.names)
-            rows = itertools.chain.from_iterable(batch.to_pylist() for batch in file.iter_batches(PARQUET_ROWS))
-            for number, row in enumerate(rows, 1):
-                yield _texts(row, columns, f"{path} row {number}")
+            for batch in file.iter_batches(PARQUET_ROWS):
+                yield from batch.to_pylist()
     except UnicodeDecodeError as error:
         raise _unreadable(path, error) from None
     except (ArrowException, OSError) as error:

@@ -27,7 +27,7 @@ from cache_tools import (
     sha256,
     start_logging,
 )
-from distill.api.recipes import MODALITIES, chosen_group, groups, instantiated, recipe_of, words_of
+from distill.api.recipes import chosen_group, instantiated, recipe_of, words_of
 from distill.cli.fit import run_command
 from distill.evaluation.tasks.base import Task
 from distill.export.folder import read_config
@@ -104,9 +104,9 @@ def fit(
     Args:
         items: a table (its path, or a data frame), a list of SMILES, texts or images, a folder of images, a corpus; or the
             folder of a corpus in a cache, whose columns are used as they are.
-        student: the name of a recipe, such as ``mol-small``; a configuration (YAML); or a new student, whose class and
+        student: the name of a recipe, such as ``mol-tiny``; a configuration (YAML); or a new student, whose class and
             arguments count, as in YAML.
-        teachers: the name of a group, or names of teachers in the groups of this modality; objects by name; by default the
+        teachers: the name of a group of `configs/cache`, or names of teachers in them; objects by name; by default the
             recipe's group. Of a corpus in a cache: names of its columns, by default all that builds made.
         inputs: the columns that the student reads, by name; those of the teachers' group when not given.
         column: of a table: the one of the items; ``smiles``, ``text`` or ``path`` when not given.
@@ -130,7 +130,7 @@ def fit(
     if isinstance(items, str | Path) and (Path(items) / CORPUS).is_file():
         corpus, names = Path(items), [teachers] if isinstance(teachers, str) else list(teachers) if teachers else None
     else:
-        corpus, names = _built(items, *_producers(teachers, inputs, recipe, content), column, id, Path(cache), settings)
+        corpus, names = _built(items, *_producers(teachers, inputs, recipe), column, id, Path(cache), settings)
     overlay: dict[str, Any] = {"data": {"corpus": str(corpus), "teachers": names}, "model": {}}
     if heads := (content.get("model") or {}).get("heads"):
         present = names or [path.name for path in list_columns(corpus)]
@@ -184,25 +184,13 @@ def evaluate(
 
 
 def _producers(
-    teachers: Teachers, inputs: Mapping[str, Featuriser] | None, recipe: Path, content: Mapping[str, Any]
+    teachers: Teachers, inputs: Mapping[str, Featuriser] | None, recipe: Path
 ) -> tuple[Mapping[str, Teacher], Mapping[str, Featuriser]]:
     """The teachers and inputs that are to be built."""
-    if isinstance(teachers, Mapping) and inputs:
-        return teachers, inputs
-    own = Path((content.get("data") or {}).get("corpus") or "").name
-    if isinstance(teachers, Mapping):
-        begin = [prefix for prefix, modality in MODALITIES.items() if modality == next(iter(teachers.values())).modality]
-    else:
-        words = (word.partition("-")[0] for word in (recipe.stem, own, *([teachers] if isinstance(teachers, str) else [])))
-        begin = [word for word in words if word in MODALITIES]
-    if not begin:
-        raise ConfigError(f"{recipe} does not tell what its student reads: give teachers as objects, and inputs")
-    default = own if own in groups(begin[0]) else begin[0]
-    group = chosen_group(default if teachers is None or isinstance(teachers, Mapping) else teachers, begin[0])
-    if isinstance(teachers, Mapping):
-        return teachers, instantiated(group._replace(teachers={}))[1]
-    made, read = instantiated(group)
-    return made, inputs or read
+    if not isinstance(teachers, Mapping):
+        made, read = instantiated(chosen_group(teachers, recipe))
+        return made, inputs or read
+    return teachers, inputs or instantiated(chosen_group(None, recipe)._replace(teachers={}))[1]
 
 
 def _built(

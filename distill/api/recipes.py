@@ -1,6 +1,7 @@
 """The configurations that come with the package: recipes of students, and groups of teachers."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,8 +11,6 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from cache_tools import PACKAGED, ConfigError, Featuriser, Teacher, read_configurations, suggestion, with_packaged
 from distill.students.base import Student
-
-MODALITIES = {"mol": "molecule", "text": "text", "vision": "image"}  # how the names of recipes and groups begin
 
 
 class Group(NamedTuple):
@@ -36,48 +35,51 @@ def recipe_of(student: str | Path | Student) -> Path:
         ConfigError: when there is none.
     """
     if isinstance(student, Student):
-        reading = {name: prefix for prefix in MODALITIES for group in groups(prefix).values() for name in group.inputs}
+        reading = {name: title.partition("-")[0] for title, group in groups().items() for name in group.inputs}
         if student.input not in reading:
             raise ConfigError(
                 f"no recipe has a student that reads the input {student.input}: name a configuration instead of a student"
             )
-        prefix = reading[student.input]
-        student = next(name for name in (f"{prefix}-small", prefix) if (PACKAGED / f"{name}.yaml").is_file())
+        student = reading[student.input]
     _, path = with_packaged(["--config", str(student)])
     list(read_configurations(["--config", path]))
     return Path(path)
 
 
-def groups(prefix: str) -> dict[str, Group]:
-    """Name -> group of teachers, of all groups whose name begins with ``prefix``."""
+def groups() -> dict[str, Group]:
+    """Name -> group of teachers."""
     found = {}
     for path in sorted((PACKAGED / "cache").glob("*.yaml"), key=lambda path: path.stem):
-        if path.stem.partition("-")[0] == prefix:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-            found[path.stem] = Group(content.get("teachers") or {}, content.get("inputs") or {})
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found[path.stem] = Group(content.get("teachers") or {}, content.get("inputs") or {})
     return found
 
 
-def chosen_group(wanted: str | Sequence[str], prefix: str) -> Group:
+def chosen_group(wanted: str | Sequence[str] | None, recipe: Path) -> Group:
     """The teachers that are called by name, with the inputs of the group in which the first one stands.
 
     Args:
-        wanted: the name of a group, or names of teachers.
-        prefix: of the groups in which they are looked up.
+        wanted: the name of a group, or names of teachers; the recipe's group when not given.
+        recipe: whose group is looked at first: the one that its comment tells to build, or of its corpus's name.
 
     Raises:
-        ConfigError: when there is no teacher of that name; the message lists all.
+        ConfigError: when there is no teacher of that name, or the recipe has no group; the message lists all.
     """
-    known = groups(prefix)
-    if isinstance(wanted, str) and wanted in known:
-        return known[wanted]
-    names = [wanted] if isinstance(wanted, str) else list(wanted)
-    holding = {name: group for group in reversed(known.values()) for name in group.teachers}
-    if unknown := [name for name in names if name not in holding]:
+    known, text = groups(), recipe.read_text(encoding="utf-8")
+    told = re.search(r"TEACHERS=([\w-]+)", text)
+    own = told[1] if told else Path(((yaml.safe_load(text) or {}).get("data") or {}).get("corpus") or "").name
+    if wanted is None or isinstance(wanted, str):
+        wanted = own if wanted is None else wanted
+        if wanted in known:
+            return known[wanted]
+        wanted = [wanted]
+    ordered = [*([known[own]] if own in known else []), *known.values()]
+    holding = {name: group for group in reversed(ordered) for name in group.teachers}
+    if unknown := [name for name in wanted if name not in holding]:
+        alike = suggestion(unknown[0], holding) or "."
         lines = [f"{title}: {', '.join(group.teachers)}" for title, group in known.items()]
-        alike = suggestion(unknown[0], holding)
-        raise ConfigError(f"no teacher is called {unknown[0]!r}{alike or '.'} There are:\n  " + "\n  ".join(lines))
-    return Group({name: holding[name].teachers[name] for name in names}, holding[names[0]].inputs)
+        raise ConfigError(f"no teacher or group is called {unknown[0]!r}{alike} There are:\n  " + "\n  ".join(lines))
+    return Group({name: holding[name].teachers[name] for name in wanted}, holding[wanted[0]].inputs)
 
 
 def instantiated(group: Group) -> tuple[Mapping[str, Teacher], Mapping[str, Featuriser]]:

@@ -23,6 +23,7 @@ HELP = """usage: distill COMMAND [--KEY VALUE ...]
   validate    measure on held-out rows how well the heads predict each teacher
   compare     put the probes of several runs into one report: RUN RUN ...; of several studies: --studies FOLDER FOLDER ...
   export      write a student to a folder that needs nothing else: --out FOLDER; of the newest run, or --ckpt_path FILE
+  embed       embed a table or a folder: --student NAME or FOLDER --input x.csv --column smiles --out y.parquet
   students    list the students that come with this package, with size, speed, verdict and licence
   predict     write a student's embeddings as a column of a cache: --corpus cache/mol
   study       train and compare several methods, seeds and sets of teachers: --config configs/study.yaml
@@ -36,7 +37,7 @@ MODULES = {  # command -> module of this package
     "compare": "compare",
     "study": "study",
     "students": "students",
-    **dict.fromkeys(("export", "predict", "mteb", "specialise"), "functions"),
+    **dict.fromkeys(("embed", "export", "predict", "mteb", "specialise"), "functions"),
 }
 
 

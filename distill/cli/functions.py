@@ -1,4 +1,4 @@
-"""``distill export | predict | mteb | specialise``: commands that are a function each."""
+"""``distill embed | export | predict | mteb | specialise``: commands that are a function each."""
 
 from jsonargparse import auto_cli
 
@@ -6,6 +6,7 @@ from cache_tools import CommandParser
 from distill.cli.source import declared
 
 FUNCTIONS = {
+    "embed": "distill.export.table:embed",
     "export": "distill.export.write:export",
     "predict": "distill.export.write:predict",
     "mteb": "distill.evaluation.mteb:mteb",

@@ -18,6 +18,8 @@ from distill.cli import main as command
 from distill.evaluation.tasks import ComputedProperty
 from distill.students.molecule import GraphStudent
 
+RECIPE = Path(__file__).with_name("recipe.yaml")
+
 SMALL = {"data.batch_size": 32, "data.held_out": 20, "trainer.accelerator": "cpu"}
 
 
@@ -35,12 +37,12 @@ def place(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def student(table, place) -> distill.FittedStudent:
     found = place / "cache"
-    with pytest.raises(ConfigError, match=r"called 'morgan_count'; did you mean morgan_counts\? There are:\n  mol: desc"):
-        distill.fit(table, "demo", ["maccs", "morgan_count"], cache=found, options=SMALL)
+    with pytest.raises(ConfigError, match=r"called 'morgan_count'; did you mean morgan_counts\? There are:\n  demo: "):
+        distill.fit(table, RECIPE, ["maccs", "morgan_count"], cache=found, options=SMALL)
     assert not found.exists(), "refused before anything is built"
     options = {**SMALL, "model.student": {"class_path": "GraphStudent", "init_args": {"layers": 2, "width": 16}}}
     return distill.fit(
-        table, "demo", ["maccs", "morgan_counts"], id="name", epochs=1, out=place / "run", cache=found, options=options
+        table, RECIPE, ["maccs", "morgan_counts"], id="name", epochs=1, out=place / "run", cache=found, options=options
     )
 
 
@@ -114,7 +116,7 @@ def test_teachers_can_be_objects_and_items_a_list_or_a_file(table, place):
     for items in (table.dropna()["smiles"], place / "mine.csv"):
         fitted = distill.fit(
             items,
-            "demo",
+            RECIPE,
             {"letters": Letters(), "maccs": Maccs()},
             epochs=1,
             out=place / "objects",
@@ -149,16 +151,16 @@ def test_evaluate_gives_the_scores_of_the_report(student):
 )
 def test_items_that_cannot_be_read_are_told_in_words(tmp_path, items, options, message):
     with pytest.raises(CorpusError, match=message):
-        distill.fit(items, "demo", ["maccs"], cache=tmp_path, options=options)
+        distill.fit(items, RECIPE, ["maccs"], cache=tmp_path, options=options)
 
 
 def test_a_wrong_name_or_key_is_an_error_and_no_end_of_the_program(student, tmp_path):
     with pytest.raises(ConfigError, match="no file moll, which --config names; did you mean mol"):
         distill.fit(["C"], "moll", cache=tmp_path)
     with pytest.raises(ConfigError, match="max_epoch.*did you mean trainer.max_epochs"):
-        distill.fit(corpus_of(student), "demo", "maccs", out=tmp_path / "run", options={"trainer.max_epoch": 1})
+        distill.fit(corpus_of(student), RECIPE, "maccs", out=tmp_path / "run", options={"trainer.max_epoch": 1})
     with pytest.raises(ConfigError, match="lower data.held_out or data.batch_size"):
-        distill.fit(corpus_of(student), "demo", "maccs", out=tmp_path / "run", options={"data.batch_size": 1000})
+        distill.fit(corpus_of(student), RECIPE, "maccs", out=tmp_path / "run", options={"data.batch_size": 1000})
     assert not (tmp_path / "run").exists()
 
 
@@ -174,7 +176,7 @@ def test_an_interrupted_call_raises_it_and_the_run_goes_on_later(student, place)
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        distill.fit(corpus_of(student), "demo", "maccs", epochs=100_000, out=run, options=SMALL)
+        distill.fit(corpus_of(student), RECIPE, "maccs", epochs=100_000, out=run, options=SMALL)
     thread.join()
     assert signal.getsignal(signal.SIGINT) is before, "a notebook can be interrupted again"
     assert not (run / "finished").exists()

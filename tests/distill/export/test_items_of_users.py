@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 
 from cache_tools.errors import ConfigError, CorpusError
@@ -41,7 +42,7 @@ def test_a_bad_item_is_named_by_its_place_whatever_the_index(student, items):
 
 @pytest.mark.parametrize(
     "items",
-    [pd.DataFrame({"smiles": SMILES}), np.array([SMILES]), {"smiles": SMILES}, 3, None, "CCO"],
+    [np.array([SMILES]), {"smiles": SMILES}, 3, None, "CCO"],
     ids=lambda items: type(items).__name__,
 )
 def test_a_table_or_one_item_is_refused_in_words(student, items):
@@ -49,3 +50,17 @@ def test_a_table_or_one_item_is_refused_in_words(student, items):
         ConfigError, match=rf"a list of items, found one {type(items).__name__}: write \[item\], or name a column"
     ):
         student.embed(items)
+
+
+def test_a_data_frame_gives_its_column_and_its_index(student):
+    table = pd.DataFrame({"value": range(4), "smiles": SMILES, "other": SMILES[::-1]}, index=["d", "c", "b", "a"])
+    expected = student.embed(SMILES)
+    assert student.embed(table).equal(expected)
+    assert student.embed(pl.from_pandas(table)).equal(expected)
+    found = student.embed(table, column="other", output="pandas")
+    assert found.index.tolist() == ["d", "c", "b", "a"]
+    assert np.array_equal(found.to_numpy(), expected.flip(0).numpy())
+    assert table.join(student.embed(table, output="pandas")).shape == (4, 3 + 16)
+    assert np.array_equal(student.embed(SMILES, output="numpy"), expected.numpy())
+    with pytest.raises(CorpusError, match="the table has no column smiles; its columns are: value"):
+        student.embed(table[["value"]])
