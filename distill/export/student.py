@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self, overload
 
 import numpy as np
 import torch
@@ -20,8 +20,10 @@ from cache_tools import (
     Ragged,
     Teacher,
     choose_device,
+    column_of,
     flush_denormals,
     import_class,
+    is_table,
     item_bytes,
     rebuild,
     refuse_remote_code,
@@ -94,31 +96,75 @@ class ExportedStudent:
         told = f"{reads} to {self.dim} numbers, {network.__name__}, {size:,} parameters, on {self.network.device}"
         return f"<{type(self).__name__} {self.folder}: {told}>"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return load_student, (self.folder, str(self.network.device))
+
+    def __sklearn_clone__(self) -> Self:
+        return self  # it is frozen, so that clones of a pipeline can share it
+
+    @overload
+    def embed(
+        self,
+        items: Iterable[Any],
+        modality: str | None = ...,
+        batch_size: int | None = ...,
+        bad: Literal["error", "nan"] = ...,
+        column: str | None = ...,
+        output: Literal["torch"] = ...,
+    ) -> Tensor: ...
+
+    @overload
+    def embed(
+        self,
+        items: Iterable[Any],
+        modality: str | None = ...,
+        batch_size: int | None = ...,
+        bad: Literal["error", "nan"] = ...,
+        column: str | None = ...,
+        *,
+        output: Literal["numpy", "pandas"],
+    ) -> Any: ...
+
     def embed(
         self,
         items: Iterable[Any],
         modality: str | None = None,
         batch_size: int | None = None,
         bad: Literal["error", "nan"] = "error",
-    ) -> Tensor:
+        column: str | None = None,
+        output: Literal["torch", "numpy", "pandas"] = "torch",
+    ) -> Any:
         """The embedding of every item, (items, dim), float32, on the CPU.
 
         Args:
-            items: SMILES; texts; or images: paths, bytes of an image file, PIL images, uint8 arrays (height, width, 3).
+            items: SMILES; texts; or images: paths, bytes of an image file, PIL images, uint8 arrays (height, width, 3). Any
+                iterable of them, such as a Series or a generator; or a data frame.
             modality: what they are, for a student that reads several.
             batch_size: items at a time; halved where they do not fit into a GPU.
             bad: an item that cannot be used is an ``error``, or a row of ``nan``.
+            column: of a data frame; ``smiles``, ``text`` or ``path`` when not given.
+            output: a ``torch`` tensor, a ``numpy`` array, or a data frame of ``pandas``, with the index of ``items``.
 
         Raises:
-            CorpusError: on an item that cannot be used, with its index and the reason.
+            CorpusError: on an item that cannot be used, with its index and the reason; when a data frame lacks the column.
             ConfigError: when the student does not read this modality.
         """
         if bad not in ("error", "nan") or (batch_size is not None and batch_size < 1):
             raise ConfigError(f"expected bad to be error or nan, and batch_size above 0; found {bad!r} and {batch_size}")
-        table = len(getattr(items, "shape", ())) == 2  # a data frame, or one grey image
+        index = getattr(items, "index", None) if hasattr(items, "iloc") else None  # of pandas
+        if is_table(items):
+            items = items[column_of(items, self.inputs[self.column(modality)].modality, column)]  # type: ignore[index]
+        table = len(getattr(items, "shape", ())) == 2  # an array, or one grey image
         if table or isinstance(items, str | bytes | Path | Mapping) or not isinstance(items, Iterable):
             raise ConfigError(f"expected a list of items, found one {type(items).__name__}: write [item], or name a column")
-        items = list(items)
+        out = self._embed(list(items), modality, batch_size, bad)
+        if output == "pandas":
+            from pandas import DataFrame  # type: ignore[import-untyped]
+
+            return DataFrame(out.numpy(), index, [f"embedding_{number}" for number in range(self.dim)])
+        return out if output == "torch" else out.numpy()
+
+    def _embed(self, items: list[Any], modality: str | None, batch_size: int | None, bad: str) -> Tensor:
         reader = _Reader(self, modality, batch_size)
         out = torch.full((len(items), self.dim), torch.nan)
         size = (batch_size or self.rows) * (AHEAD if self.inputs[reader.input].padded else 1)
