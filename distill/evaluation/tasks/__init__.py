@@ -3,6 +3,7 @@
 from distill.evaluation.tasks.base import Task, distinct, grouped_split, random_split
 from distill.evaluation.tasks.image import IdxTask, ImageTask
 from distill.evaluation.tasks.labelled import Labelled
+from distill.evaluation.tasks.measured import Measured
 from distill.evaluation.tasks.molecule import (
     AdmetTask,
     CmetActivity,
@@ -21,6 +22,7 @@ __all__ = [
     "IdxTask",
     "ImageTask",
     "Labelled",
+    "Measured",
     "MoleculeTask",
     "NciTpsa",
     "PainsAlerts",
