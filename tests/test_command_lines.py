@@ -622,7 +622,7 @@ def test_bad_input_to_build_gets_a_few_lines_that_say_what_to_do(place, as_comma
 def test_pretrained_teachers_say_where_their_weights_should_be(place):
     config = str(ROOT / "configs" / "cache" / "mol-pretrained.yaml")
     done = place.cache("build", "--config", config, WEIGHTS="/nowhere")
-    assert "no weights at /nowhere/gcn_contextpred.safetensors: point WEIGHTS at the folder" in done.stderr
+    assert "no weights at /nowhere/gcn_supervised.safetensors: point WEIGHTS at the folder" in done.stderr
     assert done.returncode == 1
 
 
