@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,9 +22,10 @@ from lightning.pytorch.profilers import SimpleProfiler
 from cache_tools import Featuriser, Items, MoleculeGraph, RdkitSamples, Settings, Teacher, build
 from cache_tools.teachers.gnn import PretrainedGnn
 from distill.data.module import DistillData
-from distill.heads import GaussianHead
+from distill.heads import GaussianHead, Head, MseDensityHead
 from distill.students.base import Student
 from distill.training.distiller import Distiller
+from distill.training.precision import AUTO, HALF, choose_precision
 from measure import Row, Setup, benchmark, beside, needed
 from online import OnlineData
 
@@ -121,6 +123,7 @@ def fit(
     kind: Callable[..., Distiller] = Distiller,
     steps: int = 12,
     also: Sequence[Callback] = (),
+    head: Callable[..., Head] = GaussianHead,
     **options,
 ) -> tuple[float, float]:
     """Seconds per step of a real fit, and the share of them that the host waited for data."""
@@ -130,7 +133,7 @@ def fit(
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     limits = {"max_steps": steps, "limit_val_batches": 0, "gradient_clip_val": 1.0, "use_distributed_sampler": False}
     trainer = Trainer(callbacks=[clock, *also], profiler=Silent(), **limits, **quiet, **options)
-    trainer.fit(kind(data.statistics, student, GaussianHead), data)
+    trainer.fit(kind(data.statistics, student, head), data)
     return clock.seconds / (trainer.global_step - first), clock.waited
 
 
@@ -148,16 +151,21 @@ def graph_student(setup: Setup, layers: int, width: int) -> Student:
 
 @benchmark("training with 8 teachers against the student alone: GINE 5 x 300, batch 256, CPU")
 def heads_on_a_cpu(setup: Setup) -> Iterator[Row]:
+    """In the precision that `distill fit` takes, both sides."""
     corpus = molecules(setup, "train", 6000)
 
     def step(kind: type[Distiller]) -> float:
-        data = DistillData(corpus, batch_size=setup.size(256, 32))
-        return fit(setup, data, graph_student(setup, 5, 300), kind, accelerator="cpu")[0]
+        data, student = DistillData(corpus, batch_size=setup.size(256, 32)), graph_student(setup, 5, 300)
+        precision, _ = choose_precision(AUTO, student, "cpu", None)
+        return fit(setup, data, student, kind, accelerator="cpu", precision=precision)[0]
 
     yield beside(lambda: step(Distiller), lambda: step(Alone), setup.size(5, 1), ">= 0.93")
 
 
-@benchmark("training with 3 teachers against the student alone: static text student, 30,522 x 256, batch 256, CPU")
+@benchmark(
+    "training with 3 teachers against the student alone: static text student, 30,522 x 256, batch 256, CPU",
+    "the same with linear heads of squared error, in bf16",
+)
 def heads_on_a_static_student(setup: Setup) -> Iterator[Row]:
     from distill.students.text import StaticStudent
 
@@ -165,12 +173,14 @@ def heads_on_a_static_student(setup: Setup) -> Iterator[Row]:
     teachers = {f"t{number}": Texts(dim) for number, dim in enumerate(TEXT_WIDTHS)}
     corpus = build(setup.folder, "texts", items, teachers, {"tokens": Tokens()}, Settings(workers=1))
 
-    def step(kind: type[Distiller]) -> float:
+    def step(kind: type[Distiller], **options) -> float:
         data = DistillData(corpus, batch_size=setup.size(256, 32))
         student = StaticStudent(VOCABULARY, setup.size(256, 16))
-        return fit(setup, data, student, kind, 70, accelerator="cpu")[0]
+        return fit(setup, data, student, kind, 70, accelerator="cpu", **options)[0]
 
-    yield beside(lambda: step(Distiller), lambda: step(Alone), setup.size(5, 1), ">= 0.8")
+    linear = {"head": partial(MseDensityHead, layers=0), "precision": HALF}
+    for options in ({}, linear):
+        yield beside(partial(step, Distiller, **options), partial(step, Alone, **options), setup.size(5, 1), ">= 0.8")
 
 
 @benchmark("cached teachers against live ones: 4 pretrained GNNs, GINE 3 x 128, batch 128")
