@@ -1,4 +1,4 @@
-# `make help` lists the targets. Variables: TEACHERS CORPUS CACHE WEIGHTS NAME (cache), CONFIG (fit), PYTHON.
+# `make help` lists the targets. Variables: TEACHERS CORPUS ID CACHE WEIGHTS NAME (cache), CONFIG (fit), PYTHON.
 # The name of a group of teachers begins with its modality, which decides how CORPUS is read.
 # The studies behind docs/results.md have a Makefile of their own: benchmarks/Makefile.
 TEACHERS ?= mol
@@ -40,9 +40,9 @@ demo: install ## cache, fit, test and report on the molecules that RDKit ships: 
 	$(BIN)/distill fit --config configs/demo.yaml --data.corpus $(CACHE)/mol
 	$(BIN)/distill test --config configs/demo.yaml --data.corpus $(CACHE)/mol
 
-cache: install ## run a group of teachers over a corpus: TEACHERS=mol CORPUS=file-or-folder CACHE=cache NAME=mol WEIGHTS=folder
+cache: install ## run a group of teachers over a corpus: TEACHERS=mol CORPUS=file-or-folder ID=column CACHE=cache NAME=mol WEIGHTS=folder
 	$(BIN)/distill-cache build --config configs/cache/$(TEACHERS).yaml --cache "$(CACHE)" $(if $(NAME),--name "$(NAME)") \
-	  $(if $(CORPUS),--corpus cache_tools.corpora.$(READER) --corpus.path "$(CORPUS)")
+	  $(if $(CORPUS),--corpus cache_tools.corpora.$(READER) --corpus.path "$(CORPUS)") $(if $(ID),--corpus.id "$(ID)")
 
 fit: install ## train a student: CONFIG=configs/mol.yaml
 	$(BIN)/distill fit --config $(CONFIG)

@@ -17,7 +17,7 @@ from zlib import crc32
 import numpy as np
 import yaml
 
-from cache_tools import ConfigError, read_configurations, refuse_remote_code, write_file
+from cache_tools import CORPUS, ConfigError, read_configurations, read_corpus, refuse_remote_code, write_file
 
 TERMINATED = 143  # the status of a command that a SIGTERM stopped
 
@@ -106,6 +106,12 @@ class RunFolder:
         if not trust_remote_code:
             refuse_remote_code(content, self.config)
         return content
+
+    def modalities(self) -> list[str]:
+        """What the items of its corpora are; empty where they cannot be found any more."""
+        data = self.configuration(trust_remote_code=True).get("data") or {}
+        folders = [Path(corpus["path"]) for corpus in data.get("corpora") or []] or [Path(data.get("corpus") or "")]
+        return [read_corpus(folder).modality for folder in folders if (folder / CORPUS).is_file()]
 
     def lock(self) -> IO[str]:
         """Keep other fits from writing this run, until the file is closed or the process ends.
@@ -219,11 +225,12 @@ def safe_name(name: str) -> str:
     return plain if plain == name else f"{plain}-{crc32(name.encode()):08x}"
 
 
-def newest_run(named: Path | None = None) -> RunFolder:
-    """The run whose best checkpoint is the newest.
+def newest_run(named: Path | None = None, modality: str | None = None) -> RunFolder:
+    """The finished run whose best checkpoint is the newest; an interrupted one only where none is finished.
 
     Args:
         named: only ``named``, ``named-2``, ``named-3`` ... count; all runs below ``runs/`` when not given.
+        modality: only runs on items of this modality count.
 
     Raises:
         ConfigError: when none of them has a best checkpoint.
@@ -234,6 +241,13 @@ def newest_run(named: Path | None = None) -> RunFolder:
     else:
         folders = [path.parents[1] for path in Path("runs").glob("**/checkpoints/best.ckpt")]
     runs = [run for run in map(RunFolder, folders) if run.best.is_file()]
+    runs = [run for run in runs if modality in (None, *run.modalities())]
     if not runs:
-        raise ConfigError(f"no finished run at {named or 'runs/'}: train one with `distill fit --config configs/mol.yaml`")
-    return max(runs, key=lambda run: run.best.stat().st_mtime)
+        of = f" on {modality}s" if modality else ""
+        raise ConfigError(
+            f"no finished run{of} at {named or 'runs/'}: train one with `distill fit --config configs/mol.yaml`"
+        )
+    chosen = max(runs, key=lambda run: (run.finished.is_file(), run.best.stat().st_mtime))
+    interrupted = "" if chosen.finished.is_file() else ", which is not finished"
+    log.info("the newest run: %s%s", chosen.path, interrupted)
+    return chosen

@@ -93,6 +93,7 @@ class Build:
         self.place, self.expected, self.made_by = place, expected, made_by
         self.header: dict[str, Any] = {}
         self._prepared = False
+        self.before = self.after = 0  # rows of earlier and of later columns that are made together with it
         self.path = folder / producer.kind / name
         self.claims = Claims(self.path)
         self.device = ""  # where the producer runs, once it is loaded
@@ -205,7 +206,7 @@ class Build:
             claims = stack.enter_context(self.claims)
             few = self.corpus.rows < 4 * self.settings.batch_size  # not worth a process
             pipeline = stack.enter_context(Pipeline(self.producer, 1 if few else self.settings.workers, self.device))
-            meter = stack.enter_context(Meter(self.label, self._rows(missing), shown=rank == 0))
+            meter = stack.enter_context(self._meter(missing, shown=rank == 0))
             writer = stack.enter_context(ThreadPoolExecutor(1))  # one shard is written while the next is made
             writing: Future[None] | None = None
             step = pipeline.batch(self.settings.batch_size)
@@ -225,6 +226,9 @@ class Build:
             if writing is not None:
                 writing.result()
         self._say_made(rows, masked, meter)
+
+    def _meter(self, missing: list[int], shown: bool = True) -> Meter:
+        return Meter(self.label, self._rows(missing), shown, self.before, self.after)
 
     def _say_made(self, rows: int, masked: int, meter: Meter) -> None:
         if rows:

@@ -87,6 +87,8 @@ def add_column(folder: Path, name: str, producer: Producer, settings: Settings |
 
 def run_builds(builds: Sequence[Build]) -> None:
     """Run every build until its column is finished: wait for shards of other writers, take over those of dead ones."""
+    for number, build in enumerate(builds):
+        build.before, build.after = number * build.corpus.rows, (len(builds) - 1 - number) * build.corpus.rows
     unfinished = [build for build in builds if not build.run()]
     said = -math.inf
     while unfinished:

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from cache_tools.console import shows_bars
+
 log = logging.getLogger(__name__)
 
 EVERY = 30.0  # seconds between plain lines
@@ -15,14 +17,18 @@ EVERY = 30.0  # seconds between plain lines
 class Meter(Progress):
     """Rows done, rows and bytes a second, time left; of all writers of a column together. Use as a context manager.
 
+    The bar is one for all columns of a build; time left is as long as this column's speed makes it.
+
     Args:
         label: what is being made.
         total: rows to make.
         shown: off for all writers but one.
+        before: rows of earlier columns, which the bar counts as done.
+        after: rows of later columns, which it counts as well.
     """
 
-    def __init__(self, label: str, total: int, shown: bool = True):
-        self.label, self.total = label, total
+    def __init__(self, label: str, total: int, shown: bool = True, before: int = 0, after: int = 0):
+        self.label, self.total, self.before = label, total, before
         self.rows, self.bytes = 0, 0
         self._start = self._last_line = time.monotonic()
         console = Console(stderr=True)
@@ -34,13 +40,13 @@ class Meter(Progress):
             TextColumn("{task.fields[speed]}"),
         )
         times = TimeElapsedColumn(), TimeRemainingColumn()
-        super().__init__(*columns, *times, console=console, disable=not (console.is_terminal and shown))
-        self._task = self.add_task(label, total=total, speed="")
+        super().__init__(*columns, *times, console=console, transient=True, disable=not (shows_bars(console) and shown))
+        self._task = self.add_task(label, total=before + total + after, completed=before, speed="")
 
     def at(self, rows: int, size: int) -> None:
         """Show that ``rows`` are done so far, and that this writer has made ``size`` bytes."""
         self.rows, self.bytes = min(rows, self.total), size
-        self.update(self._task, completed=self.rows, speed=self.speed)
+        self.update(self._task, completed=self.before + self.rows, speed=self.speed)
         now = time.monotonic()
         if self._plain and now - self._last_line >= EVERY:
             self._last_line = now

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from cache_tools.building.claims import Claims
 from cache_tools.building.column import Build, Settings
 from cache_tools.building.launch import Place
-from cache_tools.building.progress import Meter
 from cache_tools.cluster import Cluster
 from cache_tools.format import store
 from cache_tools.format.store import CorpusManifest
@@ -38,7 +37,7 @@ class RemoteBuild(Build):
     def make(self, missing: list[int]) -> None:
         """Make a shard per task."""
         rows = masked = size = 0
-        with Meter(self.label, self._rows(missing)) as meter:
+        with self._meter(missing) as meter:
             for number in self.cluster.each(_make, (_Task(self._column, number) for number in missing), self._name):
                 facts = store.read_note(self._shard(number).with_suffix(".json")) or {}
                 rows, masked = rows + facts["rows"], masked + facts["rows"] - facts["valid"]

@@ -11,6 +11,8 @@ from cache_tools.errors import CacheError
 from cache_tools.format import store
 from cache_tools.format.verify import cache_faults
 
+RECIPES = {"molecule": "mol", "text": "text", "image": "vision"}  # a configuration of a fit, by what the corpus holds
+
 
 def list_(cache: Path = Path("cache")) -> None:
     """Show every column of a cache.
@@ -42,6 +44,10 @@ def list_(cache: Path = Path("cache")) -> None:
             )
             name = ""  # the first row of a corpus names it
     Console().print(table)
+    first = next((folder for folder in _corpora(cache) if folder.parent.name != store.TASKS), None)
+    if first:
+        recipe = RECIPES.get(store.read_corpus(first).modality, "FILE")
+        Console().print(f"next: distill fit --config {recipe} --data.corpus {first}", soft_wrap=True, highlight=False)
 
 
 def verify(cache: Path = Path("cache")) -> None:

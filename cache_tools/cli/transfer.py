@@ -78,6 +78,7 @@ def import_(
     rest = f"the others are listed in {path / SKIPPED}" if rows < manifest.rows else "none lacks one"
     log.info("%s: %d of %d rows have an embedding, %s", name, rows, manifest.rows, rest)
     log.info("%s: %d of the file's %d ids are not in the corpus", name, len(teacher.row) - used, len(teacher.row))
+    log.info("next: distill fit --data.corpus %s --data.teachers '[%s]'; only then it is a teacher", corpus, name)
 
 
 def _matches(corpus: Path, key: str, embedded: dict[bytes, int]) -> tuple[int, int]:

@@ -47,7 +47,8 @@ class SaveConfig(SaveConfigCallback):
         run = RunFolder(Path(trainer.default_root_dir))
         if isinstance(exception, QuorumError) or not trainer.is_global_zero or not self.already_saved:
             return  # an error of our own says what to do
-        again = f"distill fit --config {run.config} --ckpt_path {run.last}" if run.last.is_file() else "begin again"
+        command = f"distill fit --config {run.config} --ckpt_path {run.last}; in Python: distill.resume({str(run.path)!r})"
+        again = command if run.last.is_file() else "begin again"
         log.warning("the fit stopped after step %d and is not finished; to continue: %s", trainer.global_step, again)
 
 

@@ -224,8 +224,11 @@ class DistillCLI(LightningCLI):
             callbacks.append(FitProgress())
         kwargs["enable_progress_bar"] = fitting and chosen["enable_progress_bar"]  # of held-out rows, for seconds: none
         probing = self._get(self.config_init, "probe")
+        if fitting:
+            self._require_input()
         if fitting and probing.tasks and not self._get(self.config, "ckpt_path"):  # a run of an earlier version may go on
             probing.check_names(self.datamodule.corpora)
+            probing.check_paths()
         if fitting and probing.every:
             callbacks.append(ProbeDuring(probing))
         if not fitting:
@@ -243,6 +246,15 @@ class DistillCLI(LightningCLI):
             trainer = self._trainer(callbacks=callbacks, **kwargs)
             undo.pop_all()
         return trainer
+
+    def _require_input(self) -> None:
+        """Refuse a corpus whose input the student does not read, before a folder is made."""
+        for part in self.datamodule.corpora:
+            if not self.model.student.reads(part.inputs.name):
+                holds = f"{part.columns.corpus} holds {part.corpus.modality}s, of which data.input is {part.inputs.name}"
+                raise ConfigError(
+                    f"{holds}; a {type(self.model.student).__name__} does not read it: choose another one of the two"
+                )
 
     def _trainer(self, **kwargs: Any) -> Trainer:
         try:
@@ -320,6 +332,10 @@ class DistillCLI(LightningCLI):
         if self.trainer.received_sigterm:  # behind the last step
             sys.exit(TERMINATED)
 
+    def after_validate(self) -> None:
+        if self.trainer.is_global_zero:
+            log.info("next: distill test --run %s", self.trainer.default_root_dir)
+
     def before_test(self) -> None:
         check(self._get(self.config, "require"))
         self.config_init["test"]["verbose"] = False  # Lightning's table has three lines for each teacher
@@ -350,6 +366,7 @@ class DistillCLI(LightningCLI):
                 run.publish_probes(results.run.probes)
         written = f"{run.probes}/report.html, report.md, results.json, predictions/"
         tables.print_scores(*summary, written, f"{checkpoint}: probes, ")
+        log.info("next: distill export --ckpt_path %s --out FOLDER", checkpoint)
         require(self._get(self.config, "require"), summary.answers)
 
     def _probe(self, run: RunFolder, device: str, checkpoint: str) -> Results:

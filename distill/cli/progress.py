@@ -14,6 +14,9 @@ from cache_tools import shows_bars
 
 log = logging.getLogger(__name__)
 
+FEW_STEPS = 100
+TOO_FEW = "a student hardly learns from so few; lower data.batch_size, raise trainer.max_epochs, or build a larger corpus"
+
 
 class FitProgress(ProgressBar):
     """A bar on a terminal or in a notebook, and a line after each validation, which a log file has, too.
@@ -29,12 +32,13 @@ class FitProgress(ProgressBar):
         pass  # as Lightning asks on other ranks: only rank zero shows anything
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        console = Console(stderr=True)
+        console, steps = Console(stderr=True), trainer.estimated_stepping_batches
+        if trainer.is_global_zero and steps < FEW_STEPS:
+            log.warning("all epochs together are only %d steps: %s", steps, TOO_FEW)
         if not (trainer.is_global_zero and shows_bars(console)):
             return
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}")
         self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)
-        steps = trainer.estimated_stepping_batches
         total = int(steps) if math.isfinite(steps) else None
         self._task = self._bar.add_task("fit", total=total, completed=trainer.global_step, speed="")
         self._bar.start()

@@ -77,7 +77,7 @@ class DistillData(LightningDataModule):
         self,
         corpus: Path = Path("cache/mol"),
         corpora: list[CorpusSource] | None = None,
-        teachers: list[str] | None = None,
+        teachers: list[str] | str | None = None,
         input: str | None = None,
         augmentation: Literal["clean", "views", "student-only"] = "clean",
         batch_size: int = 256,
@@ -93,7 +93,8 @@ class DistillData(LightningDataModule):
         for key, value in (("teachers", teachers), ("input", input)):
             if corpora and value:
                 raise ConfigError(f"data.{key} belongs to data.corpus: name {key} inside each of data.corpora")
-        chosen = corpora or [CorpusSource(Path(corpus), teachers, input=input)]
+        names = [teachers] if isinstance(teachers, str) else teachers
+        chosen = corpora or [CorpusSource(Path(corpus), names, input=input)]
         for source in chosen:
             if source.weight is not None and not 0 < source.weight < math.inf:
                 raise ConfigError(f"the weight of {source.path} is {source.weight}, expected a finite number above 0")

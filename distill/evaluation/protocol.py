@@ -10,6 +10,7 @@ from typing import Literal, cast
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import track
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -149,6 +150,16 @@ class Evaluation:
         wanted = {name for task in self.prepared.values() for corpus in task.corpora for name in corpus.teachers}
         self.left_out = sorted(wanted - probed) if {"teachers", "concatenated", "pca"} & set(self.systems) else []
 
+    def check_paths(self) -> None:
+        """Refuse a task whose file or folder is missing, before a fit whose student it is to probe.
+
+        Raises:
+            ConfigError: naming the task and the path.
+        """
+        for name, task in self.tasks.items():
+            if (place := task.place()) and not place.exists():
+                raise ConfigError(f"no file or folder {place.absolute()}: mend the path of probe.tasks.{name}")
+
     def check_names(self, corpora: Sequence[CorpusColumns]) -> None:
         """Refuse a teacher or another student that has the name of a system.
 
@@ -193,7 +204,8 @@ class Evaluation:
             one = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
             with threadpool_limits(1), one as pool:  # NumPy's threads, and torch's
                 groups = pool.map(lambda item: list(self._probe(*item)), work)
-                records = [record for group in track(groups, "probing", len(work), disable=quiet) for record in group]
+                shown = track(groups, "probing", len(work), console=Console(stderr=True), disable=quiet)
+                records = [record for group in shown for record in group]
         finally:
             torch.set_num_threads(threads)
         if not records:

@@ -79,6 +79,10 @@ class Student(Recorded, nn.Module, ABC):
         """
         raise ConfigError(f"{type(self).__name__} cannot compute its activations again: leave activation_checkpointing out")
 
+    def reads(self, column: str) -> bool:
+        """Whether it reads the input column of this name."""
+        return column == self.input
+
     def encode(self, rows: Any) -> Tensor:
         """The student's embedding of rows of its column, (batch, dim)."""
         return self.embeddings(rows)[-1]

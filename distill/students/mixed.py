@@ -46,6 +46,9 @@ class MixedStudent(Student):
         for encoder in self.encoders.values():
             encoder.checkpoint_activations()  # type: ignore[operator]
 
+    def reads(self, column: str) -> bool:
+        return column in self.columns
+
     @property
     def widths(self) -> list[int]:
         return [self.dim] * (len(self.trunk) + 1)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -47,6 +48,10 @@ class Task(ABC):
     @abstractmethod
     def split(self, name: str, seed: int, items: Sequence[Key]) -> tuple[Array, Array, Array]:
         """Row numbers for training, validation and test; without validation rows, inner folds of training rows serve."""
+
+    def place(self) -> Path | None:
+        """The file or folder of its items, in its attribute ``path``; None when they come with a package."""
+        return getattr(self, "path", None)
 
     def groups(self, split: str, items: Sequence[Key]) -> Array | None:
         """Rows that a split keeps together have one number, (rows,); None of a split that cannot be drawn as folds."""
