@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -270,29 +270,34 @@ class Evaluation:
         probes = task.probes or self.probes.get(task.kind) or [PROBES[task.kind]()]
         in_corpus = self.prepared[name].seen
         seen = np.array([not in_corpus.isdisjoint([key] if isinstance(key, str) else key) for key in embedded.keys])
-        tested = np.concatenate([part.test for part in parts]) if parts else np.zeros(0, int)
+        tested = _tested(parts)
         if self.exclude_seen:
             parts = [part._replace(test=part.test[~seen[part.test]]) for part in parts]
         for probe in probes:
-            where = f"task {name}, {split} split, seed {seed}"
+            where = f"{split} split, seed {seed}"
             if not parts or not all(_usable(probe, part) for part in parts):
-                log.warning("%s: a part of the split is empty, left out", where)
+                log.warning("task %s, %s: a part of the split is empty, left out", name, where)
                 continue
             results = {system: _score(probe, x, embedded, parts) for system, (_, x) in systems.items()}
-            if np.isnan([scores[probe.metric] for scores, _ in results.values()]).any():
-                log.warning("%s: the test rows cannot be scored, left out", where)
-                continue
-            label = name if len(probes) == 1 else f"{name} {probe.name}"
-            rows = sum(len(part.test) for part in parts), int(seen[tested].sum())
-            for system, (scores, _) in results.items():
-                facts = label, task.provenance, split, seed, probe.metric, scores[probe.metric], *rows
-                beside = {name: value for name, value in scores.items() if name != probe.metric and np.isfinite(value)}
-                yield Record(system, systems[system][0], *facts, len(parts), probe.name, beside)
+            ending = f" {probe.name}" if len(probes) > 1 else ""
+            for title, columns in _counted(name, task).items():
+                scores = {
+                    system: {of: _mean(by[columns]) for of, by in found.items()} for system, (found, _) in results.items()
+                }
+                if np.isnan([of[probe.metric] for of in scores.values()]).any():
+                    log.warning("task %s, %s: the test rows cannot be scored, left out", title, where)
+                    continue
+                known = np.asarray(np.isfinite(embedded.labels[:, columns]).any(1))
+                rows = int(known[_tested(parts)].sum()), int((seen[tested] & known[tested]).sum())
+                for system, of in scores.items():
+                    facts = f"{title}{ending}", task.provenance, split, seed, probe.metric, of.pop(probe.metric), *rows
+                    beside = {kind: value for kind, value in of.items() if np.isfinite(value)}
+                    yield Record(system, systems[system][0], *facts, len(parts), probe.name, beside)
             if keep:
                 predicted = {f"predicted/{system}": values for system, (_, values) in results.items()}
                 (keep / PREDICTIONS).mkdir(exist_ok=True)
                 items = np.frombuffer(json.dumps(embedded.keys).encode(), np.uint8)  # text of any length
-                path = keep / PREDICTIONS / f"{safe_name(label)}-{split}-{seed}.npz"
+                path = keep / PREDICTIONS / f"{safe_name(name + ending)}-{split}-{seed}.npz"
                 kept = _kept(parts)
                 np.savez_compressed(path, items=items, labels=embedded.labels, **kept, **predicted)  # type: ignore[arg-type]
 
@@ -303,10 +308,20 @@ def _usable(probe: Probe, part: Parts) -> bool:
     return bool(len(part.test) and (fits or not probe.fits))
 
 
-def _score(probe: Probe, x: Array, embedded: Embedded, parts: Sequence[Parts]) -> tuple[dict[str, float], Array]:
+def _tested(parts: Sequence[Parts]) -> Array:
+    """The test rows of all parts."""
+    return np.concatenate([part.test for part in parts]) if parts else np.zeros(0, int)
+
+
+def _counted(name: str, task: Task) -> dict[str, Any]:
+    """Name of each task that a data set counts as -> its columns of labels."""
+    return {f"{name} {label}": [column] for column, label in enumerate(task.apart())} or {name: slice(None)}
+
+
+def _score(probe: Probe, x: Array, embedded: Embedded, parts: Sequence[Parts]) -> tuple[dict[str, Array], Array]:
     """Scores of the test rows, and of those with a mark; and the prediction for each test row, fold after fold.
 
-    A score is averaged over folds, then over the labels that can be scored; NaN when none can.
+    A score is the mean over folds for each label, (labels,); NaN where none can be scored.
     """
     labels = embedded.labels
     found: dict[str, list[Array]] = {}
@@ -320,7 +335,7 @@ def _score(probe: Probe, x: Array, embedded: Embedded, parts: Sequence[Parts]) -
         for name, values in fitted.score(x[test], labels[test]).items():
             found.setdefault(name, []).append(values)
         predicted.append(fitted.predicted)
-    return {name: _mean(_mean_of_finite(np.stack(values))) for name, values in found.items()}, np.concatenate(predicted)
+    return {name: _mean_of_finite(np.stack(values)) for name, values in found.items()}, np.concatenate(predicted)
 
 
 def _mean(scores: Array) -> float:

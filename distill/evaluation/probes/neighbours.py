@@ -7,7 +7,17 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import average_precision_score, v_measure_score
 from torch import Tensor
 
-from distill.evaluation.probes.base import Array, Probe, _accuracy, _class_scores, _one_hot, _tensor, _unit, inner_folds
+from distill.evaluation.probes.base import (
+    Array,
+    Probe,
+    _accuracy,
+    _class_scores,
+    _mean_of_finite,
+    _one_hot,
+    _tensor,
+    _unit,
+    inner_folds,
+)
 
 
 class KnnProbe(Probe):
@@ -91,8 +101,8 @@ class SearchProbe(_Untrained):
     left out. ``enrichment`` is the share of relevant rows among the first 1 % of the ranking, divided by their share among
     all ranked rows. Both are means over the queries that have something to find.
 
-    Labels are a class, and in a second column perhaps the number of a group, (rows, 1 or 2). Rows without a class are left
-    out.
+    Labels are a class, (rows, 1); or several, each searched for by itself, and in the last column the number of a group,
+    (rows, labels + 1). Rows without a class are left out.
 
     Args:
         decoys: class 0 holds decoys, which are never queries; false: every class is searched for.
@@ -105,19 +115,28 @@ class SearchProbe(_Untrained):
         self.decoys = decoys
 
     def score(self, x: Array, y: Array) -> dict[str, Array]:
+        classes, group = (y[:, :-1], y[:, -1:]) if y.shape[1] > 1 else (y, y[:, :0])  # group: (rows, 0 or 1)
+        unit = _unit(x)
+        labels = [np.concatenate([label[:, None], group], 1) for label in classes.T]
+        precisions, enrichments = zip(*(self._of_queries(unit, label) for label in labels), strict=True)
+        self.predicted = np.stack(precisions, 1)  # of each query its average precision, (rows, labels)
+        return {self.metric: _mean_of_finite(self.predicted), "enrichment": _mean_of_finite(np.stack(enrichments, 1))}
+
+    def _of_queries(self, unit: Tensor, y: Array) -> tuple[Array, Array]:
+        """Average precision and enrichment by each row, NaN of those that are no queries; both (rows,).
+
+        Args:
+            unit: embeddings (rows, dim).
+            y: a class and perhaps a group, (rows, 1 or 2).
+        """
         rows = np.random.default_rng(0).permutation(np.flatnonzero(np.isfinite(y).all(1)))  # ties in no order of the file
-        unit, labels = _unit(x[rows]), _tensor(y[rows], np.float64)
+        known, labels = unit[rows], _tensor(y[rows], np.float64)
         queries = (labels[:, 0] > 0).nonzero().squeeze(1) if self.decoys else torch.arange(len(rows), device=unit.device)
-        precisions, enrichments = [], []
+        out = np.full((2, len(y)), np.nan)
         for chosen in queries.split(256):
-            precision, enrichment = _search(unit, labels, chosen, self.first)
-            precisions.append(precision)
-            enrichments.append(enrichment)
-        self.predicted = np.full((len(y), 1), np.nan)  # of each query its average precision
-        found = torch.cat([torch.full((0,), torch.nan, dtype=torch.float64), *precisions]).cpu().numpy()
-        self.predicted[rows[queries.cpu().numpy()], 0] = found
-        scores = {self.metric: found, "enrichment": torch.cat([torch.zeros(0), *enrichments]).cpu().numpy()}
-        return {name: np.array([np.nanmean(of) if np.isfinite(of).any() else np.nan]) for name, of in scores.items()}
+            found = _search(known, labels, chosen, self.first)
+            out[:, rows[chosen.cpu().numpy()]] = [values.cpu().numpy() for values in found]
+        return out[0], out[1]
 
 
 def _search(unit: Tensor, labels: Tensor, queries: Tensor, first: float) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ class Task(ABC):
     Attributes:
         kind: what the labels are: ``classification`` (0 and 1, several columns), ``regression``, ``multiclass`` (class
             numbers), ``similarity`` (a score per pair), ``pairs`` (0 and 1 per pair), ``clustering`` (class numbers) or
-            ``search`` (1 for actives, 0 for decoys, and the number of a group; see
+            ``search`` (1 for actives, 0 for decoys, several columns, and last the number of a group; see
             :class:`distill.evaluation.probes.SearchProbe`).
         provenance: whether the labels were measured in the world or computed from the items.
         probes: probes of an embedding; by default those that the evaluation has for ``kind``.
@@ -60,6 +60,10 @@ class Task(ABC):
     def marks(self) -> dict[str, Array]:
         """Rows that also have scores of their own: a mark's name -> whether a row of :meth:`load` has it, (rows,)."""
         return {}
+
+    def apart(self) -> list[str]:
+        """The labels' names, when each label counts as a task of its own; none when a score is their mean."""
+        return []
 
     def offers(self, split: str) -> bool:
         """Whether the task has that kind of split."""

@@ -34,15 +34,19 @@ class MoleculeTask(Task):
             of MoleculeACE (van Tilborg et al., J. Chem. Inf. Model. 2022).
         active: for ``search``, the least value of an active; without it labels are 0 and 1.
         probes: instead of the kind's own.
+        apart: each label counts as a task of its own, as the 12 assays of Tox21 do; else a score is the mean over labels.
+        splits: the only ones of ``probe.splits`` that it takes part in; all that it has when not given.
 
     Raises:
         CorpusError: missing file or column, or a label that is no number, with its line.
-        ConfigError: another kind, or a search for several labels.
+        ConfigError: another kind.
     """
 
     modality = "molecule"
     part: str | None = None
     marked: Sequence[str] = ()
+    each: bool = False  # label is a task
+    splits: Sequence[str] | None = None
 
     def __init__(
         self,
@@ -55,6 +59,8 @@ class MoleculeTask(Task):
         mark: Sequence[str] | None = None,
         active: float | None = None,
         probes: list[Probe] | None = None,
+        apart: bool = False,
+        splits: list[str] | None = None,
     ):
         if kind not in ("classification", "regression", "search"):
             raise ConfigError(
@@ -62,28 +68,33 @@ class MoleculeTask(Task):
             )
         self.path, self.kind, self.targets, self.part = Path(path), kind, targets, split
         self.smiles, self.provenance, self.active = smiles, provenance, active
-        self.marked, self.probes = mark or (), probes or []
+        self.marked, self.probes, self.each, self.splits = mark or (), probes or [], apart, splits
 
     def load(self) -> tuple[list[str], Array]:
         rows = self._read()
+        binary = self.kind == "classification" or (self.kind == "search" and self.active is None)
+        labels = values(rows, self.path, self._targets(rows), binary, optional=True)
+        smiles = [row[self.smiles].strip() for row in rows]
+        return smiles, self._searched(smiles, labels) if self.kind == "search" else labels
+
+    def _targets(self, rows: Sequence[dict[str, str]]) -> list[str]:
+        """The columns of labels."""
         columns = dict.fromkeys(column for row in rows for column in row)  # of jsonl, a row may lack some
         others = (self.smiles, self.part, *self.marked)
         targets = self.targets or [column for column in columns if column not in others]
         if not targets:
             raise CorpusError(f"{self.path} has no column of labels beside {self.smiles}")
-        binary = self.kind == "classification" or (self.kind == "search" and self.active is None)
-        labels = values(rows, self.path, targets, binary, optional=True)
-        smiles = [row[self.smiles].strip() for row in rows]
-        return smiles, self._searched(smiles, labels) if self.kind == "search" else labels
+        return targets
+
+    def apart(self) -> list[str]:
+        return self._targets(self._read()) if self.each else []
 
     def _read(self) -> list[dict[str, str]]:
         named = [self.part] if self.part else []
         return table_rows(self.path, [self.smiles, *(self.targets or []), *named, *self.marked])
 
     def _searched(self, smiles: Sequence[str], labels: Array) -> Array:
-        """Whether a molecule is active, and the number of its scaffold, (rows, 2)."""
-        if labels.shape[1] != 1:
-            raise ConfigError(f"{self.path}: a search has one label, found {labels.shape[1]}: name one in targets")
+        """Whether a molecule is active, and in the last column the number of its scaffold, (rows, labels + 1)."""
         if self.active is not None:
             labels = np.where(np.isfinite(labels), labels >= self.active, np.nan)
         return np.concatenate([labels, scaffold_numbers(smiles)[:, None]], 1)
@@ -95,6 +106,8 @@ class MoleculeTask(Task):
         return {name: column == 1 for name, column in zip(self.marked, found.T, strict=True)}
 
     def offers(self, split: str) -> bool:
+        if self.splits is not None and split not in self.splits:
+            return False
         if self.kind == "search":
             return split == "own"
         return split in ("random", "scaffold") or (split == "own" and self.part is not None)

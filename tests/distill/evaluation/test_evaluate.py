@@ -572,3 +572,22 @@ def test_rows_with_a_mark_are_scored_beside_the_others(chains: Path):
     assert record.beside["rmse"] == pytest.approx(np.sqrt((error**2).mean()))
     assert record.beside["rmse cliff"] == pytest.approx(np.sqrt((error[cliff[test]] ** 2).mean()))
     assert record.beside.keys() == {"rmse", "rmse cliff", "r2 cliff"}
+
+
+def test_labels_apart_are_tasks_of_their_own_with_the_scores_that_each_has_alone(chains: Path):
+    rows = (chains / "task.csv").read_text().splitlines()
+    more = [f"{row},{'' if n % 4 == 0 else 7 * n % 31}" for n, row in enumerate(rows[1:])]  # a quarter has no z
+    (chains / "two.csv").write_text("\n".join([f"{rows[0]},z", *more]) + "\n")
+
+    def probed(**options):
+        task = MoleculeTask(chains / "two.csv", "regression", **options)
+        evaluation = Evaluation({"t": task}, folds=5, systems=["teachers"])
+        evaluation.prepare([open_corpus(chains / "c", ["maccs"])], Settings(workers=1))
+        return evaluation.run({}, "cpu", quiet=True)
+
+    apart, together = probed(apart=True), probed()
+    known = len(more) - len(more[::4])
+    assert [(record.task, record.test_rows) for record in apart] == [("t y", len(more)), ("t z", known)]
+    for record, target in zip(apart, ("y", "z"), strict=True):
+        assert record.score == pytest.approx(probed(targets=[target])[0].score, abs=1e-6)
+    assert together[0].score == pytest.approx(np.mean([record.score for record in apart]))

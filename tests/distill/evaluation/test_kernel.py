@@ -315,6 +315,17 @@ def test_rows_without_a_class_are_not_searched():
     assert np.isfinite(probe.predicted[:, 0]).sum() == (y[:, 0] == 1).sum()
 
 
+def test_several_labels_are_searched_for_each_by_itself():
+    x, y = actives()
+    other = np.where(np.arange(len(y)) % 3 == 0, np.nan, y[::-1, 0])
+    probe = SearchProbe()
+    both = probe.score(x, np.stack([y[:, 0], other, y[:, 1]], 1))
+    alone = [SearchProbe().score(x, np.stack([label, y[:, 1]], 1)) for label in (y[:, 0], other)]
+    for name, values in both.items():
+        np.testing.assert_allclose(values, [scores[name][0] for scores in alone], rtol=1e-6)
+    assert np.isfinite(probe.predicted).sum(0).tolist() == [(label == 1).sum() for label in (y[:, 0], other)]
+
+
 def test_a_search_that_ranks_at_random_is_worth_the_share_of_actives():
     _, y = actives(2000)
     scores = SearchProbe().score(np.ones((2000, 4), np.float32), y)

@@ -129,6 +129,11 @@ def test_folds_and_probes_that_cannot_be_are_refused(options, message):
         Evaluation({"y": ComputedProperty("qed", limit=5)}, **options)
 
 
+def test_a_task_stays_out_of_splits_that_it_does_not_name(tmp_path):
+    task = MoleculeTask(tmp_path / "t.csv", "regression", splits=["random"])
+    assert [split for split in ("random", "scaffold", "own") if offers(task, split)] == ["random"]
+
+
 def test_with_folds_one_seed_is_enough():
     assert Evaluation(folds=5).seeds == [0]
     assert Evaluation().seeds == [0, 1, 2, 3, 4]
