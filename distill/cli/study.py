@@ -28,6 +28,7 @@ def study(
     teachers: list[str] | None = None,
     subsets: Subsets | None = None,
     sweep: Sweep | None = None,
+    redraw: bool = True,
     only: int | None = None,
     slurm: bool = False,
 ) -> None:
@@ -40,13 +41,15 @@ def study(
         methods: name -> configuration of the method, or several, laid over ``base``.
         out: a folder for report.html, report.md and figures.
         runs: a folder per run goes here.
-        seeds: each one is a run's seed and the seed of its probes' splits; 0, 1 and 2 when not given.
+        seeds: each one is a run's seed, and with ``redraw`` the seed of its probes' splits; 0, 1 and 2 when not given.
         jobs: runs at a time; they share the cores.
         teachers: columns of one ``data.corpus``, to measure what each of them contributes.
         subsets: of ``teachers``. ``leave-one-out``: all, and all but each. ``all``: every subset, which gives exact Shapley
             values. A number: those of so many random orders in which the teachers join, which gives estimates.
         sweep: a learning rate that every method is tried with before its runs, by the first seed; all of its runs have the
             one with the least loss on held-out rows.
+        redraw: each seed draws its own splits. False: all runs are probed on the splits of the first seed, and teachers and
+            other systems that depend on no fit are probed once, not once per seed.
         only: make this one run, counted from 0, and no report.
         slurm: write a SLURM array of all runs into ``runs`` and print how to submit it, instead of making them here.
 
@@ -56,7 +59,7 @@ def study(
     """
     settings = {key: value for key, value in locals().items() if key not in ("only", "slurm", "sweep")}
     settings |= {"sweep": asdict(sweep)} if sweep else {}
-    planned = Study(base, methods, runs, [0, 1, 2] if seeds is None else seeds, teachers, subsets, sweep)
+    planned = Study(base, methods, runs, [0, 1, 2] if seeds is None else seeds, teachers, subsets, sweep, redraw)
     planned.require_corpora()
     if only is not None:
         return planned.make_one(only)

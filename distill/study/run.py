@@ -63,9 +63,10 @@ class Run:
         label: says which ``teachers``; empty when they are those of ``configs``.
         folder: where the run is written.
         configs: configuration files, the later ones win.
-        seed: of training and of the tasks' splits.
+        seed: of training.
         probed: systems to probe.
         teachers: the only ones that it learns from; those of ``configs`` when not given.
+        splits: the seed of the tasks' splits; ``seed`` when not given.
 
     Attributes:
         system: its name in the report.
@@ -85,9 +86,10 @@ class Run:
         seed: int,
         probed: Sequence[str],
         teachers: Sequence[str] | None = None,
+        splits: int | None = None,
     ):
         self.method, self.folder, self.configs, self.seed = method, RunFolder(folder), configs, seed
-        self.probed, self.teachers = probed, teachers
+        self.probed, self.teachers, self.splits = probed, teachers, seed if splits is None else splits
         self.system = f"{method}, {label}" if label else method
         self.name, self.outcome = f"{self.system}, seed {seed}", self.folder.results
         self.trials: list[Trial] = []
@@ -143,14 +145,14 @@ class Run:
             raise QuorumError(f"{self.name}: its fit ended before its last step, see the end of {output.name}")
 
     def test(self) -> None:
-        """Probe on this seed's splits.
+        """Probe on the splits.
 
         Raises:
             QuorumError: when it failed.
         """
         with self._locked_log() as output:
             if not self._is_probed():
-                options = ["--probe.seeds", f"[{self.seed}]", "--probe.systems", f"[{','.join(self.probed)}]"]
+                options = ["--probe.seeds", f"[{self.splits}]", "--probe.systems", f"[{','.join(self.probed)}]"]
                 self._distill(output, "test", "--ckpt_path", str(self.folder.best), *options)
 
     def _is_probed(self) -> bool:

@@ -5,13 +5,13 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
 from cache_tools import ConfigError, QuorumError, cores, write_file
-from distill.records import SYSTEMS, Record, Results, merged
+from distill.records import OF_A_STUDENT, SYSTEMS, Record, Results, merged
 from distill.report import sections
 from distill.report.page import Table
 from distill.report.tables import print_scores
@@ -35,6 +35,8 @@ class Study:
         subsets: as :func:`distill.study.attribution.choose` reads them; without them a run has the teachers of its
             configuration.
         sweep: whose trials the runs of a method share.
+        redraw: each seed has splits of its own. False: all runs are probed on the splits of the first seed, and systems
+            that depend on no fit are probed once.
 
     Attributes:
         grid: the runs, by seed, method and subset.
@@ -52,6 +54,7 @@ class Study:
         teachers: Sequence[str] | None = None,
         subsets: Subsets | None = None,
         sweep: Sweep | None = None,
+        redraw: bool = True,
     ):
         if (teachers is None) != (subsets is None):
             raise ConfigError("teachers and subsets go together: name both in the study's configuration, or neither")
@@ -67,6 +70,7 @@ class Study:
                 f"no file {missing[0]}: the study's base and methods name configuration files, from the current folder"
             )
         self.folder, self.seeds, self.teachers, self.subsets = runs, list(seeds), list(teachers or []), subsets
+        self.redraw = redraw
         self.grid = self._plan(sweep)
 
     def _plan(self, sweep: Sweep | None) -> list[Run]:
@@ -75,13 +79,15 @@ class Study:
         trials: dict[str, list[Trial]] = {}
         for seed in self.seeds:
             # the first method's student beside its fingerprints would say nothing of the other methods
-            probed: Sequence[str] = [system for system in SYSTEMS if system != "student+fingerprints"]
+            again = SYSTEMS if self.redraw or seed == self.seeds[0] else ("student", *OF_A_STUDENT)
+            probed: Sequence[str] = [system for system in again if system != "student+fingerprints"]
+            splits = seed if self.redraw else self.seeds[0]
             for method, files in self.methods.items():
                 for subset in subsets:
                     names = None if subset is None else [name for name in self.teachers if name in subset]
                     label = _label(names, self.teachers) if names else ""
                     folder = self.folder / "-".join([method, *label.split(), str(seed)])
-                    run = Run(method, label, folder, [*self.base, *files], seed, probed, names)
+                    run = Run(method, label, folder, [*self.base, *files], seed, probed, names, splits)
                     if sweep:
                         run.trials = trials.setdefault(method, [Trial(run, sweep, value) for value in sweep.values])
                     grid.append(run)
@@ -136,9 +142,10 @@ class Study:
         """Write the report of all runs, and ``attribution.json`` where there are subsets of the teachers."""
         by_system: dict[str, list[Results]] = {}
         for run in self.grid:
-            by_system.setdefault(run.system, []).append(Results.load(run.folder.path))
+            by_system.setdefault(run.system, []).append(self._results(run))
         files = ", ".join(f"{method} ({_named(files)})" for method, files in self.methods.items())
-        origin = f"Made by `distill study`: base {_named(self.base)}; methods {files}; seeds {self.seeds}"
+        same = "" if self.redraw else ", all on the same splits"
+        origin = f"Made by `distill study`: base {_named(self.base)}; methods {files}; seeds {self.seeds}{same}"
         attributions: list[Attribution] = []
         if self.subsets is not None:
             origin += f"; subsets {self.subsets} of the teachers {', '.join(self.teachers)}"
@@ -150,6 +157,19 @@ class Study:
         title, template = f"Study {self.folder.name}", "study/study.md.jinja"
         summary = sections.write(out, title, by_system, f"{origin}.", template, **values)
         print_scores(*summary, f"{out}/report.html, report.md")
+
+    def _results(self, run: Run) -> Results:
+        """What a run found. On the same splits, the scores of systems that depend on no fit are those of every seed."""
+        results = Results.load(run.folder.path)
+        if not self.redraw:
+            own = ("student", *OF_A_STUDENT)
+            records = [
+                replace(record, seed=seed)
+                for record in results.records
+                for seed in ([run.seed] if record.kind in own else self.seeds)
+            ]
+            results = replace(results, records=records)
+        return results
 
     def attributions(self, records: Sequence[Record]) -> list[Attribution]:
         """What each teacher brings, per method and kind of split."""

@@ -1,5 +1,6 @@
 """Subsets of the teachers: who brought how much, in runs that can be killed, fail, or be a cluster's."""
 
+import csv
 import fcntl
 import json
 import math
@@ -8,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from itertools import pairwise, permutations
+from itertools import pairwise, permutations, product
 from pathlib import Path
 
 import numpy as np
@@ -189,6 +190,7 @@ if arguments[0] == "test":
     names, seed = yaml.safe_load((run / "config.yaml").read_text())["data"]["teachers"], int(arguments[4].strip("[]"))
     student = 0.3 + 0.1 * ("a" in names) + 0.2 * bool({{"b", "c"}} & set(names)) + 0.01 * seed * len(names)
     scores = {{"student": student}} | ({{"untrained": 0.3}} if "untrained" in arguments[-1] else {{}})
+    scores |= {{"pca": 0.4}} if "pca" in arguments[-1] and "PCA" in os.environ else {{}}
     facts = {{"task": "t", "provenance": "measured", "split": "own", "seed": seed, "metric": "r2", "test_rows": 9}}
     records = [{{"system": each, "kind": each, "score": score, **facts}} for each, score in scores.items()]
     (run / "probes").mkdir(exist_ok=True)
@@ -277,6 +279,21 @@ def test_a_run_has_the_heads_of_its_own_teachers_and_only_the_first_one_probes_a
     mine = yaml.safe_load((stub.folder / "runs" / "s" / "nll-without-b-5.yaml").read_text())
     assert mine["data"] == {"teachers": ["a", "c"]}
     assert list(mine["model"]["heads"]) == ["a", "c"]
+
+
+def test_runs_on_the_same_splits_share_the_scores_of_systems_that_no_fit_changes(stub):
+    stub.monkeypatch.setenv("PCA", "1")
+    stub.study(seeds=[3, 4], subsets="leave-one-out", redraw=False)
+    tests = [each["arguments"] for each in stub.calls() if each["arguments"][0] == "test"]
+    assert {each[4] for each in tests} == {"[3]"}
+    probed = {each[2].split("/")[-3]: each[-1].strip("[]").split(",") for each in tests}
+    assert {"untrained", "pca", "teachers"} <= {*probed["nll-all-3"]}
+    assert {*probed["nll-all-4"]} == {"student", "untrained", "start", "tokens"}
+    rows = list(csv.DictReader((stub.folder / "docs" / "s" / "scores.csv").open()))
+    assert {(row["system"], row["seed"]) for row in rows if row["system"] in ("pca", "untrained")} == {
+        *product(("pca", "untrained"), "34")
+    }
+    assert ", all on the same splits; subsets" in stub.report()
 
 
 def test_what_another_configuration_made_is_not_reported_as_this_one_s(stub):
@@ -424,6 +441,7 @@ def test_an_array_makes_every_run_and_then_the_report(stub):
     assert yaml.safe_load((stub.folder / "runs" / "s" / "array.yaml").read_text()) == {
         **{"base": "base.yaml", "methods": {"nll": "nll.yaml"}, "out": "docs/s", "runs": "runs/s"},
         **{"seeds": [0, 1], "jobs": 2, "teachers": ["a", "b", "c"], "subsets": "all"},
+        "redraw": True,
     }
 
 
