@@ -1,6 +1,6 @@
 """The model card of an exported student: what it learnt from, how well, and how to use it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,6 +8,7 @@ import yaml
 
 from cache_tools import Column, TeacherError, locate
 from distill.data.columns import CorpusColumns
+from distill.export.formats import OnnxFile
 from distill.records import MARGIN, Results
 from distill.report import figures
 from distill.report.answer import verdict_table
@@ -64,6 +65,7 @@ def write(
     exported: Mapping[str, Any],
     licence: str | None = None,
     kept: tuple[str, float] | None = None,
+    onnx: Sequence[OnnxFile] = (),
 ) -> dict[str, Any]:
     """Write README.md with its plots into an export.
 
@@ -76,6 +78,7 @@ def write(
         exported: the export's config.json.
         licence: of the student; None when none is stated.
         kept: the type of rounded weights, and the lowest cosine of an embedding with that before; None without rounding.
+        onnx: the files in ONNX.
 
     Returns:
         What a list of students shows of it: ``licence``, ``per_second`` and ``verdicts``.
@@ -114,6 +117,7 @@ def write(
         probes=probes,
         licence=licence,
         kept=kept,
+        onnx=onnx,
     ).save(folder / "README.md")
     found = {"per_second": probes.per_second, "verdicts": probes.answers} if probes else {}
     return {"licence": licence} | found

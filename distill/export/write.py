@@ -30,11 +30,12 @@ from distill.data.columns import CorpusColumns
 from distill.data.module import DistillData
 from distill.export import card
 from distill.export.folder import CONFIG, FORMAT_VERSION, HERE, WEIGHTS, find, read_config, replaced
-from distill.export.formats import PROGRAM, SENTENCES, write_program, write_sentences
+from distill.export.formats import PROGRAM, write_onnx, write_program, write_sentences
 from distill.export.student import StudentTeacher, TeacherSpace
 from distill.export.weights import Dtype, round_weights, write_weights
 from distill.heads import Head
 from distill.run_folder import RunFolder, newest_run
+from distill.students.base import Student
 from distill.targets import Raw, Standardise
 from distill.training.checkpoint import read_checkpoint
 from distill.training.distiller import Distiller
@@ -50,6 +51,7 @@ def export(
     heads: bool = False,
     program: bool = False,
     sentence_transformers: bool = False,
+    onnx: bool = False,
     dtype: Dtype = "float32",
     licence: str | None = None,
 ) -> None:
@@ -60,7 +62,8 @@ def export(
         ckpt_path: RUN/checkpoints/best.ckpt; by default that of the newest run.
         heads: also the teachers' heads, so that the student can emit their raw embeddings.
         program: also model.pt2, by torch.export, for students of texts or images.
-        sentence_transformers: also a folder that SentenceTransformer loads, for a student of texts.
+        sentence_transformers: SentenceTransformer can load the folder, too, for a student of texts.
+        onnx: also model.onnx and model-int8.onnx, for students of texts or images; the card says how near they are.
         dtype: of matrices and kernels in the file, which are read as float32 again; the card says how much they changed.
             int8 has a factor per row.
         licence: of the student, for its card, such as apache-2.0.
@@ -82,23 +85,7 @@ def export(
     with TemporaryDirectory(prefix=".export", dir=out.absolute().parent) as temporary:
         folder = Path(temporary) / out.name
         folder.mkdir()
-        spec = config["model"]["student"]
-        spec = {**spec, "init_args": student.portable(spec.get("init_args") or {}, folder / "network")}
-        own_heads = config["model"].get("heads") or {}
-        content = {
-            "format_version": FORMAT_VERSION,
-            "dim": student.dim,
-            "student": spec,
-            "inputs": {name: _input_spec(featuriser, folder / "inputs" / name) for name, featuriser in inputs.items()},
-            "teachers": {
-                name: {
-                    "dim": len(space.mean),
-                    "targets": len(space.gain),
-                    "head": own_heads.get(name) or config["model"]["head"],
-                }
-                for name, space in spaces.items()
-            },
-            "precision": config.get("trainer", {}).get("precision") or "32-true",  # of the run; None in version 0.1
+        content = _content(folder, config, student, inputs, spaces) | {
             "weights_sha256": write_weights(modules, folder / WEIGHTS, dtype),
             "checkpoint": {"sha256": sha256(ckpt_path), "epoch": checkpoint["epoch"], "step": checkpoint["global_step"]},
             "libraries": library_versions(),
@@ -107,8 +94,9 @@ def export(
         if program:
             write_program(student, inputs, folder / PROGRAM)
         if sentence_transformers:
-            write_sentences(student, inputs, folder / SENTENCES)
-        exported["facts"] = card.write(folder, out.name, ckpt_path, config, data.corpora, exported, licence, kept)
+            write_sentences(student, inputs, folder)
+        files = write_onnx(student, inputs, next(iter(data.val_dataloader())).inputs, folder) if onnx else []
+        exported["facts"] = card.write(folder, out.name, ckpt_path, config, data.corpora, exported, licence, kept, files)
         (folder / CONFIG).write_text(json.dumps(exported, indent=1) + "\n")
         try:
             folder.rename(out)
@@ -117,6 +105,32 @@ def export(
                 raise
             raise ConfigError(_TAKEN.format(out.absolute())) from None  # by another export, in the meantime
     log.info("written: %s; use it anywhere: `distill.load_student(%r).embed([...])`, see its README.md", out, str(out))
+
+
+def _content(
+    folder: Path,
+    config: Mapping[str, Any],
+    student: Student,
+    inputs: Mapping[str, Featuriser],
+    spaces: Mapping[str, TeacherSpace],
+) -> dict[str, Any]:
+    """What config.json says of the student, its inputs and its heads; the files that these need are written."""
+    spec, own_heads = config["model"]["student"], config["model"].get("heads") or {}
+    return {
+        "format_version": FORMAT_VERSION,
+        "dim": student.dim,
+        "student": {**spec, "init_args": student.portable(spec.get("init_args") or {}, folder / "network")},
+        "inputs": {name: _input_spec(featuriser, folder / "inputs" / name) for name, featuriser in inputs.items()},
+        "teachers": {
+            name: {
+                "dim": len(space.mean),
+                "targets": len(space.gain),
+                "head": own_heads.get(name) or config["model"]["head"],
+            }
+            for name, space in spaces.items()
+        },
+        "precision": config.get("trainer", {}).get("precision") or "32-true",  # of the run; None in version 0.1
+    }
 
 
 def predict(

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 
 from cache_tools import (
     UNREADABLE,
@@ -129,8 +130,9 @@ class StaticStudent(TokenStudent):
         return [self._finished(sums, totals)]
 
     def encode_padded(self, ids: Tensor, mask: Tensor) -> Tensor:
-        weights = self.logits.weight[ids].squeeze(-1).sigmoid() * mask  # (batch, tokens)
-        sums = (self.vectors.weight[ids] * weights.unsqueeze(-1)).sum(1)  # (batch, width)
+        # `embedding` becomes ONNX's Gather, whose table can be stored in int8
+        weights = embedding(ids, self.logits.weight).squeeze(-1).sigmoid() * mask  # (batch, tokens)
+        sums = (embedding(ids, self.vectors.weight) * weights.unsqueeze(-1)).sum(1)  # (batch, width)
         return self._finished(sums, weights.sum(1))
 
     def portable(self, init_args: Mapping[str, Any], folder: Path) -> dict[str, Any]:

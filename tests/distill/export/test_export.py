@@ -35,7 +35,7 @@ from distill.data.module import DistillData
 from distill.evaluation.baselines import embed
 from distill.export import write as exporting
 from distill.export.folder import CONFIG, WEIGHTS
-from distill.export.formats import PROGRAM, SENTENCES
+from distill.export.formats import ONNX, ONNX_INT8, PROGRAM, SENTENCES
 from distill.export.student import StudentTeacher
 from distill.export.weights import round_weights
 from distill.export.write import export, predict, rebuild_run
@@ -138,7 +138,11 @@ def made(origin, tmp_path_factory) -> dict:
     found = {}
     for name, (corpora, student) in students.items():
         checkpoint = make_run(folder / name, origin / "cache", corpora, student)
-        forms = {"program": name in ("text", "image"), "sentence_transformers": name == "text"}
+        forms = {
+            "program": name in ("text", "image"),
+            "onnx": name in ("text", "image"),
+            "sentence_transformers": name == "text",
+        }
         export(out / name, checkpoint, heads=name != "encoded", **forms)
         _, data, model, _ = exporting.open_run(checkpoint, heads=True)
         for part in data.corpora:
@@ -259,8 +263,9 @@ def test_the_sentence_transformers_folder_and_the_program_give_the_same_embeddin
     from transformers import AutoTokenizer
 
     folder, _, items, wanted = made["text"]
-    found = SentenceTransformer(str(folder / SENTENCES), device="cpu").encode(items, convert_to_tensor=True)
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    for place in (folder, folder / SENTENCES):
+        found = SentenceTransformer(str(place), device="cpu").encode(items, convert_to_tensor=True)
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     split, program = (
         AutoTokenizer.from_pretrained(folder / "inputs" / "tokens"),
         torch.export.load(folder / PROGRAM).module(),
@@ -273,6 +278,29 @@ def test_the_sentence_transformers_folder_and_the_program_give_the_same_embeddin
     rows = torch.from_numpy(np.stack([pixels.featurise(pixels.prepare(each))["pixels"][0] for each in items]))
     for count in (1, 3, 40):
         torch.testing.assert_close(program(rows[:count]), wanted[:count], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["text", "image"])
+def test_onnx_runtime_gives_the_same_embeddings_and_the_card_says_how_near_int8_is(made, name):
+    from onnxruntime import InferenceSession
+
+    folder, _, items, wanted = made[name]
+    sessions = [InferenceSession(folder / file) for file in (ONNX, ONNX_INT8)]
+    student = distill.load_student(folder, "cpu")
+    for count in (1, 3, 40):
+        if name == "text":
+            split = student.inputs["tokens"].split(items[:count], padding=True, return_tensors="np")
+            given = [split["input_ids"], split["attention_mask"]]
+        else:
+            given = [np.concatenate([student.prepare(item, "pixels")["pixels"] for item in items[:count]])]
+        exact, rounded = (
+            session.run(None, dict(zip([part.name for part in session.get_inputs()], given, strict=True)))[0]
+            for session in sessions
+        )
+        torch.testing.assert_close(torch.from_numpy(exact), wanted[:count], atol=1e-4, rtol=1e-4)
+        assert torch.cosine_similarity(torch.from_numpy(rounded), wanted[:count]).min() > 0.98
+    card = (folder / "README.md").read_text()
+    assert re.search(rf"\| {ONNX} \| [\d.]+ \| [\de.-]+ \| 1\.000000 \|\n\| {ONNX_INT8} \| ", card)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
