@@ -18,6 +18,8 @@ from distill.evaluation.probes.linear import (
     RidgeProbe,
     SoftmaxProbe,
     _apply,
+    _eigh,
+    _gram,
     dual_ridge,
 )
 
@@ -52,19 +54,26 @@ class _KernelProbe(LinearProbe):
         used = np.flatnonzero(fold != LATER)
         every = -(-len(used) // EXACT)
         few = np.sort(used[np.argsort(fold[used], kind="stable")][::every])  # of each inner fold the same share
-        self.width = self._best_width(rows[:, few], targets[:, few], y[few], fold[few])
-        features = self._features(rows)
+        squares = _squares(rows, rows) if len(fold) <= EXACT else None  # for the choice of a width, and for the features
+        fewer = rows[:, few]
+        among = _squares(fewer, fewer) if squares is None else squares[few][:, few]
+        self.width = self._best_width(among, _median_distance(fewer), targets[:, few], y[few], fold[few])
+        features = self._features(rows, squares)
         scores, path = self.tried(self._among(features, used), targets[:, used], y[used], fold[used])
         chosen = self.best(scores, len(targets))
         self.weights = self.solve(features, targets, self.strengths[chosen], path[chosen, range(len(targets))])
         return self
 
-    def _best_width(self, rows: Tensor, targets: Tensor, y: Array, fold: Array) -> float:
+    def _best_width(self, squares: Tensor, median: float, targets: Tensor, y: Array, fold: Array) -> float:
         """The width with the best scores by kernel ridge, also for classes: one factor of the kernel serves all labels.
 
-        A missing label counts as the mean. Arguments are those of :meth:`tried`.
+        A missing label counts as the mean.
+
+        Args:
+            squares: squared distances of the rows, (rows, rows).
+            median: distance between two rows.
+            targets: and the others: as in :meth:`tried`.
         """
-        squares, median = _squares(rows, rows), _median_distance(rows)
         mean = targets.nanmean(1, keepdim=True).nan_to_num()
         filled = torch.where(targets.isfinite(), targets, mean)
         reached = []
@@ -77,12 +86,17 @@ class _KernelProbe(LinearProbe):
             reached.append(float(_mean_of_known(_mean_of_finite(np.stack(scores)))))
         return self.widths[int(np.argmax(reached))] * median
 
-    def _features(self, rows: Tensor) -> Tensor:
-        """Features (rank, rows) of rows (dim, rows); keeps the basis rows, and what mixes the kernel with them."""
-        count = rows.shape[1]
-        landmarks = count > EXACT
-        self.basis = rows[:, np.random.RandomState(0).permutation(count)[:LANDMARKS]] if landmarks else rows
-        values, axes = torch.linalg.eigh(_kernel(_squares(self.basis, self.basis), self.width))
+    def _features(self, rows: Tensor, squares: Tensor | None) -> Tensor:
+        """Features (rank, rows) of rows (dim, rows); keeps the basis rows, and what mixes the kernel with them.
+
+        Args:
+            rows: to fit on.
+            squares: squared distances of all rows, (rows, rows); None where they are too many, so that some are landmarks.
+        """
+        landmarks = squares is None
+        drawn = np.random.RandomState(0).permutation(rows.shape[1])[:LANDMARKS]
+        self.basis = rows[:, drawn] if landmarks else rows
+        values, axes = _eigh(_kernel(_squares(self.basis, self.basis) if squares is None else squares, self.width))
         kept = values > FLAT * values[-1]
         values, axes = values[kept], axes[:, kept]  # (rank,), (basis rows, rank)
         self.mixing = (axes * values.rsqrt()).T
@@ -104,6 +118,8 @@ class _KernelProbe(LinearProbe):
 def _squares(one: Tensor, other: Tensor) -> Tensor:
     """Squared distances (rows of one, rows of the other) of features (dim, rows)."""
     squares = one.square().sum(0).unsqueeze(1) + other.square().sum(0)
+    if one is other:  # half of the products
+        return squares.sub_(_gram(one.T), alpha=2).clamp_min_(0)
     return squares.addmm_(one.T, other, alpha=-2).clamp_min_(0)
 
 
@@ -114,7 +130,8 @@ def _kernel(squares: Tensor, width: float) -> Tensor:
 def _median_distance(rows: Tensor) -> float:
     """The median distance between two different rows, of at most 500; 1 when all of them are equal."""
     drawn = np.random.RandomState(0).permutation(rows.shape[1])[:MEDIAN_ROWS]
-    distances = _squares(rows[:, drawn], rows[:, drawn]).sqrt()
+    few = rows[:, drawn]
+    distances = _squares(few, few).sqrt()
     above = distances[tuple(torch.triu_indices(len(drawn), len(drawn), 1, device=rows.device))]
     return float(np.median(above.cpu().numpy())) if above.any() else 1.0
 
@@ -128,11 +145,11 @@ class KernelRidgeProbe(_KernelProbe, RidgeProbe):
 
     strengths = np.logspace(-2.5, 0.5, 7)
 
-    def _features(self, rows: Tensor) -> Tensor:
-        if rows.shape[1] > EXACT:
-            return super()._features(rows)
+    def _features(self, rows: Tensor, squares: Tensor | None) -> Tensor:
+        if squares is None:
+            return super()._features(rows, squares)
         self.basis, self.mixing = rows, None
-        return _kernel(_squares(rows, rows), self.width)
+        return _kernel(squares, self.width)
 
     def _among(self, features: Tensor, used: Array) -> Tensor:
         return super()._among(features if self.mixing is not None else features[used], used)

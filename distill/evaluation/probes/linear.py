@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from scipy import linalg
 from scipy.stats import rankdata
 from sklearn.metrics import r2_score
 from torch import Tensor
@@ -29,6 +30,8 @@ from distill.evaluation.probes.base import (
     inner_folds,
 )
 from distill.evaluation.probes.descent import minimise
+
+FACTORS = 8  # Cholesky factors that take the time of all eigenvectors
 
 ROUNDING = 1e-12  # of the largest product of rows: what float64 cannot tell from nothing
 
@@ -165,6 +168,15 @@ def _gram(x: Tensor) -> Tensor:
     return x @ x.T if x.is_cuda else torch.from_numpy(x.numpy() @ x.numpy().T)
 
 
+def _eigh(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (rows,), the least first, and axes (rows, rows); on the CPU by SciPy, whose library is faster there."""
+    if x.is_cuda:
+        values, axes = torch.linalg.eigh(x)
+        return values, axes
+    values, axes = linalg.eigh(x.numpy(), driver="evd", check_finite=False)
+    return torch.from_numpy(values), torch.from_numpy(axes)
+
+
 class RidgeProbe(LinearProbe):
     """Ridge regression; R2, and RMSE beside it. ``strengths`` are scikit-learn's alphas.
 
@@ -221,11 +233,24 @@ def _primal(x: Tensor, y: Tensor, strengths: Tensor) -> Tensor:
     """Ridge weights (strengths, labels, 1 + dim), intercept first, of ``x`` (dim, rows) and ``y`` (labels, rows)."""
     mean, middle = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
     products = _gram(torch.cat([x - mean, y - middle]))  # (dim + labels, dim + labels)
-    squares, right = products[: len(x), : len(x)], products[: len(x), len(x) :]
-    unit = torch.eye(len(squares), dtype=x.dtype, device=x.device)
-    factors = [torch.linalg.cholesky(squares + strength * unit) for strength in strengths]
-    weights = torch.stack([torch.cholesky_solve(right, factor).T for factor in factors])
+    weights = _solved(products[: len(x), : len(x)], products[: len(x), len(x) :], strengths)
     return torch.cat([middle - weights @ mean, weights], -1)
+
+
+def _solved(matrix: Tensor, right: Tensor, strengths: Tensor) -> Tensor:
+    """Solutions (strengths, columns, rows) of ``(matrix + strength I) x = right``, whose columns are (rows, columns).
+
+    Eigenvectors take the time of about eight factors, and serve all strengths.
+    """
+    if len(strengths) > FACTORS:
+        values, axes = _eigh(matrix)
+        along = (axes.T @ right).T  # (columns, rows)
+        return along / (values + strengths[:, None]).unsqueeze(1) @ axes.T
+    added, out = matrix.clone(), []
+    for strength in strengths:
+        added.diagonal().copy_(matrix.diagonal() + strength)
+        out.append(torch.cholesky_solve(right, torch.linalg.cholesky(added)).T)
+    return torch.stack(out)
 
 
 def dual_ridge(gram: Tensor, y: Tensor, strengths: Tensor) -> Tensor:
@@ -241,14 +266,10 @@ def dual_ridge(gram: Tensor, y: Tensor, strengths: Tensor) -> Tensor:
     """
     ones = gram.new_ones(len(gram), 1)
     right = torch.cat([ones, y.T.to(gram.dtype)], 1)  # (rows, 1 + labels)
-    added = gram.clone()
-    out = []
-    for strength in strengths.to(gram.dtype):
-        added.diagonal().copy_(gram.diagonal() + strength)
-        solved = torch.cholesky_solve(right, torch.linalg.cholesky(added)).T  # (1 + labels, rows)
-        intercept = solved[1:].sum(1, keepdim=True) / solved[:1].sum().clamp_min(torch.finfo(gram.dtype).tiny)
-        out.append(torch.cat([intercept, solved[1:] - intercept * solved[:1]], 1))
-    return torch.stack(out)
+    solved = _solved(gram, right, strengths.to(gram.dtype))  # (strengths, 1 + labels, rows)
+    least = torch.finfo(gram.dtype).tiny
+    intercepts = solved[:, 1:].sum(2, keepdim=True) / solved[:, :1].sum(2, keepdim=True).clamp_min(least)
+    return torch.cat([intercepts, solved[:, 1:] - intercepts * solved[:, :1]], 2)
 
 
 class LogisticProbe(LinearProbe):
@@ -267,9 +288,9 @@ class LogisticProbe(LinearProbe):
         """Axes (rank, dim) along which to descend; with more features than rows, of the space of the rows."""
         axes: Tensor
         if len(x) <= x.shape[1]:
-            axes = torch.linalg.eigh(_gram(x))[1]  # (dim, dim)
+            axes = _eigh(_gram(x))[1]  # (dim, dim)
             return axes.T
-        values, vectors = torch.linalg.eigh(_gram(x.T.double()))  # (rows,), (rows, rows)
+        values, vectors = _eigh(_gram(x.T.double()))  # (rows,), (rows, rows)
         kept = values > ROUNDING * values[-1]
         axes = x @ (vectors[:, kept] * values[kept].rsqrt()).to(x.dtype)  # (dim, rank)
         return axes.T
