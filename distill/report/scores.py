@@ -114,14 +114,19 @@ class Scores:
 
 
 def comparable_scores(records: Sequence[Record]) -> dict[str, Scores]:
-    """Scores by kind of split, by probe if tasks have several, and by the systems measured.
+    """Scores by kind of split, by probe if some tasks have several, and by the systems measured.
 
     So means and ranks are over tasks that all systems have. Seeds of a task that not all of its systems have are left out,
     with a warning.
     """
+    several = any(record.probe and record.task.endswith(f" {record.probe}") for record in records)
+
+    def probe_of(record: Record) -> str:
+        return f", {record.probe} probe" if several and record.probe else ""
+
     measured: dict[tuple[str, str, str], set[str]] = {}
     for record in records:
-        measured.setdefault((record.split, _probe(record), record.task), set()).add(record.system)
+        measured.setdefault((record.split, probe_of(record), record.task), set()).add(record.system)
     groups: dict[str, dict[frozenset[str], list[str]]] = {}  # split and probe -> systems -> tasks
     for (split, probe, task), systems in measured.items():
         groups.setdefault(f"{split}{probe}", {}).setdefault(frozenset(systems), []).append(task)
@@ -134,16 +139,11 @@ def comparable_scores(records: Sequence[Record]) -> dict[str, Scores]:
         for tasks in by_systems.values():
             more = f" and {len(tasks) - 1} more" if len(tasks) > 1 else ""
             name = group if len(by_systems) == 1 else f"{group}, {tasks[0]}{more}"
-            chosen = [record for record in kept if record.task in tasks and f"{record.split}{_probe(record)}" == group]
+            chosen = [record for record in kept if record.task in tasks and f"{record.split}{probe_of(record)}" == group]
             if chosen:
                 split = chosen[0].split
                 comparable[name] = Scores(chosen, split, name.removeprefix(split).removeprefix(", "))
     return comparable
-
-
-def _probe(record: Record) -> str:
-    """How the name of a group says which probe it is of; empty for a task with one probe."""
-    return f", {record.probe} probe" if record.probe and record.task.endswith(f" {record.probe}") else ""
 
 
 def scores_per_task(records: Sequence[Record]) -> dict[str, Scores]:

@@ -16,6 +16,8 @@ STUDENTS = ("student", "other")
 
 MEANS = 3  # columns behind the tasks
 
+NAMED = 8  # tasks whose labels a caption lists by name, if all are of one kind
+
 
 def print_scores(answers: Sequence[object], by_split: Mapping[str, Scores], written: str, title: str = "") -> None:
     """Print the verdicts, a table per kind of split, and what was ``written``."""
@@ -38,7 +40,9 @@ def caption(scores: Scores) -> str:
     by_kind = {
         kind: [task for task in scores.tasks if scores.provenance[task] == kind] for kind in ("measured", "computed")
     }
-    labels = "Labels " + "; ".join(f"{kind}: {', '.join(tasks)}" for kind, tasks in by_kind.items() if tasks)
+    every = len(scores.tasks) > NAMED and not all(by_kind.values())  # many names, all of one kind
+    named = (f"{kind}: {f'all {len(of)} tasks' if every else ', '.join(of)}" for kind, of in by_kind.items() if of)
+    labels = f"Labels {'; '.join(named)}"
     seen = [f"{task} {seen} of {rows}" for task, (seen, rows) in scores.test_rows.items() if seen]
     return labels + (f". Test rows that also stand in the corpus: {', '.join(seen)}" if seen else "")
 

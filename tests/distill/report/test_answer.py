@@ -108,6 +108,8 @@ def test_each_probe_of_a_task_has_its_own_verdict():
         for each in records(student=level)
     ]
     summary = summarise(by_probe)
+    searched = [replace(each, task=f"{each.task}-search", split="own", probe="search") for each in records(student=0.5)]
+    assert [*summarise([*by_probe, *searched]).by_split][-1] == "own, search probe", "one probe beside tasks of two"
     assert [(each.scores.group, each.best[0].word, each.best[0].tasks) for each in summary.answers] == [
         ("linear probe", "below", 8),
         ("rbf probe", "beats", 8),

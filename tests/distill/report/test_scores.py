@@ -6,7 +6,7 @@ from rich.console import Console
 
 from distill.records import Record
 from distill.report.scores import Scores, half_width
-from distill.report.tables import score_table, table
+from distill.report.tables import caption, score_table, table
 
 BASE = Record("student", "student", "t1", "measured", "random", 0, "r2", 0.0, 10)
 KINDS = {"student": "student", "a": "teachers", "b": "teachers", "untrained": "untrained"}
@@ -55,6 +55,13 @@ def test_tables_fit_a_terminal_of_80_columns_and_name_the_labels():
     assert "Labels measured: t1, t2" in text
     assert any(line.strip().startswith("mean of teachers") and "0.438" in line for line in text.splitlines())
     assert "| **student** | 0.700 | 0.000 | 1.50 | 1.0 to 2.0 |  | 0.850 | 0.550 |" in score_table(scores).markdown()
+
+
+def test_a_caption_does_not_list_many_tasks_whose_labels_are_of_one_kind():
+    many = [replace(record, task=f"t{n}") for n in range(20) for record in RECORDS if record.task == "t1"]
+    assert caption(Scores(many, "random")) == "Labels measured: all 20 tasks"
+    mixed = [replace(record, provenance="computed") if record.task == "t0" else record for record in many]
+    assert caption(Scores(mixed, "random")).endswith("; computed: t0")
 
 
 def test_the_rank_interval_is_a_bootstrap_over_tasks():
