@@ -131,14 +131,18 @@ def _teacher(name: str, column: Column) -> list[str]:
     sha = producer["fingerprint"].get("weights_sha256", "")
     revision = init_args.get("revision") or ("not pinned" if model and "revision" in init_args else "")
     licence = _licence(model, init_args.get("revision")) if model else "no weights"
-    shown = Path(model).name if Path(model).is_absolute() else model  # where a file lay helps nobody else
-    return _cells(name, f"`{producer['class_path']}`", column.dim, shown, revision, sha[:16], licence)
+    return _cells(name, f"`{producer['class_path']}`", column.dim, _short(model), revision, sha[:16], licence)
 
 
 def _corpus(corpus: CorpusColumns) -> list[str]:
     """A line of the table of corpora."""
     facts, name = corpus.corpus, corpus.columns.corpus.name
-    return _cells(name, facts.modality, f"{facts.rows:,}", facts.source, facts.fingerprint[:16], corpus.inputs.name)
+    return _cells(name, facts.modality, f"{facts.rows:,}", _short(facts.source), facts.fingerprint[:16], corpus.inputs.name)
+
+
+def _short(place: str) -> str:
+    """The name of a file instead of its absolute path: where it lay helps nobody else."""
+    return Path(place).name if Path(place).is_absolute() else place
 
 
 def _cells(*values: object) -> list[str]:

@@ -12,12 +12,12 @@ from distill.report.compare import compare_runs
 from distill.run_folder import RunFolder
 
 
-def written(folder: Path, name: str) -> str:
+def written(folder: Path, name: str, source: str = "") -> str:
     """The model card of a run in ``folder`` whose teacher and source have a name."""
     producer = {"class_path": "cache_tools.teachers.molecule.Maccs", "init_args": {}, "fingerprint": {}}
     column = SimpleNamespace(dim=3, manifest={"producer": producer})
     corpus = SimpleNamespace(
-        corpus=SimpleNamespace(modality="molecule", rows=3, source=name, fingerprint="0" * 20),
+        corpus=SimpleNamespace(modality="molecule", rows=3, source=source or name, fingerprint="0" * 20),
         columns=SimpleNamespace(corpus=Path("c")),
         inputs=SimpleNamespace(name="graph"),
         teachers={name: column},
@@ -44,6 +44,12 @@ def test_no_name_becomes_a_tag_a_link_or_a_column_of_a_model_card(tmp_path: Path
     assert shown.count("&lt;script&gt;alert(1)&lt;/script&gt; | [a](http://b) *c* `d") == 4
     rows = [line for line in text.splitlines() if line.startswith("|") and "script" in line]
     assert len(rows) == 2
+
+
+def test_a_card_names_a_file_of_the_corpus_without_the_folders_above_it(tmp_path: Path):
+    text = written(tmp_path, "mine", "/home/somebody/molecules.csv")
+    assert "| molecules.csv |" in text
+    assert "somebody" not in text
 
 
 def test_the_card_begins_with_the_verdict_of_the_report(tmp_path: Path):
