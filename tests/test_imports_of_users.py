@@ -97,3 +97,31 @@ def test_a_class_in_the_current_folder_is_found_by_python_m_too(places):
     (there / "own_teacher.py").rename(here / "own_teacher.py")
     run([sys.executable, "-m", "cache_tools.cli", "build", "--config", "../there/cache.yaml"], here)
     assert (here / "cache" / "mol" / "teachers" / "letters" / "00000.h5").exists()
+
+
+def test_a_plain_script_builds_with_worker_processes_and_is_run_once(tmp_path):
+    (tmp_path / "script.py").write_text(
+        "print('started')\n"
+        "from cache_tools import Items, Settings, build\n"
+        "from cache_tools.teachers.molecule import MorganBits\n"
+        "build('cache', 'mol', Items(['C' * n for n in range(1, 41)], 'molecule'), {'morgan': MorganBits(64)}, {},\n"
+        "      Settings(workers=2, batch_size=4))\n"
+    )
+    ended = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == "started\n"
+    assert (tmp_path / "cache" / "mol" / "teachers" / "morgan" / "00000.h5").exists()
+
+
+def test_a_teacher_in_a_script_needs_the_main_guard_alone(places):
+    here, there = places
+    script = (there / "own_teacher.py").read_text() + (
+        "\n\nif __name__ == '__main__':\n"
+        "    from cache_tools import Items, Settings, build\n"
+        "    Letters.python_bound = True\n"
+        "    build('cache', 'mol', Items(['C' * n for n in range(1, 41)], 'molecule'), {'letters': Letters()}, {},\n"
+        "          Settings(workers=2, batch_size=4))\n"
+    )
+    (here / "script.py").write_text(script)
+    run([sys.executable, "-P", "script.py"], here)
+    assert (here / "cache" / "mol" / "teachers" / "letters" / "00000.h5").exists()

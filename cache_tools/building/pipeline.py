@@ -3,7 +3,9 @@
 import fcntl
 import multiprocessing
 import os
+import pickle
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import count, islice, takewhile
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
+from types import ModuleType
 from typing import Any, NamedTuple, Self
 
 from cache_tools.console import start_logging
@@ -166,7 +169,7 @@ class _Processes:
             for _ in range(number):
                 (ours, theirs), (watched, lifeline) = context.Pipe(), context.Pipe(duplex=False)
                 process = context.Process(target=_work, args=(producer, work, theirs, watched), daemon=True)
-                with _safe_path():
+                with _safe_path(), _without_script(producer):
                     process.start()
                 self._processes[ours] = process
                 self._lifelines.append(lifeline)
@@ -243,6 +246,18 @@ def _safe_path() -> Iterator[None]:
         del os.environ["PYTHONSAFEPATH"]
         if before is not None:
             os.environ["PYTHONSAFEPATH"] = before
+
+
+@contextmanager
+def _without_script(producer: Producer) -> Iterator[None]:
+    """A context in which a process that starts runs the user's script again only if the producer's class is in it."""
+    script = sys.modules["__main__"]
+    if b"__main__" not in pickle.dumps(producer):
+        sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script
 
 
 def _work(producer: Producer, work: Work, connection: Connection, lifeline: Connection) -> None:
