@@ -159,7 +159,7 @@ def predict(
         )
     check_column_name(name)
     manifest = read_corpus(corpus)
-    folder = find(student) if student else export_of(ckpt_path or newest_run().best)
+    folder = find(student) if student else export_of(ckpt_path or newest_run(modality=manifest.modality).best)
     several = len(read_config(folder)["inputs"]) > 1
     teacher = StudentTeacher(folder.resolve(), manifest.modality if several else None)
     if teacher.modality != manifest.modality:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cache_tools.errors import ConfigError
-from distill.run_folder import RunFolder
+from cache_tools import ConfigError, Items, build
+from distill.run_folder import RunFolder, newest_run
 
 FORK = multiprocessing.get_context("fork")
 
@@ -112,3 +112,29 @@ def test_a_cut_or_damaged_log_of_tensorboard_breaks_no_report(tmp_path):
         run.seconds()
     log.write_bytes(b"")
     assert run.seconds() is None
+
+
+def test_the_newest_run_is_a_finished_one_of_the_modality(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    build(tmp_path, "texts", Items(["a"], "text"), {}, {})
+    for age, (name, corpus, finished) in enumerate(
+        [("interrupted", "mol", False), ("newer", "mol", True), ("texts", "texts", True), ("older", "mol", True)]
+    ):
+        run = RunFolder(tmp_path / "runs" / name)
+        run.checkpoints.mkdir(parents=True)
+        run.best.touch()
+        os.utime(run.best, (1000 - age, 1000 - age))
+        run.config.write_text(f"data: {{corpus: {corpus}}}\n")
+        if finished:
+            run.finish(1, 1)
+    with caplog.at_level("INFO"):
+        assert newest_run().name == "newer"
+        assert newest_run(modality="text").name == "texts"
+        assert newest_run(Path("runs/interrupted")).name == "interrupted"
+    assert caplog.messages == [
+        "the newest run: runs/newer",
+        "the newest run: runs/texts",
+        "the newest run: runs/interrupted, which is not finished",
+    ]
+    with pytest.raises(ConfigError, match="no finished run on images at runs/"):
+        newest_run(modality="image")

@@ -37,7 +37,7 @@ def place(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def student(table, place) -> distill.FittedStudent:
     found = place / "cache"
-    with pytest.raises(ConfigError, match=r"called 'morgan_count'; did you mean morgan_counts\? There are:\n  demo: "):
+    with pytest.raises(ConfigError, match=r"called 'morgan_count'; did you mean morgan_counts\? There are:\n  "):
         distill.fit(table, RECIPE, ["maccs", "morgan_count"], cache=found, options=SMALL)
     assert not found.exists(), "refused before anything is built"
     options = {**SMALL, "model.student": {"class_path": "GraphStudent", "init_args": {"layers": 2, "width": 16}}}
@@ -182,3 +182,23 @@ def test_an_interrupted_call_raises_it_and_the_run_goes_on_later(student, place)
     assert not (run / "finished").exists()
     epoch = int(distill.FittedStudent(run, "cpu").run.metrics()[-1]["epoch"])
     assert distill.resume(run, epochs=epoch + 3).run.finished.is_file()
+
+
+def test_what_a_fit_cannot_use_is_told_before_a_folder_is_made(student, tmp_path):
+    gone = {"class_path": "distill.evaluation.tasks.MoleculeTask", "init_args": {"path": "gone.csv", "kind": "regression"}}
+    of_texts = {"class_path": "distill.students.text.StaticStudent", "init_args": {"vocabulary": 10}}
+    for options, message in (
+        ({"probe.tasks": {"solubility": gone}}, "no file or folder .*gone.csv: mend the path of probe.tasks.solubility"),
+        ({"model.student": of_texts}, "holds molecules, of which data.input is graph; a StaticStudent does not read it"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            distill.fit(corpus_of(student), RECIPE, "maccs", out=tmp_path / "run", options={**SMALL, **options})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_fit_says_each_epoch_in_one_line_and_that_it_has_few_steps(student, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        distill.fit(corpus_of(student), RECIPE, ["maccs"], epochs=2, out=tmp_path / "run", options=SMALL)
+    lines = [line for line in caplog.messages if line.startswith("epoch ")]
+    assert [line.partition(": loss ")[0] for line in lines] == ["epoch 1 of 2", "epoch 2 of 2"]
+    assert any("all epochs together are only 6 steps" in line for line in caplog.messages)
