@@ -13,7 +13,7 @@ from typing import NamedTuple
 from cache_tools.corpora.idx import IdxImages, read_idx
 from cache_tools.corpora.image import ImageFolder, Views
 
-CROPS, SIDE = 2, 160  # of each photograph in the corpus: one from its middle and one at random; pixels
+CROPS, SIDE = 1, 160  # of each photograph in the corpus, the first from its middle; pixels
 
 
 class Share(NamedTuple):
@@ -25,11 +25,11 @@ class Share(NamedTuple):
 
 
 SHARES = {
-    "cifar10": Share(100, 100, 150),
-    "tiny_imagenet_train_75pc": Share(5, 5, 12),
+    "cifar10": Share(50, 50, 60),
+    "tiny_imagenet_train_75pc": Share(3, 5, 5),
     "flowers12_160": Share(16, 64, 64),
     "hymenoptera_160": Share(100, 200, 200),
-    "mnist": Share(100, 50, 0),
+    "mnist": Share(50, 50, 0),
 }
 
 PHOTOGRAPHS = ("flowers12_160", "hymenoptera_160")
