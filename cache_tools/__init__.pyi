@@ -3,6 +3,7 @@ from .building.column import Settings
 from .building.corpus import add_column, build, build_like, check_column_name
 from .building.launch import choose_device
 from .building.pipeline import Pipeline
+from .cluster import Cluster, Resources
 from .console import shows_bars, start_console, start_logging
 from .corpora.base import Corpus, Items
 from .corpora.choose import as_corpus, column_of, is_table
@@ -68,6 +69,7 @@ __all__ = [
     "Backbone",
     "BadItem",
     "CacheError",
+    "Cluster",
     "Column",
     "CommandParser",
     "ConfigError",
@@ -88,6 +90,7 @@ __all__ = [
     "Ragged",
     "RdkitSamples",
     "Recorded",
+    "Resources",
     "Selection",
     "Settings",
     "SmilesFile",

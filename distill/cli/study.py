@@ -2,20 +2,22 @@
 
 import logging
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
 
 from jsonargparse import auto_cli
 
-from cache_tools import CommandParser, ConfigError
+from cache_tools import Cluster, CommandParser, ConfigError, Resources
 from distill.study.attribution import Subsets
 from distill.study.run import Sweep
 from distill.study.slurm import write_array
 from distill.study.study import Study, make
 
 log = logging.getLogger(__name__)
+
+NOT_PLANNED = ("only", "slurm", "sweep", "ray", "ray_resources")  # arguments that say how and where, not what
 
 
 def study(
@@ -31,6 +33,8 @@ def study(
     redraw: bool = True,
     only: int | None = None,
     slurm: bool = False,
+    ray: str | None = None,
+    ray_resources: Resources = Resources(),  # noqa: B008 - frozen
 ) -> None:
     """Fit and probe every method with every seed and subset of the teachers, then write the report.
 
@@ -52,12 +56,15 @@ def study(
             other systems that depend on no fit are probed once, not once per seed.
         only: make this one run, counted from 0, and no report.
         slurm: write a SLURM array of all runs into ``runs`` and print how to submit it, instead of making them here.
+        ray: let a Ray cluster make the runs, whose nodes share this folder: ``local`` starts one on this machine, ``auto``
+            finds the one that this machine belongs to, ``HOST:PORT`` is that of a head node. ``jobs`` runs wait at a time.
+        ray_resources: what Ray keeps for one run.
 
     Raises:
         ConfigError: when the arguments do not go together.
         QuorumError: when runs failed; all others are done then.
     """
-    settings = {key: value for key, value in locals().items() if key not in ("only", "slurm", "sweep")}
+    settings = {key: value for key, value in locals().items() if key not in NOT_PLANNED}
     settings |= {"sweep": asdict(sweep)} if sweep else {}
     planned = Study(base, methods, runs, [0, 1, 2] if seeds is None else seeds, teachers, subsets, sweep, redraw)
     planned.require_corpora()
@@ -67,7 +74,8 @@ def study(
     if slurm:
         return write_array(settings, runs, len(planned.grid))
     log.info("%s: %d runs", runs, len(planned.grid))
-    make(planned.grid, jobs)
+    with nullcontext() if ray is None else Cluster(ray, ray_resources) as cluster:
+        make(planned.grid, jobs, cluster)
     planned.report(out)
 
 

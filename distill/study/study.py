@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache_tools import ConfigError, QuorumError, cores, write_file
+from cache_tools import Cluster, ConfigError, QuorumError, cores, write_file
 from distill.records import OF_A_STUDENT, SYSTEMS, Record, Results, merged
 from distill.report import sections
 from distill.report.page import Table
@@ -197,8 +197,13 @@ def _label(names: Sequence[str], teachers: Sequence[str]) -> str:
     return f"without {'+'.join(rest)}" if len(rest) < len(names) else f"only {'+'.join(names)}"
 
 
-def make(grid: Sequence[Run], jobs: int) -> None:
+def make(grid: Sequence[Run], jobs: int, cluster: Cluster | None = None) -> None:
     """Fit and probe ``jobs`` runs at a time, their trials first; one that fails does not stop the others.
+
+    Args:
+        grid: the runs.
+        jobs: at a time.
+        cluster: its nodes make the runs, whose folder they share; this machine when not given.
 
     Raises:
         ConfigError: when ``jobs`` is not at least one.
@@ -210,9 +215,12 @@ def make(grid: Sequence[Run], jobs: int) -> None:
 
     def all_of(stage: Callable[[Run], None], runs: Iterable[Run], jobs: int) -> None:
         def attempt(run: Run) -> None:
-            run.threads = max(1, cores() // jobs)
+            run.threads = max(1, cores() // jobs) if cluster is None else cluster.resources.cpus
             try:
-                stage(run)
+                if cluster is None:
+                    stage(run)
+                else:
+                    cluster.call(stage, run, lambda run: run.name)
             except QuorumError as error:
                 failed[run] = str(error)
                 log.error("%s failed", run.name)
