@@ -41,9 +41,7 @@ from distill.training.precision import RunTrainer, as_trained, choose_precision
 
 log = logging.getLogger(__name__)
 
-
 USAGE = "distill {} --config configs/mol.yaml [--KEY VALUE ...]"
-
 COMMANDS = {  # what each does, for its help
     "fit": "Train a student to predict the cached embeddings of its teachers.",
     "validate": "Measure on held-out rows how well the heads of a run predict each teacher.",
@@ -311,8 +309,8 @@ class DistillCLI(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         finally:
-            if subcommand == "fit" and self.lock:  # a notebook goes on after a fit
-                self.lock.close()
+            if subcommand == "fit" and self.lock:
+                self.lock.close()  # a notebook goes on after a fit
 
     def before_fit(self) -> None:
         if self.trainer.is_global_zero:
@@ -358,14 +356,12 @@ class DistillCLI(LightningCLI):
         checkpoint = str(self.trainer.ckpt_path)
         with TemporaryDirectory(prefix=f".{run.probes.name}", dir=run.path) as temporary:
             results = self._probe(RunFolder(run.path, Path(temporary) / run.probes.name), device, checkpoint)
-            title, origin = f"Probes of {run.path}", f"Checkpoint `{checkpoint}`."
+            title, origin, margin = f"Probes of {run.path}", f"Checkpoint `{checkpoint}`.", results.about["margin"]
             try:
-                margin = results.about["margin"]
                 summary = sections.write(results.run.probes, title, {"student": [results]}, origin, margin=margin)
             finally:  # results are kept, also when they cannot be drawn
                 run.publish_probes(results.run.probes)
-        written = f"{run.probes}/report.html, report.md, results.json, predictions/"
-        tables.print_scores(*summary, written, f"{checkpoint}: probes, ")
+        tables.print_scores(*summary, f"{run.probes}/report.html, report.md, results.json", f"{checkpoint}: probes, ")
         log.info("next: distill export --ckpt_path %s --out FOLDER", checkpoint)
         require(self._get(self.config, "require"), summary.answers)
 
