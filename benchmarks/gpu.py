@@ -144,7 +144,7 @@ def options(bound: dict[str, int] = FIT, precision: str = PRECISION) -> dict:
 
 def pictures(setup: Setup) -> Path:
     """A corpus of pixels of noise and 8 teachers; made once in a folder."""
-    corpus = Items([str(number) for number in range(setup.size(6144, 80))], "image")
+    corpus = Items([str(number).encode() for number in range(setup.size(6144, 80))], "image")
     teachers = {f"t{number}": Images(dim) for number, dim in enumerate(WIDTHS)}
     inputs = {"pixels": NoisePixels(setup.size(224, 32))}
     return build(setup.folder, "pixels", corpus, teachers, inputs, Settings(workers=1))

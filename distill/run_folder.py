@@ -96,20 +96,24 @@ class RunFolder:
             ConfigError: when it is no YAML, or no mapping.
             CacheError: when a class in it would run a model's own code, and the command does not allow it.
         """
-        list(read_configurations(["--config", str(self.config)]))  # tells what is no YAML, with its line
-        content = yaml.safe_load(self.config.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            found = type(content).__name__
-            raise ConfigError(f"{self.config}: expected the keys of a fit, found {found}: restore the file of that run")
+        content = self._content()
         if isinstance(probe := content.get("probe"), dict):
             probe["trust_remote_code"] = False
         if not trust_remote_code:
             refuse_remote_code(content, self.config)
         return content
 
+    def _content(self) -> dict[str, Any]:
+        list(read_configurations(["--config", str(self.config)]))  # tells what is no YAML, with its line
+        content = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            found = type(content).__name__
+            raise ConfigError(f"{self.config}: expected the keys of a fit, found {found}: restore the file of that run")
+        return content
+
     def modalities(self) -> list[str]:
         """What the items of its corpora are; empty where they cannot be found any more."""
-        data = self.configuration(trust_remote_code=True).get("data") or {}
+        data = self._content().get("data") or {}
         folders = [Path(corpus["path"]) for corpus in data.get("corpora") or []] or [Path(data.get("corpus") or "")]
         return [read_corpus(folder).modality for folder in folders if (folder / CORPUS).is_file()]
 

@@ -158,7 +158,7 @@ def test_the_keys_that_are_known_before_the_imports_are_those_of_the_command(com
         (["--trainer.max_epo=3"], "no key 'trainer.max_epo'; did you mean trainer.max_epochs?"),
         (["--batch_size", "3"], "no key 'batch_size'; did you mean data.batch_size?"),
         (["--model.student.widht", "3"], "Option 'widht' is not accepted by distill.students.molecule.GraphStudent; did"),
-        (["--model.head.widht", "3"], "'widht' is not accepted by distill.heads.GaussianHead; did you mean width?"),
+        (["--model.head.widht", "3"], "'widht' is not accepted by distill.heads.CosineHead; did you mean width?"),
         (["--model.student", "my.Own", "--model.student.widht", "3"], "No module named 'my'"),
         (["--model.head", "GausianHead"], "did you mean distill.heads.gaussian.GaussianHead"),
         (

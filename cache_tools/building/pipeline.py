@@ -3,7 +3,6 @@
 import fcntl
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 from collections import deque
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple, Self
 from cache_tools.console import start_logging
 from cache_tools.errors import BadItem, QuorumError, TeacherError
 from cache_tools.machine import cores, flush_denormals
-from cache_tools.producer import Producer, class_path
+from cache_tools.producer import Producer, as_json, class_path
 
 AHEAD = 256  # results that wait for an earlier one, at most: a build that is killed loses them
 
@@ -252,7 +251,7 @@ def _safe_path() -> Iterator[None]:
 def _without_script(producer: Producer) -> Iterator[None]:
     """A context in which a process that starts runs the user's script again only if the producer's class is in it."""
     script = sys.modules["__main__"]
-    if b"__main__" not in pickle.dumps(producer):
+    if "__main__." not in str(as_json({"producer": producer})):
         sys.modules["__main__"] = ModuleType("__main__")
     try:
         yield

@@ -28,12 +28,24 @@ def parameters(class_path: str) -> list[str] | None:
                     return parameters(f"{node.module}.{alias.name}")
         if isinstance(node, ast.ClassDef) and node.name == name:
             starts = [inner for inner in node.body if isinstance(inner, ast.FunctionDef) and inner.name == "__init__"]
-            if starts:
-                known = starts[0].args
-                return None if known.kwarg else [argument.arg for argument in (*known.args[1:], *known.kwonlyargs)]
+            known = starts[0].args if starts else ast.arguments([], [], None, [], [], None, [])
+            own = [argument.arg for argument in (*known.args[1:], *known.kwonlyargs)]
+            if starts and not known.kwarg:
+                return own
             inherits = node.bases and isinstance(node.bases[0], ast.Name) and not node.decorator_list
-            return parameters(f"{module}.{ast.unparse(node.bases[0])}") if inherits else None
+            if not inherits or (starts and not _passes_on(starts[0])):
+                return None
+            inherited = parameters(f"{module}.{ast.unparse(node.bases[0])}")
+            return None if inherited is None else own + inherited
     return None
+
+
+def _passes_on(start: ast.FunctionDef) -> bool:
+    """Whether an ``__init__`` gives any keyword to that of its base class."""
+    calls = [
+        node for node in ast.walk(start) if isinstance(node, ast.Call) and ast.unparse(node.func) == "super().__init__"
+    ]
+    return any(keyword.arg is None for call in calls for keyword in call.keywords)
 
 
 def declared(path: str) -> Callable[..., Any]:

@@ -4,11 +4,12 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cache_tools import ConfigError, suggestion
 
 FORMAT_VERSION = 1
+Dtype = Literal["float32", "float16", "int8"]  # of weights
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 HERE = "{export}"  # stands for the folder in paths of its config.json
 NEEDED = ("student", "dim", "inputs", "teachers", "weights_sha256")

@@ -3,15 +3,15 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from cache_tools import ConfigError, read_safetensors, sha256
+from distill.export.folder import Dtype
 
-Dtype = Literal["float32", "float16", "int8"]
 SCALE = ".scale"  # ends the name of a tensor's scales, one per row
 
 TIMES = (

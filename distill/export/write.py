@@ -29,10 +29,10 @@ from cache_tools import (
 from distill.data.columns import CorpusColumns
 from distill.data.module import DistillData
 from distill.export import card
-from distill.export.folder import CONFIG, FORMAT_VERSION, HERE, WEIGHTS, find, read_config, replaced
+from distill.export.folder import CONFIG, FORMAT_VERSION, HERE, WEIGHTS, Dtype, find, read_config, replaced
 from distill.export.formats import PROGRAM, write_onnx, write_program, write_sentences
 from distill.export.student import StudentTeacher, TeacherSpace
-from distill.export.weights import Dtype, round_weights, write_weights
+from distill.export.weights import round_weights, write_weights
 from distill.heads import Head
 from distill.run_folder import RunFolder, newest_run
 from distill.students.base import Student
