@@ -21,7 +21,7 @@ from measure import RESULTS, Benchmark, Setup, drop_stale, run_all
 def benchmarks() -> tuple[Benchmark, ...]:
     """All that `make bench` runs.
 
-    Their modules are imported here: a worker process of a build imports the file that was started, as that of a command is.
+    Their modules are imported here: a process of the pool beside the descriptors' build imports the file that was started.
     """
     import cache
     import probes

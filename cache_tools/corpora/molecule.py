@@ -48,18 +48,19 @@ class SmilesFile(Corpus):
 
     def _rows(self) -> Iterator[tuple[str, str]]:
         if file_ending(self.path) in (".smi", ".txt"):
-            return (("", line.split()[0]) for line in self._lines())
+            return (("", line.split()[0]) for line in smiles_lines(self.path))
         table = read_table(self.path, [self.smiles, *([self.id] if self.id else [])], ", .smi, .txt")
         return ((row[self.id] if self.id else "", row[self.smiles].strip()) for row in table)
 
-    def _lines(self) -> Iterator[str]:
-        """The lines of a file of SMILES without blank lines, comments and a header such as ZINC's ``smiles zinc_id``."""
-        lines = (line for line in read_lines(self.path) if line.strip() and not line.startswith("#"))
-        first = next(lines, "")
-        if "smiles" in first.lower().partition(" ")[0]:  # no SMILES has an m outside of brackets
-            warn_once(f"{self.path}: the header line {first!r} was left out")
-            return lines
-        return itertools.chain([first] if first else [], lines)
+
+def smiles_lines(path: Path) -> Iterator[str]:
+    """The lines of a file of SMILES without blank lines, comments and a header such as ZINC's ``smiles zinc_id``."""
+    lines = (line for line in read_lines(path) if line.strip() and not line.startswith("#"))
+    first = next(lines, "")
+    if "smiles" in first.lower().partition(" ")[0]:  # no SMILES has an m outside of brackets
+        warn_once(f"{path}: the header line {first!r} was left out")
+        return lines
+    return itertools.chain([first] if first else [], lines)
 
 
 class RdkitSamples(Corpus):

@@ -1,12 +1,12 @@
 """Read every row of a file or folder with all its columns, whatever the item in it is."""
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cache_tools.corpora.choose import COLUMNS
 from cache_tools.corpora.image import ImageFolder
+from cache_tools.corpora.molecule import smiles_lines
 from cache_tools.corpora.tables import file_ending, read_lines, read_parquet_rows, read_table
 
 LINES = (".smi", ".txt")
@@ -30,11 +30,12 @@ def read_rows(path: Path, modality: str, column: str | None = None) -> Iterator[
     column, ending = column or COLUMNS[modality], file_ending(path)
     if modality == "image" and (path.is_dir() or ending in (".zip", ".tar", ".tgz")):
         yield from (({column: name}, read()) for name, read in ImageFolder(path).files())
+    elif ending in LINES and modality == "molecule":
+        for line in smiles_lines(path):
+            smiles, *name = line.split(None, 1)
+            yield {column: smiles, "name": "".join(name)}, smiles
     elif ending in LINES:
-        first: tuple[str, ...] = (column, "name") if modality == "molecule" else (column,)
-        for line in filter(str.strip, read_lines(path)):
-            cells = line.split(None, 1) if modality == "molecule" else [line]
-            yield dict(itertools.zip_longest(first, cells, fillvalue="")), cells[0]
+        yield from (({column: line.strip()}, line.strip()) for line in read_lines(path) if line.strip())
     else:
         rows = read_parquet_rows(path, [column]) if ending == ".parquet" else read_table(path, [column], ", .smi, .txt")
         yield from ((row, row[column]) for row in rows)

@@ -45,7 +45,7 @@ class MoleculeTask(Task):
     modality = "molecule"
     part: str | None = None
     marked: Sequence[str] = ()
-    each: bool = False  # label is a task
+    labels_apart: bool = False  # each label is a task
     splits: Sequence[str] | None = None
 
     def __init__(
@@ -68,7 +68,7 @@ class MoleculeTask(Task):
             )
         self.path, self.kind, self.targets, self.part = Path(path), kind, targets, split
         self.smiles, self.provenance, self.active = smiles, provenance, active
-        self.marked, self.probes, self.each, self.splits = mark or (), probes or [], apart, splits
+        self.marked, self.probes, self.labels_apart, self.splits = mark or (), probes or [], apart, splits
 
     def load(self) -> tuple[list[str], Array]:
         rows = self._read()
@@ -87,7 +87,7 @@ class MoleculeTask(Task):
         return targets
 
     def apart(self) -> list[str]:
-        return self._targets(self._read()) if self.each else []
+        return self._targets(self._read()) if self.labels_apart else []
 
     def _read(self) -> list[dict[str, str]]:
         named = [self.part] if self.part else []

@@ -58,6 +58,13 @@ def test_every_format_keeps_rows_columns_and_the_reason_of_a_bad_row(place, tabl
         assert found["number"].dtype == np.int64, "parquet keeps its types"
 
 
+def test_the_header_and_comments_of_a_smi_file_are_no_rows_as_in_a_corpus(tmp_path):
+    (tmp_path / "x.smi").write_text("smiles zinc_id\n# two\nCCO first one\n\nCCN\n")
+    embed(FOLDER, tmp_path / "x.smi", tmp_path / "y.csv", device="cpu")
+    found = pd.read_csv(tmp_path / "y.csv", keep_default_na=False)
+    assert found[["smiles", "name", "embedding_error"]].to_numpy().tolist() == [["CCO", "first one", ""], ["CCN", "", ""]]
+
+
 def test_csv_and_npy_hold_the_same_numbers(place, table, expected):
     for ending in ("csv", "npy"):
         embed(FOLDER, place / "x.csv", place / f"out.{ending}", device="cpu")
