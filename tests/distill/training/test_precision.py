@@ -47,6 +47,19 @@ def test_auto_is_bfloat16_where_processor_and_student_gain(processor):
     )
 
 
+def test_auto_is_float32_on_a_cpu_where_convolutions_are_depthwise(processor):
+    processor("avx512_bf16")
+    depthwise, grouped, plain = (SmallResNet(1, 16) for _ in range(3))
+    depthwise.stem[0] = torch.nn.Conv2d(16, 16, 3, groups=16)
+    grouped.stem[0] = torch.nn.Conv2d(16, 16, 3, groups=4)
+    assert "depthwise" in choose_precision("auto", depthwise, "auto", None)[1]
+    assert [choose_precision("auto", student, "auto", None)[0] for student in (depthwise, grouped, plain)] == [
+        "32-true",
+        "bf16-mixed",
+        "bf16-mixed",
+    ]
+
+
 def test_a_mixed_student_gains_when_one_of_its_encoders_does():
     assert MixedStudent({"graph": GraphStudent(1, 128), "pixels": SmallResNet(1, 8)}, dim=8).gains_from_bf16
     assert not MixedStudent({"graph": GraphStudent(1, 128)}, dim=8).gains_from_bf16
