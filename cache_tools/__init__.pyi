@@ -4,7 +4,7 @@ from .building.corpus import add_column, build, build_like, check_column_name
 from .building.launch import choose_device
 from .building.pipeline import Pipeline
 from .cluster import Cluster, Resources
-from .console import shows_bars, start_console, start_logging
+from .console import MESSAGES, shows_bars, start_console, start_logging
 from .corpora.base import Corpus, Items
 from .corpora.choose import as_corpus, column_of, is_table
 from .corpora.idx import IdxImages, read_idx
@@ -61,6 +61,7 @@ __all__ = [
     "CORPUS",
     "INTERRUPTED",
     "MANIFEST",
+    "MESSAGES",
     "PACKAGED",
     "TABLES",
     "TASKS",

@@ -8,6 +8,7 @@ from inspect import signature
 from itertools import pairwise
 from pathlib import Path
 from pkgutil import resolve_name
+from textwrap import wrap
 from typing import Any, NoReturn
 
 import yaml
@@ -40,8 +41,25 @@ def choose_command(page: str, commands: Collection[str], arguments: Sequence[str
         Console(highlight=False).print(f"quorum-distill {__version__}")
         sys.exit()
     known = command in ("-h", "--help")
-    Console(width=130, highlight=False, stderr=not known).print(page, markup=False)
+    console = Console(highlight=False, soft_wrap=True, stderr=not known)
+    console.print(fitted(page, console.width), markup=False)
     sys.exit(0 if known else f"\nerror: no command {command!r}{suggestion(command, commands)}")
+
+
+def fitted(page: str, width: int) -> str:
+    """A list of commands whose descriptions go on below themselves, where a line is longer than ``width``.
+
+    Example:
+        >>> print(fitted("  fit   train a student of many teachers", 30))
+          fit   train a student of
+                many teachers
+    """
+    lines = []
+    for line in page.splitlines():
+        name = re.match(r"  \S+ {2,}| +|", line)
+        indent = " " * len(name[0] if name else "")
+        lines += wrap(line, width, subsequent_indent=indent, break_on_hyphens=False) or [""]
+    return "\n".join(lines)
 
 
 def suggestion(word: str, known: Collection[str]) -> str:
@@ -167,7 +185,7 @@ def _meant(message: str, parser: ArgumentParser) -> str:
         return hint
     if key := re.search(r"(?:no key|not accept option) '([\w.]+)\+?'", message):
         return suggestion(key[1], {option.strip("-+") for option in parser._option_string_actions})
-    found = re.search(r"class_path '([\w.]+)'|dot import path string: ([\w.]+)|Got value: ([\w.]+)\(", message)
+    found = re.search(r"class_path[ =]'([\w.]+)'|dot import path string: ([\w.]+)|Got value: ([\w.]+)\(", message)
     class_path = found[found.lastindex or 0] if found else ""
     if class_path and (option := re.search(r"Option '(\w+)' is not accepted", message)):
         key = re.search(r'Parser key "([\w.]+)":', message)

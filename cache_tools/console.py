@@ -13,11 +13,14 @@ from rich.logging import RichHandler
 
 from cache_tools.machine import prepare_openmp
 
-OF_NO_USE = (  # what Lightning logs: an advertisement, a device that is not there, a step of its own
+OF_NO_USE = (  # what Lightning logs: an advertisement, a device that is not there, steps of its own
     "Tip: For seamless",
     "TPU available: False",
     "Loading `train_dataloader` to estimate",
+    "`Trainer.fit` stopped:",
 )
+
+MESSAGES = Console(stderr=True)  # one for log records and bars: a bar makes room for a record only on its own console
 
 CONFIG_KEYS = ("--config", "-c")
 
@@ -54,16 +57,18 @@ def shows_bars(console: Console) -> bool:
 
 def start_logging() -> None:
     """Send log records to standard error, and drop warnings that no user can act on."""
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False)
+    handler = RichHandler(console=MESSAGES, show_path=False, show_time=False)
     logging.basicConfig(level="INFO", format="%(message)s", handlers=[handler])
     logging.getLogger("torch").setLevel("WARNING")  # it sets this at the end of its import, which a Ctrl-C may stop
     warnings.filterwarnings(
         "ignore", message=".*does not have many workers.*"
     )  # one process gathers faster than workers send
     warnings.filterwarnings("ignore", message=".*torch.jit.*")  # torch_geometric at import
+    warnings.filterwarnings("ignore", message=".*number of training batches .* is smaller than")  # ours says it in words
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")  # `test` needs none
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists")  # TensorBoard's logs are kept
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # lightning with a newer torch
     rank_zero = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     rank_zero.addFilter(lambda record: not any(words in record.getMessage() for words in OF_NO_USE))
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel("WARNING")

@@ -3,11 +3,10 @@
 import logging
 import time
 
-from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from cache_tools.console import shows_bars
+from cache_tools.console import MESSAGES, shows_bars
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +30,7 @@ class Meter(Progress):
         self.label, self.total, self.before = label, total, before
         self.rows, self.bytes = 0, 0
         self._start = self._last_line = time.monotonic()
-        console = Console(stderr=True)
-        self._plain = shown and not console.is_terminal
+        self._plain = shown and not MESSAGES.is_terminal
         columns = (
             TextColumn("{task.description:<32}"),
             BarColumn(),
@@ -40,7 +38,7 @@ class Meter(Progress):
             TextColumn("{task.fields[speed]}"),
         )
         times = TimeElapsedColumn(), TimeRemainingColumn()
-        super().__init__(*columns, *times, console=console, transient=True, disable=not (shows_bars(console) and shown))
+        super().__init__(*columns, *times, console=MESSAGES, transient=True, disable=not (shows_bars(MESSAGES) and shown))
         self._task = self.add_task(label, total=before + total + after, completed=before, speed="")
 
     def at(self, rows: int, size: int) -> None:

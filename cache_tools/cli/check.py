@@ -44,6 +44,10 @@ def list_(cache: Path = Path("cache")) -> None:
             )
             name = ""  # the first row of a corpus names it
     Console().print(table)
+    _tell_next(cache)
+
+
+def _tell_next(cache: Path) -> None:
     first = next((folder for folder in _corpora(cache) if folder.parent.name != store.TASKS), None)
     if first:
         recipe = RECIPES.get(store.read_corpus(first).modality, "FILE")
@@ -61,9 +65,10 @@ def verify(cache: Path = Path("cache")) -> None:
         raise CacheError("\n".join(faults))
     _corpora(cache)
     Console().print(f"{cache}: every shard is as it was written", soft_wrap=True)
+    _tell_next(cache)
 
 
 def _corpora(cache: Path) -> list[Path]:
     if folders := store.corpora(cache):
         return folders
-    raise CacheError(f"no corpus in {cache.absolute()}: build one first, for instance `make cache TEACHERS=mol`")
+    raise CacheError(f"no corpus in {cache.absolute()}: build one first, for instance `distill-cache build --config mol`")

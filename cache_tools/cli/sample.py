@@ -57,7 +57,9 @@ def sample(
     ids, items = [identity for identity, _ in drawn], [item for _, item in drawn]
     valid, stored = opened.valid(chosen).numpy(), opened.rows(chosen).numpy().astype(np.float64)  # (rows, dim)
     Console().print(_table(opened, chosen, ids, items, valid, stored))
-    if check:
+    if not check:
+        Console().print(f"next: distill-cache sample --column {column} --check", soft_wrap=True, highlight=False)
+    else:
         teacher = live_teacher(opened.path, opened.manifest["producer"], device, trust_remote_code)
         kept = np.flatnonzero(valid).tolist()
         names = [ids[row] for row in kept]

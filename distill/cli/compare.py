@@ -1,10 +1,13 @@
 """``distill compare``: put the probes of several runs, or the scores of studies, into one report."""
 
+import logging
 from pathlib import Path
 
 from cache_tools import CommandParser
 from distill.cli.requirements import add_requirements, check, require
 from distill.report.compare import compare_runs, compare_studies
+
+log = logging.getLogger(__name__)
 
 
 def main(arguments: list[str]) -> None:
@@ -31,4 +34,5 @@ def main(arguments: list[str]) -> None:
         answers = compare_studies(given.studies, given.out, given.margin)
     else:
         answers = compare_runs(given.runs, given.out, given.margin)
+        log.info("next: distill export --ckpt_path %s/checkpoints/best.ckpt --out FOLDER, or another run", given.runs[0])
     require(given.require, answers)

@@ -1,9 +1,16 @@
 """``distill embed | export | predict | mteb | specialise``: commands that are a function each."""
 
+import logging
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
 from jsonargparse import auto_cli
 
 from cache_tools import CommandParser
 from distill.cli.source import declared
+
+log = logging.getLogger(__name__)
 
 FUNCTIONS = {
     "embed": "distill.export.table:embed",
@@ -11,6 +18,13 @@ FUNCTIONS = {
     "predict": "distill.export.write:predict",
     "mteb": "distill.evaluation.mteb:mteb",
     "specialise": "distill.study.specialise:specialise",
+}
+
+NEXT = {  # command -> what a user does next, with the command's arguments in it; embed and mteb are the end of a way
+    "export": "distill embed --student {out} --input FILE --out embeddings.parquet",
+    "predict": "distill fit --config FILE --data.corpus {corpus} --data.teachers '[{name}]'; only then it is a teacher",
+    "specialise": "name it in a configuration of a cache, with the class cache_tools.teachers.specialist.Specialist and "
+    "weights: {out}; then distill-cache build --config FILE",
 }
 
 
@@ -21,5 +35,22 @@ def main(arguments: list[str]) -> None:
         arguments: its name, and the words that follow it on the command line.
     """
     command, *rest = arguments
-    prog = f"distill {command}"
-    auto_cli(declared(FUNCTIONS[command]), args=rest, as_positional=False, prog=prog, parser_class=CommandParser)
+    function = told(declared(FUNCTIONS[command]), NEXT.get(command, ""))
+    auto_cli(function, args=rest, as_positional=False, prog=f"distill {command}", parser_class=CommandParser)
+
+
+def told(function: Callable[..., None], following: str) -> Callable[..., None]:
+    """The same function, which says at its end what to do next.
+
+    Args:
+        function: of a command.
+        following: the next command, with names of arguments in braces.
+    """
+
+    @wraps(function)
+    def run(**given: Any) -> None:
+        function(**given)
+        if following:
+            log.info("next: %s", following.format(**given))
+
+    return run

@@ -7,10 +7,9 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from cache_tools import shows_bars
+from cache_tools import MESSAGES, shows_bars
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +31,13 @@ class FitProgress(ProgressBar):
         pass  # as Lightning asks on other ranks: only rank zero shows anything
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        console, steps = Console(stderr=True), trainer.estimated_stepping_batches
+        steps = trainer.estimated_stepping_batches
         if trainer.is_global_zero and steps < FEW_STEPS:
             log.warning("all epochs together are only %d steps: %s", steps, TOO_FEW)
-        if not (trainer.is_global_zero and shows_bars(console)):
+        if not (trainer.is_global_zero and shows_bars(MESSAGES)):
             return
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}")
-        self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)
+        self._bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=MESSAGES, transient=True)
         total = int(steps) if math.isfinite(steps) else None
         self._task = self._bar.add_task("fit", total=total, completed=trainer.global_step, speed="")
         self._bar.start()

@@ -77,6 +77,9 @@ def study(
     with nullcontext() if ray is None else Cluster(ray, ray_resources) as cluster:
         make(planned.grid, jobs, cluster)
     planned.report(out)
+    log.info(
+        "next: distill compare --studies %s OTHER, or distill export --ckpt_path %s/RUN/checkpoints/best.ckpt", out, runs
+    )
 
 
 def resolve(configs: Sequence[Path]) -> str:

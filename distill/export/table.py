@@ -11,10 +11,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from cache_tools import ConfigError, CorpusError, Pipeline, file_ending, item_bytes, read_rows, shows_bars
+from cache_tools import MESSAGES, ConfigError, CorpusError, Pipeline, file_ending, item_bytes, read_rows, shows_bars
 from distill.export.folder import find
 from distill.export.student import AHEAD, StudentTeacher
 
@@ -106,9 +105,8 @@ def _batches(rows: Iterator[tuple[Row, Any]], size: int, given: deque[Sequence[R
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int], None]]:
-    console = Console(stderr=True)
     columns = SpinnerColumn(), TextColumn("{task.completed:,} rows, {task.fields[speed]}"), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True, disable=not shows_bars(console)) as progress:
+    with Progress(*columns, console=MESSAGES, transient=True, disable=not shows_bars(MESSAGES)) as progress:
         task = progress.add_task("", total=None, speed="")
 
         def advance(rows: int) -> None:
