@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -17,9 +17,12 @@ from cache_tools.format.files import require_space
 from cache_tools.format.packing import Array
 from cache_tools.format.reader import Column, aligned
 from cache_tools.format.summary import SKIPPED
-from cache_tools.teachers.imported import Imported, optional_library
+from cache_tools.teachers.foreign import optional_library
+from cache_tools.teachers.imported import Imported, Key
 
 log = logging.getLogger(__name__)
+
+KEYS: tuple[Key, ...] = get_args(Key)
 
 
 def import_(
@@ -27,9 +30,11 @@ def import_(
     name: str,
     embeddings: Path,
     ids: Path | None = None,
-    key: Literal["id", "item"] = "id",
+    key: Key = "id",
     embedding_field: str = "embedding",
     id_field: str = "id",
+    raw_dim: int | None = None,
+    raw_dtype: Literal["float16", "float32", "float64", "int8", "uint8"] = "float32",
     dtype: Literal["float16", "float32", "int8"] = "float16",
 ) -> None:
     """Make a column from embeddings that were made elsewhere, joined to the corpus by id.
@@ -39,14 +44,17 @@ def import_(
     Args:
         corpus: the corpus's folder in the cache, for instance cache/mol.
         name: of the new column.
-        embeddings: rows of embeddings in a .npy, .parquet, .h5, .hdf5 or .safetensors file.
-        ids: the id of each row, in the same order: a .txt (one a line), .csv (both also .gz), .npy, .parquet or .h5 file.
-            Without it, parquet and HDF5 hold the ids themselves; for others NAME.ids.txt, NAME.ids.txt.gz or NAME.ids.npy
-            lies beside NAME.npy.
-        key: what the ids are: ids of the corpus (a corpus without an id column has hashes), or the items themselves, for
-            instance SMILES.
-        embedding_field: parquet column, HDF5 data set or safetensors key of the embeddings.
-        id_field: csv or parquet column or HDF5 data set of the ids.
+        embeddings: rows of embeddings in a .npy, .parquet, .arrow, .feather, .h5, .hdf5 or .safetensors file; or a folder:
+            a data set of the library datasets, parquet or Arrow files, tokenlearn's features, mteb's cache of embeddings.
+        ids: the id of each row, in the same order: a .txt (one a line), .csv (both also .gz), .npy, .parquet, .arrow or .h5
+            file. Without it, folders, parquet, Arrow and HDF5 hold the ids themselves; for others NAME.ids.txt,
+            NAME.ids.txt.gz or NAME.ids.npy lies beside NAME.npy.
+        key: what the ids are: ids of the corpus (a corpus without an id column has hashes), the items themselves, for
+            instance SMILES, or the SHA-256 of each item, as in mteb's cache.
+        embedding_field: parquet or Arrow column, HDF5 data set or safetensors key of the embeddings.
+        id_field: csv, parquet or Arrow column or HDF5 data set of the ids.
+        raw_dim: numbers in a row, of a file that holds bare numbers, such as a numpy memory map.
+        raw_dtype: their type.
         dtype: on disk; values beyond float16's range widen it to float32.
 
     Raises:
@@ -56,14 +64,14 @@ def import_(
     check_column_name(name)
     manifest = store.read_corpus(corpus)
     files = str(embeddings.resolve()), str(ids.resolve()) if ids else None
-    teacher = Imported(*files, key, manifest.modality, embedding_field, id_field)
+    teacher = Imported(*files, key, manifest.modality, embedding_field, id_field, raw_dim, raw_dtype)
     teacher.load("cpu")
-    rows, used = _matches(corpus, key, teacher.row)
+    rows, used = _matches(corpus, teacher)
     if not rows:
-        other = "item" if key == "id" else "id"
+        would = {_matches(corpus, Imported(*files, other, manifest.modality), teacher.row)[0]: other for other in KEYS}
         raise CacheError(
             f"no {key} of {corpus} stands in {teacher.source}, which begins with {next(iter(teacher.row)).decode()!r}: "
-            f"name the file of this corpus; with --key {other}, {_matches(corpus, other, teacher.row)[0]} rows would match"
+            f"name the file of this corpus; with --key {would[max(would)]}, {max(would)} rows would match"
         )
     settings = Settings(batch_size=4096, device="cpu", workers=1, dtype=dtype)
     path = corpus / teacher.kind / name
@@ -81,12 +89,12 @@ def import_(
     log.info("next: distill fit --data.corpus %s --data.teachers '[%s]'; only then it is a teacher", corpus, name)
 
 
-def _matches(corpus: Path, key: str, embedded: dict[bytes, int]) -> tuple[int, int]:
+def _matches(corpus: Path, teacher: Imported, embedded: dict[bytes, int] | None = None) -> tuple[int, int]:
     """How many rows of the corpus have an embedding, and how many of the embeddings these rows use."""
+    embedded = teacher.row if embedded is None else embedded
     rows, used = 0, set()
     for number in range(store.read_corpus(corpus).shard_count):
-        ids, items = store.read_items(corpus, number)
-        keys = [identity.encode() for identity in ids] if key == "id" else items
+        keys = [teacher.key_of(identity, item) for identity, item in zip(*store.read_items(corpus, number), strict=True)]
         matching = [key for key in keys if key in embedded]
         rows += len(matching)
         used.update(matching)

@@ -1,135 +1,39 @@
 """A teacher that looks its embeddings up in a file, by id; ``distill-cache import`` makes columns with it."""
 
+import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from cache_tools.corpora.tables import open_text, read_csv, read_lines
 from cache_tools.errors import BadItem, CacheError
 from cache_tools.format.files import sha256
 from cache_tools.format.packing import Array
-from cache_tools.format.shard import read_foreign
 from cache_tools.teachers.base import Teacher
+from cache_tools.teachers.foreign import Raw, holds_ids, read_embeddings, read_ids
 
 log = logging.getLogger(__name__)
 
+Key = Literal["id", "item", "sha256"]
 
-def optional_library(name: str, extra: str) -> Any:
-    """A library that only some formats need.
-
-    Raises:
-        CacheError: when it is not installed.
-    """
-    try:
-        return import_module(name)
-    except ImportError:
-        raise CacheError(f"{name} is not installed, this format needs it: pip install 'quorum-distill[{extra}]'") from None
-
-
-def _npy(path: Path, field: str) -> Array:
-    array: Array = np.lib.format.open_memmap(path, mode="r")  # refuses pickled objects
-    return array
-
-
-def _safetensors(path: Path, field: str) -> Array:
-    with safe_open(path, "pt") as file:
-        if field not in (names := file.keys()):
-            raise CacheError(f"{path} has no tensor {field}; it has: {', '.join(names)}")
-        rows: Array = file.get_tensor(field).float().numpy()  # numpy knows no bfloat16
-        return rows
-
-
-def _parquet(path: Path, field: str) -> Array:
-    file = optional_library("pyarrow.parquet", "parquet").ParquetFile(path)
-    if field not in (names := file.schema_arrow.names):
-        raise CacheError(f"{path} has no column {field}; it has: {', '.join(names)}")
-    column = file.read(columns=[field]).column(field)
-    if column.null_count:
-        raise ValueError(f"{column.null_count} rows of {field} are null: leave them out")
-    if "list" not in str(column.type):
-        return np.array(column.to_pylist(), object)
-    lengths = optional_library("pyarrow.compute", "parquet").list_value_length(column).unique().to_pylist()
-    if len(lengths) != 1:
-        raise ValueError(f"the lists of {field} have lengths {sorted(lengths)[:5]}, expected one and the same")
-    flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
-    return np.concatenate(flat).reshape(-1, lengths[0])  # (rows, dim)
-
-
-def _lines(path: Path, field: str) -> Array:
-    lines = list(read_lines(path))
-    while lines and not lines[-1]:  # blank lines at the end
-        lines.pop()
-    return np.array(lines, object)
-
-
-def _cells(path: Path, field: str) -> Array:
-    with open_text(path) as file:
-        return np.array([row[field] for row in read_csv(path, file, [field])], object)
-
-
-READERS: dict[str, Callable[[Path, str], Array]] = {
-    ".txt": _lines,
-    ".txt.gz": _lines,
-    ".csv": _cells,
-    ".csv.gz": _cells,
-    ".npy": _npy,
-    ".parquet": _parquet,
-    ".h5": read_foreign,
-    ".hdf5": read_foreign,
-    ".safetensors": _safetensors,
-}
-
-ENDINGS = {"ids": list(READERS)[:-1], "embeddings": list(READERS)[4:]}
 BESIDE = (".ids.txt", ".ids.txt.gz", ".ids.npy")  # where the ids of NAME.npy are looked for
-
-
-def _read(path: Path, field: str, what: Literal["embeddings", "ids"]) -> Array:
-    ending = "".join(path.suffixes[-2:] if path.suffix == ".gz" else path.suffixes[-1:])
-    if ending not in ENDINGS[what]:
-        raise CacheError(f"cannot read {what} from {path}: its name must end in {', '.join(ENDINGS[what])}")
-    if not path.is_file():
-        raise CacheError(f"no file {path.absolute()}: expected {what} there, check the path")
-    try:
-        return READERS[ending](path, field)
-    except (ValueError, EOFError, OSError, SafetensorError) as error:
-        raise CacheError(f"cannot read {what} from {path}: {error}") from None
-
-
-def _embeddings(path: Path, field: str) -> Array:
-    rows = _read(path, field, "embeddings")
-    if rows.ndim != 2 or not rows.size or rows.dtype.kind not in "fiub":
-        description = f"shape {rows.shape}, type {rows.dtype}"
-        raise CacheError(f"{path}: expected embeddings as numbers of shape (rows, dim), found {description}")
-    return rows
-
-
-def _ids(path: Path, field: str) -> list[str]:
-    ids = _read(path, field, "ids")
-    if ids.ndim != 1 or ids.dtype.kind not in "USOiu":
-        description = f"shape {ids.shape}, type {ids.dtype}"
-        raise CacheError(f"{path}: expected ids as texts or whole numbers of shape (rows,), found {description}")
-    for number, row in enumerate(rows := ids.tolist(), 1):
-        if isinstance(row, bool) or not isinstance(row, str | bytes | int):
-            raise CacheError(f"{path} row {number}: expected an id as text or whole number, found {row!r:.60}")
-    return [row.decode(errors="backslashreplace") if isinstance(row, bytes) else str(row) for row in rows]
 
 
 class Imported(Teacher):
     """A teacher whose embeddings were made elsewhere: it looks every row up in a file, and cannot embed new items.
 
     Args:
-        embeddings: the file, (rows, dim): ``.npy``, ``.parquet``, ``.h5``, ``.hdf5`` or ``.safetensors``.
+        embeddings: the file or folder, (rows, dim); see :func:`import_`.
         ids: the file of ids, in the order of the embeddings; see :func:`import_`.
-        key: what the ids are: the corpus's ids (``id``) or the items themselves (``item``).
+        key: what the ids are: the corpus's ids (``id``), the items themselves (``item``) or their SHA-256 (``sha256``).
         modality: of the corpus.
         embedding_field: the embeddings' column, data set or tensor.
         id_field: the ids' column or data set.
+        raw_dim: numbers in a row of a file that holds bare numbers.
+        raw_dtype: their type.
     """
 
     live = False
@@ -138,35 +42,45 @@ class Imported(Teacher):
         self,
         embeddings: str,
         ids: str | None,
-        key: Literal["id", "item"],
+        key: Key,
         modality: str,
         embedding_field: str = "embedding",
         id_field: str = "id",
+        raw_dim: int | None = None,
+        raw_dtype: str = "float32",
     ):
         self.modality = modality  # type: ignore[misc]  # a fact of the instance here
         self.by_id = key == "id"  # type: ignore[misc]
         self.key, self.embedding_field, self.id_field = key, embedding_field, id_field
         self.embeddings, self.ids = Path(embeddings), Path(ids) if ids else None
+        self.raw = Raw(raw_dim, raw_dtype) if raw_dim else None
         self.row: dict[bytes, int] = {}  # id -> row of the file
 
     def load(self, device: str) -> None:
         if self.row:
             return
         self._seen = [_stamp(self.embeddings)]
-        self._table = _embeddings(self.embeddings, self.embedding_field)  # (rows, dim)
+        self._table = read_embeddings(self.embeddings, self.embedding_field, self.raw)  # (rows, dim)
         rows, self.dim = self._table.shape
         self._seen.append(_stamp(self.source))
-        ids = _ids(self.source, self.id_field)
+        ids = read_ids(self.source, self.id_field)
         if len(ids) != rows:
             raise CacheError(
                 f"{self.embeddings} has {rows} rows, {self.source} has {len(ids)} ids: expected one id for each row"
             )
         self.row = self._join(ids)
 
+    def key_of(self, identity: str, item: bytes) -> bytes:
+        """What stands for a row of the corpus among the ids of the file."""
+        return identity.encode() if self.by_id else self._hashed(item)
+
     def prepare(self, item: bytes) -> int:
-        if item not in self.row:
+        if (key := self._hashed(item)) not in self.row:
             raise BadItem(f"no embedding for this {self.key} in {self.embeddings}")
-        return self.row[item]
+        return self.row[key]
+
+    def _hashed(self, item: bytes) -> bytes:
+        return hashlib.sha256(item).hexdigest().encode() if self.key == "sha256" else item
 
     def embed(self, items: Sequence[int]) -> Array:
         with np.errstate(over="ignore"):  # the build refuses an infinity by its id
@@ -175,7 +89,7 @@ class Imported(Teacher):
 
     def fingerprint(self) -> dict[str, Any]:
         self.require_unchanged()
-        hashes = {path: sha256(path) for path in {self.embeddings, self.source}}
+        hashes = {path: _sha256(path) for path in {self.embeddings, self.source}}
         return {**super().fingerprint(), "embeddings": hashes[self.embeddings], "ids": hashes[self.source]}
 
     def require_unchanged(self) -> None:
@@ -185,8 +99,8 @@ class Imported(Teacher):
 
     @cached_property
     def source(self) -> Path:
-        """The file that holds the ids."""
-        if self.ids or self.embeddings.suffix in (".parquet", ".h5", ".hdf5"):
+        """The file or folder that holds the ids."""
+        if self.ids or holds_ids(self.embeddings):
             return self.ids or self.embeddings
         names = [self.embeddings.with_suffix(ending) for ending in BESIDE]
         files = [path for path in names if path.is_file()]
@@ -211,9 +125,19 @@ class Imported(Teacher):
         return rows
 
 
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """Numbers that change when a file is replaced or written to; None without a file."""
-    if not path.is_file():
-        return None
-    status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns
+def _sha256(path: Path) -> str:
+    """The SHA-256 of a file; of a folder, that of the names and hashes of its files."""
+    if not path.is_dir():
+        return sha256(path)
+    lines = [f"{file.relative_to(path)} {sha256(file)}\n" for file in _files(path)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _stamp(path: Path) -> list[tuple[int, int, int]]:
+    """Numbers that change when a file, or one in a folder, is replaced or written to."""
+    stamps = (file.stat() for file in _files(path))
+    return [(stamp.st_ino, stamp.st_size, stamp.st_mtime_ns) for stamp in stamps]
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path] * path.is_file()

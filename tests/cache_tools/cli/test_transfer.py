@@ -1,11 +1,14 @@
 import csv
 import gzip
+import json
 import os
 import shutil
 
+import datasets
 import h5py
 import numpy as np
 import pyarrow
+import pyarrow.feather
 import pyarrow.parquet
 import pytest
 import torch
@@ -14,6 +17,7 @@ from safetensors.numpy import save_file
 from cache_tools import cli, open_column
 from cache_tools.building.column import Settings
 from cache_tools.building.corpus import build, store_corpus
+from cache_tools.cli.check import verify
 from cache_tools.cli.sample import sample
 from cache_tools.cli.transfer import export, import_
 from cache_tools.corpora.base import Corpus, Items
@@ -86,7 +90,18 @@ def write_hdf5(path, ids, rows):
     return path.with_suffix(".h5")
 
 
-WRITERS = [write_npy, write_safetensors, write_parquet, write_hdf5]
+def write_arrow(path, ids, rows):
+    pyarrow.feather.write_feather(pyarrow.table({"id": ids, "embedding": list(rows)}), path.with_suffix(".feather"))
+    return path.with_suffix(".feather")
+
+
+def write_dataset(path, ids, rows):
+    content = {"id": ids, "embedding": rows.tolist()}
+    datasets.Dataset.from_dict(content).save_to_disk(path, num_shards=2)
+    return path
+
+
+WRITERS = [write_npy, write_safetensors, write_parquet, write_hdf5, write_arrow, write_dataset]
 
 
 @pytest.mark.parametrize("write", WRITERS)
@@ -112,6 +127,61 @@ def test_rows_without_an_embedding_are_masked_and_listed_and_ids_of_others_count
     assert skipped[0]["reason"] == f"no embedding for this id in {file}"
     assert "a: 2 of 7 rows have an embedding, the others are listed in" in caplog.text
     assert "a: 1 of the file's 3 ids are not in the corpus" in caplog.text
+
+
+def test_a_memory_map_of_bare_numbers_is_read_when_its_row_is_described(corpus, tmp_path):
+    np.memmap(tmp_path / "e.bin", "float16", "w+", shape=(7, 2))[:] = ROWS
+    (tmp_path / "e.ids.txt").write_text("\n".join(identity.replace("\n", " ") for identity in IDS))
+    import_(corpus, "a", tmp_path / "e.bin", raw_dim=2, raw_dtype="float16")
+    column = open_column(corpus / "teachers" / "a")
+    known = [row for row in range(7) if row != 3]  # an id of two lines cannot stand in a text file
+    np.testing.assert_array_equal(column.rows(torch.tensor(known)), ROWS[known])
+    sample(column.path, check=True)
+    with pytest.raises(CacheError, match=r"e.bin has 28 bytes, expected whole rows of 5 float32, 20 bytes each"):
+        import_(corpus, "b", tmp_path / "e.bin", raw_dim=5)
+    with pytest.raises(CacheError, match=r"e.bin has 14 rows, .*e.ids.txt has 7 ids"):
+        import_(corpus, "b", tmp_path / "e.bin", raw_dim=1, raw_dtype="float16")
+    with pytest.raises(CacheError, match=r"of bare numbers, also give --raw_dim"):
+        import_(corpus, "b", tmp_path / "e.bin")
+
+
+def test_what_mteb_cached_is_joined_by_the_hash_of_each_text(tmp_path):
+    from mteb.models.cache_wrappers.cache_backends.numpy_cache import NumpyCache
+
+    cache = NumpyCache(tmp_path / "mteb", initial_vectors=9)
+    cache.add([{"text": f"item of {identity}"} for identity in IDS[:5]], ROWS[:5])
+    cache.save()
+    store_corpus(tmp_path / "c", Named(), 3)
+    with pytest.raises(CacheError, match=r"with --key sha256, 5 rows would match"):
+        import_(tmp_path / "c", "a", tmp_path / "mteb")
+    import_(tmp_path / "c", "a", tmp_path / "mteb", key="sha256")
+    column = open_column(tmp_path / "c" / "teachers" / "a")
+    assert column.valid(torch.arange(7)).tolist() == [True] * 5 + [False] * 2
+    np.testing.assert_array_equal(column.rows(torch.arange(5)), ROWS[:5])
+    sample(column.path, check=True)
+    cache.add([{"text": "another"}], ROWS[:1])
+    cache.save()
+    with pytest.raises(CacheError, match="was made with embeddings = "):
+        import_(tmp_path / "c", "a", tmp_path / "mteb", key="sha256")
+
+
+def test_what_tokenlearn_wrote_is_joined_by_text(corpus, tmp_path):
+    """As its featurize writes: the numbers of files are not in the order of their names."""
+    folder = tmp_path / "features"
+    folder.mkdir()
+    for number, rows in ((32, [0, 1]), (64, [2, 3]), (128, [4, 5, 6])):
+        (folder / f"feature_{number}.json").write_text(json.dumps([f"item of {IDS[row]}" for row in rows], indent=4))
+        np.save(folder / f"feature_{number}.npy", list(ROWS[rows]))
+    import_(corpus, "a", folder, key="item")
+    np.testing.assert_array_equal(open_column(corpus / "teachers" / "a").rows(torch.arange(7)), ROWS)
+
+
+def test_a_folder_without_embeddings_says_what_is_read(corpus, tmp_path):
+    with pytest.raises(CacheError, match=r"holds no embeddings: expected a data set of the library datasets, .arrow or"):
+        import_(corpus, "a", tmp_path)
+    (tmp_path / "e.lance" / "_versions").mkdir(parents=True)
+    with pytest.raises(CacheError, match=r"is a Lance data set, .*write a file first: pyarrow.parquet.write_table\("):
+        import_(corpus, "a", tmp_path / "e.lance")
 
 
 @pytest.mark.parametrize("name", ["e.ids.txt", "e.ids.txt.gz", "other.csv", "other.csv.gz"])
@@ -201,7 +271,7 @@ def test_wrong_shapes_are_refused_with_both_numbers(corpus, tmp_path, ids, rows,
 def test_files_that_cannot_be_read_say_why(corpus, tmp_path):
     file = write_npy(tmp_path / "e", IDS, ROWS)
     for name in ("e.npz", "e.csv"):
-        with pytest.raises(CacheError, match=r"must end in .npy, .parquet, .h5, .hdf5, .safetensors"):
+        with pytest.raises(CacheError, match=r"must end in .npy, .parquet, .arrow, .feather, .h5, .hdf5, .safetensors"):
             import_(corpus, "a", tmp_path / name)
     with pytest.raises(CacheError, match=r"no file .*f.npy: expected embeddings there"):
         import_(corpus, "a", tmp_path / "f.npy")
@@ -213,7 +283,7 @@ def test_files_that_cannot_be_read_say_why(corpus, tmp_path):
     np.save(tmp_path / "o.npy", np.array([object()]), allow_pickle=True)
     with pytest.raises(CacheError, match=r"cannot read embeddings from .*Python objects"):
         import_(corpus, "a", tmp_path / "o.npy")
-    for ending in ("npy", "parquet", "h5", "safetensors"):
+    for ending in ("npy", "parquet", "arrow", "feather", "h5", "safetensors"):
         (tmp_path / f"g.{ending}").write_bytes(b"garbage" * 9)
         with pytest.raises(CacheError, match=rf"g.{ending}"):
             import_(corpus, "a", tmp_path / f"g.{ending}")
@@ -373,6 +443,13 @@ def test_rows_of_zeros_and_masked_rows_pass(corpus, tmp_path, capsys):
     import_(corpus, "a", write_npy(tmp_path / "e", IDS[:3], ROWS[:3] * [[0], [1], [1]]))
     sample(corpus / "teachers" / "a", check=True)
     assert "3 rows embedded again: cosine at least 1.000000" in capsys.readouterr().out
+
+
+def test_a_check_ends_with_the_command_that_comes_next(maccs, capsys):
+    sample(maccs, rows=2)
+    assert f"next: distill-cache sample --column {maccs} --check" in capsys.readouterr().out
+    verify(maccs.parents[2])
+    assert f"next: distill fit --config mol --data.corpus {maccs.parents[1]}" in capsys.readouterr().out
 
 
 def test_a_sample_is_the_same_for_the_same_seed(maccs, capsys):
