@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.plugins import TorchCheckpointIO
+from torch.distributed import broadcast_object_list, get_rank, is_initialized
 
 from cache_tools import Interruptible, QuorumError
 from distill.evaluation.baselines import starts_at_random
@@ -71,7 +72,18 @@ class InterruptBetweenSteps(Callback):
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, then renames it: Lightning's temporary folder may be on another disk."""
+    """Writes a checkpoint beside its place, then renames it: Lightning's temporary folder may be on another disk.
+
+    Rank zero reads a checkpoint for all ranks, since only its node is sure to have the file.
+    """
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if not is_initialized():
+            return super().load_checkpoint(path, *args, **kwargs)
+        content = [super().load_checkpoint(path, *args, **kwargs) if get_rank() == 0 else None]
+        broadcast_object_list(content)
+        assert content[0] is not None
+        return content[0]
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         content, beside = io.BytesIO(), Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp")

@@ -20,10 +20,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.distributed import DistError
 
 from cache_tools import CommandParser, ConfigError, TrainingError, flush_denormals
 from distill.cli.callbacks import InterruptBetweenSteps, SaveConfig, WholeCheckpoints
 from distill.cli.progress import FitProgress, figures
+from distill.cli.ranks import facts_of, follow_rank_zero, is_rank_zero, place
 from distill.cli.requirements import add_requirements, check, require
 from distill.data.module import DistillData
 from distill.evaluation.baselines import undistilled
@@ -47,8 +49,6 @@ COMMANDS = {  # what each does, for its help
     "validate": "Measure on held-out rows how well the heads of a run predict each teacher.",
     "test": "Probe a run on the tasks of its configuration, beside its teachers, and write the report.",
 }
-
-RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # launchers set some; 0 in rank zero
 
 # how a checkpoint is compared by each kind of figure that a fit logs
 BETTER = {"val": "min", "loss": "min", "nll": "min", "r2": "max", "cosine": "max", "nats": "max", "probe": "max"}
@@ -104,7 +104,7 @@ def run_command(arguments: Sequence[str], tasks: Mapping[str, Task] | None = Non
     except SIGTERMException:
         sys.exit(TERMINATED)  # not 0: what was asked for is not finished
     except RuntimeError as error:
-        if re.search(r"gloo|NCCL|onnection (closed|reset) by peer", str(error)):
+        if isinstance(error, DistError) or re.search(r"gloo|NCCL|onnection (closed|reset) by peer", str(error)):
             reason = str(error).partition(" This is")[0][-200:]
             raise TrainingError(
                 f"another process of this command ended or cannot be reached, see what it printed above: {reason}"
@@ -190,15 +190,15 @@ class DistillCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Read no hyperparameters in the checkpoint, as Lightning does; refuse one of another program."""
-        if checkpoint := self.config[self.config["subcommand"]]["ckpt_path"]:
+        if (checkpoint := self.config[self.config["subcommand"]]["ckpt_path"]) and is_rank_zero():
             read_checkpoint(Path(checkpoint))
 
     def before_instantiate_classes(self) -> None:
         if self.subcommand == "fit":
             config = self.config["fit"]
             if not config["ckpt_path"]:
-                config["run"], config["ckpt_path"] = _place(Path(config["run"]), os.environ)
-            if config["ckpt_path"]:
+                config["run"], config["ckpt_path"] = place(Path(config["run"]), os.environ)
+            if config["ckpt_path"] and is_rank_zero():
                 checkpoint = Path(config["ckpt_path"])
                 run = RunFolder.of_checkpoint(checkpoint)
                 if not run.config.is_file():
@@ -242,6 +242,8 @@ class DistillCLI(LightningCLI):
             kwargs["logger"] = [TensorBoardLogger(run.path, "", ""), CSVLogger(run.path, "", "")]
             kwargs["plugins"] = [*_listed(chosen["plugins"]), WholeCheckpoints()]
             trainer = self._trainer(callbacks=callbacks, **kwargs)
+            facts = facts_of(self.config["fit"].as_dict(), self.datamodule, str(trainer.precision))
+            self.config_init["fit"]["ckpt_path"] = follow_rank_zero(trainer, self._get(self.config, "ckpt_path"), facts)
             undo.pop_all()
         return trainer
 
@@ -272,7 +274,7 @@ class DistillCLI(LightningCLI):
         """
         config = self.config["fit"]
         run = RunFolder(Path(config["run"]))
-        if any(int(os.environ.get(name, "0")) for name in RANKS):
+        if not is_rank_zero():
             return run
         if not config["ckpt_path"]:
             run = RunFolder.claim(run.path)
@@ -380,21 +382,3 @@ class DistillCLI(LightningCLI):
 
 def _listed(given: Any) -> list[Any]:
     return given if isinstance(given, list) else [given] if given else []
-
-
-def _place(run: Path, environment: Mapping[str, str]) -> tuple[Path, str | None]:
-    """The folder that a run is to have, and the checkpoint that it continues from.
-
-    Under SLURM the folder is named for the job. A job that SLURM or torchrun restarted continues in the folder that it had:
-    the newest of ``run``, ``run-2``, ``run-3`` ... with a checkpoint.
-    """
-    if job := environment.get("SLURM_JOB_ID"):
-        run = run.with_name(f"{run.name}-{job}")
-    if not any(int(environment.get(f"{launcher}_RESTART_COUNT", 0)) for launcher in ("SLURM", "TORCHELASTIC")):
-        return run, None
-    folder, number, continued = RunFolder(run), 1, None
-    while folder.path.exists():
-        continued = str(folder.last) if folder.last.is_file() else continued
-        number += 1
-        folder = RunFolder(run.with_name(f"{run.name}-{number}"))
-    return run, continued

@@ -19,7 +19,7 @@ from cache_tools.errors import ConfigError, TrainingError
 from cache_tools.inputs import Pixels
 from cache_tools.items.image import decode_image
 from cache_tools.teachers.base import Teacher
-from distill.cli.fit import _place
+from distill.cli.ranks import place
 from distill.data.module import DistillData
 from distill.evaluation.during import ProbeDuring
 from distill.evaluation.protocol import Evaluation
@@ -350,21 +350,21 @@ def test_rows_that_fill_no_batch_are_said_once(data, tmp_path, caplog):
 
 def test_a_job_that_was_started_again_goes_on_in_its_folder(tmp_path):
     run = tmp_path / "mol"
-    assert _place(run, {}) == (run, None)
-    assert _place(run, {"SLURM_JOB_ID": "7"}) == (tmp_path / "mol-7", None)
+    assert place(run, {}) == (run, None)
+    assert place(run, {"SLURM_JOB_ID": "7"}) == (tmp_path / "mol-7", None)
     for folder in (run, tmp_path / "mol-7"):
         (folder / "checkpoints").mkdir(parents=True)
         (folder / "config.yaml").touch()
     again = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}
-    assert _place(run, again) == (tmp_path / "mol-7", None), "it was stopped before its first checkpoint"
+    assert place(run, again) == (tmp_path / "mol-7", None), "it was stopped before its first checkpoint"
     for folder in (run, tmp_path / "mol-7"):
         (folder / "checkpoints" / "last.ckpt").touch()
     (tmp_path / "mol-7-2").mkdir()  # of a restart that was stopped before its first checkpoint
-    assert _place(run, again) == (tmp_path / "mol-7", str(tmp_path / "mol-7" / "checkpoints" / "last.ckpt"))
-    assert _place(run, {"SLURM_JOB_ID": "8"}) == (tmp_path / "mol-8", None), "another job"
-    assert _place(run, {"TORCHELASTIC_RESTART_COUNT": "0"}) == (run, None)
+    assert place(run, again) == (tmp_path / "mol-7", str(tmp_path / "mol-7" / "checkpoints" / "last.ckpt"))
+    assert place(run, {"SLURM_JOB_ID": "8"}) == (tmp_path / "mol-8", None), "another job"
+    assert place(run, {"TORCHELASTIC_RESTART_COUNT": "0"}) == (run, None)
     both = {"TORCHELASTIC_RESTART_COUNT": "2", "SLURM_RESTART_COUNT": "0"}
-    assert _place(run, both) == (
+    assert place(run, both) == (
         run,
         str(run / "checkpoints" / "last.ckpt"),
     )
