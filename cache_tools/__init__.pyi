@@ -25,7 +25,7 @@ from .errors import (
     install_hint,
 )
 from .format.files import sha256, write_file
-from .format.opening import open
+from .format.opening import open, open_mirror
 from .format.packing import Ragged
 from .format.reader import Aligned, Column, aligned, open_column
 from .format.stack import Selection
@@ -133,6 +133,7 @@ __all__ = [
     "locate",
     "open",
     "open_column",
+    "open_mirror",
     "parse_smiles",
     "pool_tokens",
     "read_configurations",

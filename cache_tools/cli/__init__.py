@@ -18,6 +18,7 @@ HELP = """usage: distill-cache COMMAND [--KEY VALUE ...]
   verify   check every byte of a cache: --cache cache
   import   make a column from embeddings in a file: --corpus cache/mol --name NAME --embeddings FILE
   export   write a teacher's column to a file: --column cache/mol/teachers/maccs --to FILE
+  push     copy a corpus to an object store, to train from there: --corpus cache/mol --to s3://BUCKET/cache/mol
   sample   show random rows of a teacher's column; with --check, embed them again: --column cache/mol/teachers/maccs
 
 Every key of a command: distill-cache COMMAND --help; the version: distill-cache --version"""
@@ -28,6 +29,7 @@ COMMANDS = {
     "verify": "cache_tools.cli.check:verify",
     "import": "cache_tools.cli.transfer:import_",
     "export": "cache_tools.cli.transfer:export",
+    "push": "cache_tools.cli.push:push",
     "sample": "cache_tools.cli.sample:sample",
 }
 

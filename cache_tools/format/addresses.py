@@ -59,6 +59,10 @@ class AddressRange:
         _map(self.address + at, len(content), writable, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED, -1, 0)
         ctypes.memmove(self.address + at, content, len(content))
 
+    def clear(self, start: int, stop: int) -> None:
+        """Unmap bytes ``start`` to ``stop``, multiples of a page; a file that was removed gives its space back then."""
+        _map(self.address + start, stop - start, PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_FIXED, -1, 0)
+
     def array(self, dtype: np.dtype[Any], shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
         """The range as an array; reading where nothing was placed ends the process."""
         memory: Any = (ctypes.c_uint8 * self.size).from_address(self.address)

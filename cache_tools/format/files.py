@@ -155,8 +155,8 @@ def require_space(folder: Path, needed: int) -> None:
 
 def _full(folder: Path, reason: str) -> CacheError:
     return CacheError(
-        f"no space left for {folder} ({reason}): free some space or build in another folder (CACHE=...), then run the "
-        "same command again; finished shards are kept"
+        f"no space left for {folder} ({reason}): free some space or use another folder (a build's CACHE=..., a run's "
+        "data.local), then run the same command again; finished shards are kept"
     )
 
 

@@ -3,7 +3,8 @@
 import math
 import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ import numpy as np
 
 from cache_tools.errors import CacheError
 from cache_tools.format.files import system_errors_in_words
+from cache_tools.format.layout import column_header
+from cache_tools.format.mirror import mirror_of
 from cache_tools.format.packing import Array, Ragged, dequantise
 from cache_tools.format.shard import Arrays, Header, file_name, map_shard
 from cache_tools.format.stack import Selection, Stack
@@ -19,8 +22,6 @@ from cache_tools.format.store import (
     MANIFEST,
     check_hash,
     check_manifest_hash,
-    checked_header,
-    identity_of,
     list_columns,
     read_corpus,
     read_manifest,
@@ -47,6 +48,7 @@ class Column:
         kind: ``dense``, ``bits`` (dense, packed eight to a byte on disk) or ``ragged``.
         dim: width of a dense row.
         statistics: over the valid rows of a dense column.
+        mirror: fetches the shards where the corpus is in an object store; else None.
 
     Raises:
         CacheError: when there is no finished column at ``path``, or it is damaged.
@@ -68,7 +70,8 @@ class Column:
         self._headers: dict[int, Header] = {}
         self._mapped: dict[int, Arrays] = {}
         self._stacks: dict[str, Stack] = {}
-        self._lock, self._process = threading.Lock(), os.getpid()
+        self._process, self.mirror = os.getpid(), mirror_of(self.path.parent.parent)
+        self._make_locks()
         if self.kind != "ragged":
             self.dim: int = self.manifest["dim"]
             stored = self.manifest["dtype"]
@@ -98,10 +101,16 @@ class Column:
         return f"<Column {self.path}: {self._rows:,} rows, {width}, by {by}>"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mapped": {}, "_headers": {}, "_stacks": {}, "_lock": None}
+        return {**self.__dict__, "_mapped": {}, "_headers": {}, "_stacks": {}, "_lock": None, "_reading": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+        self.__dict__.update(state)
+        self._make_locks()
+
+    def _make_locks(self) -> None:
+        self._lock = threading.Lock()
+        # a mirror's shards are unmapped, and no other thread may be reading them then
+        self._reading: AbstractContextManager[Any] = threading.RLock() if self.mirror else nullcontext()
 
     def select(self, indices: "Tensor | Array | Selection") -> Selection:
         """Rows and the shards that hold them; columns with shards of equal size can share the selection."""
@@ -121,9 +130,10 @@ class Column:
             CacheError: for a shard that is missing, damaged or swapped.
         """
         selection = self.select(indices)
-        if self.kind == "ragged":
-            return {field: self._ragged(field, selection) for field in self.manifest["fields"]}
-        rows = self._gather(selection) if self._uniform else self._convert(selection)
+        with self._reading:
+            if self.kind == "ragged":
+                return {field: self._ragged(field, selection) for field in self.manifest["fields"]}
+            rows = self._gather(selection) if self._uniform else self._convert(selection)
         if self.kind == "bits":
             return as_tensor(np.unpackbits(rows.numpy(), axis=1, count=self.dim))
         return rows
@@ -134,21 +144,35 @@ class Column:
         out = np.ones(selection.count, np.bool_)
         for number, positions, rows in () if self.complete else selection.pieces():
             if self.shards[number]["valid"] < self.shards[number]["rows"]:
-                out[positions] = self._shard(number)["valid"][rows]
+                with self._reading:
+                    out[positions] = self._shard(number)["valid"][rows]
         return as_tensor(out)
 
-    def read_ahead(self, first: int, count: int) -> None:
-        """Ask the operating system to fetch ``count`` rows from ``first`` on into memory, without waiting for them."""
+    def read_ahead(self, first: int, count: int, keep: bool = False) -> None:
+        """Ask the operating system to fetch ``count`` rows from ``first`` on into memory, without waiting for them.
+
+        From an object store their shards are fetched into the local folder, and with ``keep`` never removed from there.
+        """
         count = min(count, self._rows - first)
         for number in range(first // self.shard_rows, -(-(first + count) // self.shard_rows)):
+            if self.mirror:
+                self.mirror.ahead(self.path / file_name(number), self.shards[number], keep)
+                continue
             start, stop = first - number * self.shard_rows, first + count - number * self.shard_rows
             self._advise(number, max(0, start), min(self.shards[number]["rows"], stop))
 
     def release(self) -> None:
         """Give back the pages that were read, so that they no longer count as this process's memory."""
-        self._mapped.clear()
-        for stack in list(self._stacks.values()):  # another thread may add one
-            stack.release()
+        with self._reading:
+            self._mapped.clear()
+            for stack in list(self._stacks.values()):  # another thread may add one
+                stack.release(unmap=self.mirror is not None)
+
+    def _held(self, number: int) -> AbstractContextManager[Any]:
+        """A shard of an object store is here as long as this context lasts."""
+        if self.mirror is None:
+            return nullcontext()
+        return self.mirror.held(self.path / file_name(number), self.shards[number])
 
     def _advise(self, number: int, start: int, stop: int) -> None:
         names = [f"{field}/values" for field in self.manifest.get("fields", ())] or ["embedding"]
@@ -180,7 +204,7 @@ class Column:
     def _place(self, stack: Stack, number: int) -> None:
         path = self.path / file_name(number)
         header = self._header(number)
-        with system_errors_in_words(path):
+        with system_errors_in_words(path), self._held(number):
             stack.place(number, path, header)
 
     def _gather(self, selection: Selection) -> "Tensor":
@@ -205,7 +229,8 @@ class Column:
 
     def counts(self, field: str, indices: "Tensor | Array | Selection") -> Array:
         """How many elements a ragged ``field`` has in each row, (batch,)."""
-        return self._places(field, self.select(indices))[1]
+        with self._reading:
+            return self._places(field, self.select(indices))[1]
 
     def _places(self, field: str, selection: Selection) -> tuple[Array, Array]:
         """Where each row's elements begin in its shard, and how many there are."""
@@ -227,12 +252,15 @@ class Column:
     def _shard(self, number: int) -> Arrays:
         arrays = self._mapped.get(number)
         if arrays is None:
-            arrays = self._mapped[number] = map_shard(self.path / file_name(number), self._header(number))[0]
+            header = self._header(number)
+            with self._held(number):
+                arrays = self._mapped[number] = map_shard(self.path / file_name(number), header)[0]
         return arrays
 
     def _header(self, number: int) -> Header:
         if number not in self._headers:
-            self._headers[number] = column_header(self.path, self.manifest, number, self.shards[number])
+            with self._held(number):
+                self._headers[number] = column_header(self.path, self.manifest, number, self.shards[number])
         return self._headers[number]
 
 
@@ -284,10 +312,10 @@ class Aligned:
         complete = as_tensor(np.ones(selection.count, np.bool_))
         return {name: complete if each.complete else each.valid(selection) for name, each in self.columns.items()}
 
-    def read_ahead(self, first: int, count: int) -> None:
+    def read_ahead(self, first: int, count: int, keep: bool = False) -> None:
         """As :meth:`Column.read_ahead`, of every column."""
         for column in self.columns.values():
-            column.read_ahead(first, count)
+            column.read_ahead(first, count, keep)
 
     def release(self) -> None:
         """As :meth:`Column.release`, of every column."""
@@ -323,53 +351,3 @@ def aligned(corpus: str | Path, columns: Iterable[str | Path | Column]) -> Align
 
 def _under(corpus: Path, path: Path) -> Path:
     return corpus / path if (corpus / path).is_dir() else path
-
-
-def column_header(path: Path, manifest: Mapping[str, Any], number: int, shard: Mapping[str, Any]) -> Header:
-    """The header of shard ``number`` of the column at ``path``, with all that the reader relies on.
-
-    Raises:
-        CacheError: when the shard is missing, belongs elsewhere, or holds something else than its manifest promises.
-    """
-    file = path / file_name(number)
-    header = checked_header(file, shard["bytes"], number, identity_of(manifest))
-    _check_layout(file, header, manifest, shard["rows"])
-    for field in manifest.get("fields", ()):
-        _check_offsets(file, header, field)
-    return header
-
-
-def _check_layout(path: Path, header: Header, manifest: Mapping[str, Any], rows: int) -> None:
-    """Check that the shard holds what its column's manifest promises; the reader relies on these shapes."""
-    expected: dict[str, tuple[str, tuple[int | None, ...]]] = {"valid": ("uint8", (rows,))}
-    if manifest["kind"] == "ragged":
-        for name, (dtype, *shape) in manifest["fields"].items():
-            expected[f"{name}/values"] = dtype, (None, *shape)
-            expected[f"{name}/offsets"] = "int64", (rows + 1,)
-    elif manifest["kind"] == "bits":
-        expected["embedding"] = "uint8", (rows, -(-manifest["dim"] // 8))
-    else:
-        narrower = "float16 " if manifest["dtype"] == "float32" else ""  # shards of a widened column
-        expected["embedding"] = narrower + manifest["dtype"], (rows, manifest["dim"])
-        if manifest["dtype"] == "int8":
-            expected |= dict.fromkeys(("scale", "offset"), ("float32", (manifest["dim"],)))
-    for name, (dtypes, wanted) in expected.items():
-        if name not in header.fields:
-            raise CacheError(f"shard {path} has no data set {name}: delete it and build again")
-        _, dtype, shape = header.fields[name]
-        fits = len(shape) == len(wanted) and all(w in (None, size) for w, size in zip(wanted, shape, strict=True))
-        if str(dtype) not in dtypes.split() or not fits:
-            raise CacheError(
-                f"shard {path}: {name} is {dtype} {shape}, expected {dtypes.replace(' ', ' or ')} {wanted}: "
-                "delete it and build again"
-            )
-
-
-def _check_offsets(path: Path, header: Header, field: str) -> None:
-    """Check that the rows of a ragged field follow each other and end where its values end; a gather relies on it."""
-    offsets = map_shard(path, header)[0][f"{field}/offsets"]
-    values = header.fields[f"{field}/values"][2][0]
-    if offsets[0] != 0 or offsets[-1] != values or (np.diff(offsets) < 0).any():
-        raise CacheError(
-            f"shard {path}: {field}/offsets do not cut the {values} values into rows: delete it and build again"
-        )

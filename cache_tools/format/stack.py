@@ -111,7 +111,17 @@ class Stack:
             self._mapped.append(number)
         self.missing.discard(number)
 
-    def release(self) -> None:
-        """Give the files' pages back; a gather that is running reads them again from the file. Copies stay."""
+    def release(self, unmap: bool = False) -> None:
+        """Give the files' pages back; a gather that is running reads them again from the file. Copies stay.
+
+        Args:
+            unmap: let go of the files too, when no gather can be running; shards are placed again when they are read.
+        """
         for number in list(self._mapped):
-            self.range.advise(number * self._room, (number + 1) * self._room, mmap.MADV_DONTNEED)
+            span = number * self._room, (number + 1) * self._room
+            if unmap:
+                self._mapped.remove(number)
+                self.missing.add(number)
+                self.range.clear(*span)
+            else:
+                self.range.advise(*span, mmap.MADV_DONTNEED)

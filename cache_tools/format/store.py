@@ -5,12 +5,14 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from cache_tools.errors import CacheError, CorpusError
 from cache_tools.format.files import file_size, read_file, sha256, system_errors_in_words, write_file
+from cache_tools.format.mirror import mirror_of
 from cache_tools.format.packing import cut, cut_one, ragged_bytes
 from cache_tools.format.schema import COLUMN_KEYS, manifest_fault, note_fault
 from cache_tools.format.shard import (
@@ -272,8 +274,9 @@ def read_item(folder: Path, row: int) -> tuple[str, bytes]:
 
 def _map_items(folder: Path, manifest: CorpusManifest, number: int) -> Arrays:
     path = folder / "items" / file_name(number)
-    expected = {"corpus_fingerprint": manifest.fingerprint}
-    return map_shard(path, checked_header(path, manifest.shards[number]["bytes"], number, expected))[0]
+    expected, facts, mirror = {"corpus_fingerprint": manifest.fingerprint}, manifest.shards[number], mirror_of(folder)
+    with mirror.held(path, facts) if mirror else nullcontext():
+        return map_shard(path, checked_header(path, facts["bytes"], number, expected))[0]
 
 
 # --------------------------------------------------------------------------------------------------- listings

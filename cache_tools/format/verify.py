@@ -9,7 +9,7 @@ from typing import Any
 from cache_tools.errors import CacheError
 from cache_tools.format import store
 from cache_tools.format.files import read_file
-from cache_tools.format.reader import column_header
+from cache_tools.format.layout import column_header
 from cache_tools.format.shard import file_name, map_shard
 from cache_tools.format.summary import SKIPPED, merged_statistics, skipped_rows
 

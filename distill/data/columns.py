@@ -25,7 +25,7 @@ from cache_tools import (
     rebuild,
 )
 from distill.data.batch import Batch
-from distill.data.order import Source
+from distill.data.source import Source
 from distill.targets import TeacherStatistics
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,17 @@ class CorpusColumns:
         valid = self.columns.valid(selection)
         del valid[name]  # only rows that the student can read are left
         return Batch(inputs, targets, valid, torch.from_numpy(selection.wanted), torch.full((len(rows),), number))
+
+    @property
+    def remote(self) -> bool:
+        """Whether the corpus is in an object store."""
+        return self.inputs.mirror is not None
+
+    def bytes_of(self, rows: int) -> int:
+        """The most bytes that whole shards with so many rows can have."""
+        shards = min(-(-rows // self.corpus.shard_rows), self.corpus.shard_count)
+        largest: int = sum(max(shard["bytes"] for shard in column.shards) for column in self.columns.columns.values())
+        return shards * largest
 
     def sample(self, count: int) -> Any:
         """What a student reads of at most ``count`` rows, spread evenly over the corpus."""
@@ -167,6 +178,6 @@ def _sample(columns: Sequence[tuple[Column, Source]], count: int) -> Tensor:
     total, samples = sum(len(source) for _, source in columns), []
     for column, source in columns:
         share = min(len(source), -(-count * len(source) // total))
-        rows = source.view(source.training(np.arange(share) * len(source) // share))
+        rows = source.view(source.sample(share))
         samples.append(column.rows(rows)[column.valid(rows)].float())
     return torch.cat(samples)[:count]

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,12 +12,13 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from cache_tools import ConfigError
+from cache_tools import ConfigError, open_mirror
 from distill.data.augment import crop_and_mirror, is_image
 from distill.data.batch import Batch
 from distill.data.columns import CorpusColumns, open_corpus, teacher_statistics
 from distill.data.loader import AheadLoader, AlignedRows, as_is
-from distill.data.order import BatchOrder, Source
+from distill.data.order import SLAB, BatchOrder
+from distill.data.source import Source
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +28,13 @@ class CorpusSource:
     """One of several corpora of a run.
 
     Args:
-        path: the corpus's folder in a cache.
+        path: the corpus's folder in a cache, or its URL in an object store.
         teachers: its columns to distil; all that builds made when not given.
         weight: its share of every batch, relative to the others'; by default its number of rows.
         input: the column that the student reads; the only one when not given.
     """
 
-    path: Path
+    path: str | Path
     teachers: list[str] | None = None
     weight: float | None = None
     input: str | None = None
@@ -52,7 +54,7 @@ class DistillData(LightningDataModule):
     """Streams aligned teacher embeddings from a cache.
 
     Args:
-        corpus: the corpus's folder in the cache.
+        corpus: the corpus's folder in the cache, or its URL in an object store, such as ``s3://bucket/cache/mol``.
         corpora: several corpora instead of one, each with its own teachers and weight.
         teachers: columns to distil; all that builds made when not given, thus none that was imported or is a student's.
         input: the column that the student reads; the only one when not given.
@@ -68,6 +70,13 @@ class DistillData(LightningDataModule):
         block_rows: for a cache larger than memory: shuffle whole blocks of so many rows, and the rows of
             ``window_blocks`` blocks together; 0 shuffles all rows at once.
         window_blocks: blocks that are shuffled together.
+        held_out_blocks: draw the rows held out from so many blocks, 0: from the whole corpus; when not given, 0 for a local
+            corpus, and ``window_blocks`` for one in an object store, whose shards would all be needed otherwise.
+        groups: nodes, each of which reads a part of every corpus, and needs its shards only.
+        local: for an object store: a folder of each node's own disk, which gets shards shortly before they are read.
+        local_limit: bytes that shards may take there, such as ``200GB``; as many as the disk has when not given.
+        storage_options: of the object store, as fsspec takes them, such as ``endpoint_url``; credentials stay in the
+            environment.
 
     Raises:
         CacheError: when a column is missing or belongs to another corpus.
@@ -75,7 +84,7 @@ class DistillData(LightningDataModule):
 
     def __init__(
         self,
-        corpus: Path = Path("cache/mol"),
+        corpus: str | Path = "cache/mol",
         corpora: list[CorpusSource] | None = None,
         teachers: list[str] | str | None = None,
         input: str | None = None,
@@ -86,25 +95,35 @@ class DistillData(LightningDataModule):
         num_workers: int = 0,
         block_rows: int = 0,
         window_blocks: int = 16,
+        held_out_blocks: int | None = None,
+        groups: int = 1,
+        local: Path | None = None,
+        local_limit: str | None = None,
+        storage_options: dict[str, Any] | None = None,
     ):
         super().__init__()
-        self._check_at_least(1, held_out=held_out, batch_size=batch_size, window_blocks=window_blocks)
-        self._check_at_least(0, block_rows=block_rows)
+        self._check_at_least(1, held_out=held_out, batch_size=batch_size, window_blocks=window_blocks, groups=groups)
+        self._check_at_least(0, block_rows=block_rows, held_out_blocks=held_out_blocks)
         for key, value in (("teachers", teachers), ("input", input)):
             if corpora and value:
                 raise ConfigError(f"data.{key} belongs to data.corpus: name {key} inside each of data.corpora")
         names = [teachers] if isinstance(teachers, str) else teachers
-        chosen = corpora or [CorpusSource(Path(corpus), names, input=input)]
+        chosen = corpora or [CorpusSource(corpus, names, input=input)]
         for source in chosen:
             if source.weight is not None and not 0 < source.weight < math.inf:
                 raise ConfigError(f"the weight of {source.path} is {source.weight}, expected a finite number above 0")
         self.batch_size, self.seed, self.num_workers, self.augmentation = batch_size, seed, num_workers, augmentation
-        self.corpora = [open_corpus(Path(source.path), source.teachers, source.input) for source in chosen]
+        limit, self.groups = parse_bytes(local_limit) if local_limit else None, groups
+        folders = [_here(str(source.path), local, limit, storage_options) for source in chosen]
+        self.corpora = [
+            open_corpus(folder, source.teachers, source.input) for folder, source in zip(folders, chosen, strict=True)
+        ]
         self._check_augmentation()
         self.sources = [
-            self._source(columns, source, held_out, block_rows, window_blocks)
+            self._source(columns, source, held_out, (block_rows, window_blocks, held_out_blocks))
             for columns, source in zip(self.corpora, chosen, strict=True)
         ]
+        self._make_room(limit)
         self.statistics = teacher_statistics(self.corpora, self.sources)
 
     @staticmethod
@@ -124,8 +143,18 @@ class DistillData(LightningDataModule):
                     "with the corpus cache_tools.corpora.image.Views"
                 )
 
-    def _source(self, columns: CorpusColumns, source: CorpusSource, held: int | None, block: int, window: int) -> Source:
-        views = columns.corpus.views
+    def _source(
+        self, columns: CorpusColumns, source: CorpusSource, held: int | None, blocks: tuple[int, int, int | None]
+    ) -> Source:
+        views, (block, window, near) = columns.corpus.views, blocks
+        if columns.remote and (not block or block % columns.corpus.shard_rows or block % views):
+            raise ConfigError(
+                f"{source.path} is in an object store, from which whole shards are fetched: data.block_rows is {block}, "
+                f"expected a multiple of the {columns.corpus.shard_rows} rows of a shard"
+            )
+        near = (window if columns.remote else 0) if near is None else near
+        if near and not block:
+            raise ConfigError(f"data.held_out_blocks is {near}, but data.block_rows is 0: there are no blocks")
         rows, block = len(columns.inputs) // views, -(-block // views)  # items from here on
         count = max(1, min(1000, rows // 10)) if held is None else held
         if rows - count < self.batch_size:
@@ -135,7 +164,29 @@ class DistillData(LightningDataModule):
             )
         if 2 * count > rows:
             raise ConfigError(f"{source.path} has {rows} rows; data.held_out {count} is more than half of them: lower it")
-        return Source(rows, count, self.seed, source.weight, block, window, views, self.augmentation == "views")
+        made = Source(rows, count, self.seed, source.weight, block, window, views, self.augmentation == "views", near)
+        if near and 2 * count > (most := sum(rows for _, rows in made.held_blocks)):
+            raise ConfigError(f"data.held_out {count} is more than half of {most} rows: raise data.held_out_blocks")
+        return made
+
+    def _make_room(self, limit: int | None) -> None:
+        """Fetch the rows held out from object stores, after a check that two windows have room beside them."""
+        needed, blocks = 0, []
+        for columns, source in zip(self.corpora, self.sources, strict=True):
+            window = source.block * source.window
+            # batches that are sorted by length need the windows of all that they are sorted with
+            windows = 2 + (-(-SLAB * self.batch_size // window) if columns.featuriser.padded and window else 0)
+            if columns.remote:
+                held = sum(count for _, count in source.held_blocks)
+                needed += columns.bytes_of((windows * window + held) * source.views)
+                blocks += [(columns, first * source.views, count * source.views) for first, count in source.held_blocks]
+        if limit is not None and limit < needed:
+            raise ConfigError(
+                f"data.local_limit is {limit:,} bytes, expected at least {needed:,}: two windows of data.window_blocks "
+                "blocks, and the blocks of rows held out; raise it, or lower data.window_blocks"
+            )
+        for columns, first, count in blocks:
+            columns.columns.read_ahead(first, count, keep=True)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         return self._loader(shuffle=True)
@@ -153,10 +204,12 @@ class DistillData(LightningDataModule):
         if (least := min(source.held for source in self.sources)) < ranks:
             raise ConfigError(f"data.held_out is {least}, expected one row for each of the {ranks} processes")
         lengths = [columns.lengths if columns.featuriser.padded else None for columns in self.corpora]
-        return BatchOrder(self.sources, self.batch_size, self.seed, rank, ranks, shuffle, lengths)
+        return BatchOrder(self.sources, self.batch_size, self.seed, rank, ranks, shuffle, lengths, self.groups)
 
     def _loader(self, shuffle: bool) -> DataLoader[Batch]:
         trainer, order = self.trainer, self._order(shuffle)
+        if shuffle and order.ranks % self.groups:
+            raise ConfigError(f"data.groups is {self.groups}, expected a divisor of the {order.ranks} processes")
         if shuffle and order.dropped and not order.rank:
             log.info(
                 "each epoch leaves out %d rows, different ones each time: they fill no batch of %d",
@@ -207,3 +260,24 @@ class DistillData(LightningDataModule):
             return batch
         batch.inputs = {name: crop_and_mirror(rows) if is_image(rows) else rows for name, rows in batch.inputs.items()}
         return batch
+
+
+def _here(path: str, local: Path | None, limit: int | None, options: dict[str, Any] | None) -> Path:
+    """The folder of a corpus on this machine; one in an object store gets a mirror."""
+    if "://" not in path:
+        return Path(path)
+    if local is None:
+        raise ConfigError(f"{path} is in an object store: name a folder of this machine's disk in data.local")
+    return open_mirror(path, local, limit, options)
+
+
+def parse_bytes(size: str) -> int:
+    """Bytes of a size in powers of 1000.
+
+    Example:
+        >>> parse_bytes("1.5GB")
+        1500000000
+    """
+    if not (found := re.fullmatch(r"([0-9.]+) ?([kMGT]?)B", size)):
+        raise ConfigError(f"data.local_limit is {size}, expected a size such as 200GB")
+    return int(float(found[1]) * 1000 ** " kMGT".index(found[2] or " "))

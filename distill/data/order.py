@@ -6,14 +6,14 @@ Nothing here is as long as the corpus: a permutation of a billion rows is a form
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
 
-Array = np.ndarray[Any, Any]
+from distill.data.source import Array, Source, runs
 
 Lengths = Callable[[Array], Array]  # rows to their lengths, both (rows,)
 
@@ -24,8 +24,6 @@ SLAB = 128  # batches whose rows are computed at once, so that they share numpy'
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 MANY = 1_000_000_000  # more windows than a pass has
-
-SPREAD = 0x9E3779B1  # a multiplier that lets neighbouring items start with different views
 
 
 def permute(positions: Array, rows: int, *key: int) -> Array:
@@ -52,75 +50,6 @@ def permute(positions: Array, rows: int, *key: int) -> Array:
         out[outside] = x
         outside = np.flatnonzero(out >= rows)
     return out.astype(np.int64)
-
-
-@dataclass(frozen=True)
-class Source:
-    """The rows of one corpus of a run: which are held out, and which are trained on.
-
-    The corpus is cut into as many strata as rows are held out, and one row of each stratum is held out. So the n-th row to
-    train on is found without a list of rows.
-
-    Where a corpus holds several views of every item, one after the other, all numbers below count items, and :meth:`view`
-    says which row stands for an item in an epoch.
-
-    Args:
-        rows: of the corpus.
-        held: rows that are never trained on, at most half of all.
-        seed: which rows these are.
-        weight: share of a batch, relative to the other corpora's; by default the rows to train on.
-        block: rows of a block of a block shuffle; 0 shuffles all rows at once.
-        window: blocks that are shuffled together.
-        views: rows of each item.
-        turning: take another view of an item in each epoch; the first one otherwise.
-
-    Example:
-        >>> source = Source(rows=10, held=2)
-        >>> sorted([*source.held_out.tolist(), *source.training(np.arange(8)).tolist()])
-        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
-    """
-
-    rows: int
-    held: int = 0
-    seed: int = 0
-    weight: float | None = None
-    block: int = 0
-    window: int = 16
-    views: int = 1
-    turning: bool = False
-
-    def view(self, items: Array, epoch: int = 0) -> Array:
-        """The rows that show ``items`` in an epoch; over ``views`` epochs every view is shown once."""
-        turn = (items * SPREAD >> 16) + epoch if self.turning else np.zeros_like(items)
-        rows: Array = items * self.views + turn % self.views
-        return rows
-
-    def __len__(self) -> int:
-        return self.rows - self.held
-
-    @property
-    def _stratum(self) -> int:
-        return self.rows // max(1, self.held)
-
-    @cached_property
-    def _chosen(self) -> Array:
-        """Which row of each stratum is held out; no row beyond the last stratum is."""
-        state = np.random.SeedSequence((self.rows, self.held, self.seed)).generate_state(self.held, np.uint64)
-        return np.append((state % np.uint64(self._stratum)).astype(np.int64), self.rows)
-
-    @cached_property
-    def held_out(self) -> Array:
-        """The rows for validation, never trained on; sorted, (held,)."""
-        return np.arange(self.held) * self._stratum + self._chosen[:-1]
-
-    def training(self, positions: Array) -> Array:
-        """The rows at ``positions`` of the list of all rows to train on, in the corpus's order."""
-        if not self.held:
-            return positions
-        kept = self._stratum - 1  # rows to train on in a stratum
-        stratum = np.minimum(positions // kept, self.held)
-        rows: Array = positions + stratum + (positions - stratum * kept >= self._chosen[stratum])
-        return rows
 
 
 class Shuffled:
@@ -150,10 +79,12 @@ class BlockShuffled(Shuffled):
 
     def __init__(self, source: Source, *key: int):
         super().__init__(source, *key)
-        count = -(-source.rows // source.block)
+        first, stop = source.span
+        numbers = np.arange(first // source.block, -(-stop // source.block) + 1)
+        self.starts = np.clip(numbers * source.block, first, stop)  # of blocks, and the end
+        count = len(self.starts) - 1
         self.order = permute(np.arange(count), count, *key, 1)  # (blocks,)
-        starts = np.minimum(np.arange(count + 1) * source.block, source.rows)
-        kept = np.diff(starts - np.searchsorted(source.held_out, starts))  # rows to train on, (blocks,)
+        kept = np.diff(self.starts - np.searchsorted(source.held_out, self.starts))  # rows to train on, (blocks,)
         ends = np.concatenate([[0], np.cumsum(kept[self.order])])
         self.edges = np.append(ends[: -1 : source.window], ends[-1])  # positions at which windows begin, and the end
 
@@ -166,12 +97,12 @@ class BlockShuffled(Shuffled):
         return int(np.searchsorted(self.edges, position, side="right")) - 1
 
     def blocks(self, window: int) -> list[tuple[int, int]]:
-        size, rows = self.source.block, self.source.rows
-        numbers = self.order[window * self.source.window : (window + 1) * self.source.window]
-        return [(number * size, min(size, rows - number * size)) for number in sorted(numbers.tolist())]
+        numbers = np.sort(self.order[window * self.source.window : (window + 1) * self.source.window])
+        firsts, stops = self.starts[numbers], self.starts[numbers + 1]
+        return list(zip(firsts.tolist(), (stops - firsts).tolist(), strict=True))
 
     def _rows(self, window: int) -> Array:
-        rows = np.concatenate([np.arange(first, first + count) for first, count in self.blocks(window)])
+        rows = runs(self.blocks(window))
         kept = rows[~np.isin(rows, self.source.held_out)]
         return kept[permute(np.arange(len(kept)), len(kept), *self.key, 2, window)]
 
@@ -234,7 +165,7 @@ class Step(NamedTuple):
 
 
 class BatchOrder(Sampler[Step]):
-    """Batch sampler of one rank: rank r of R takes every R-th row of each global batch.
+    """Batch sampler of one rank: rank r of R takes every R-th row of each global batch, or of its group's part of it.
 
     Rows of a batch are sorted: their order inside it has no meaning, and sorted rows are read faster.
 
@@ -247,6 +178,8 @@ class BatchOrder(Sampler[Step]):
         shuffle: off for validation: the held-out rows then come in order, corpus after corpus.
         lengths: per source, the lengths of rows where a student pads them, else None. With lengths, the rows of ``SLAB``
             batches are sorted by length before they are cut into batches, and these batches come in random order.
+        groups: of consecutive ranks, as many as there are nodes. Each group reads its own part of every corpus, and gives
+            an equal share of each global batch; so a node needs the shards of that part only.
 
     Attributes:
         start: batches of the epoch to leave out, since an earlier process did them.
@@ -261,10 +194,11 @@ class BatchOrder(Sampler[Step]):
         ranks: int = 1,
         shuffle: bool = True,
         lengths: Sequence[Lengths | None] = (),
+        groups: int = 1,
     ):
         self.sources, self.batch, self.seed, self.rank, self.ranks = list(sources), batch, seed, rank, ranks
         self.shuffle, self.epoch, self.start = shuffle, 0, 0
-        self.lengths = list(lengths) or [None] * len(self.sources)
+        self.lengths, self.groups = list(lengths) or [None] * len(self.sources), groups
         self.sampler = self  # Lightning calls set_epoch on `batch_sampler.sampler`
 
     def set_epoch(self, epoch: int) -> None:
@@ -272,19 +206,24 @@ class BatchOrder(Sampler[Step]):
 
     def __len__(self) -> int:
         if self.shuffle:
-            return sum(len(source) for source in self.sources) // self.batch
+            return sum(len(source) // self.groups for source in self.sources) * self.groups // self.batch
         return sum(self._batches(source) for source in self.sources)
 
     @property
     def identity(self) -> dict[str, Any]:
         """All that the global batches of every epoch depend on; the number of ranks is not part of it."""
         rows = [[each.rows, each.held, each.weight, each.block, each.window, each.views] for each in self.sources]
-        return {"rows": rows, "batch": self.batch, "seed": self.seed}
+        identity: dict[str, Any] = {"rows": rows, "batch": self.batch, "seed": self.seed}
+        if self.groups > 1:  # checkpoints of version 0.1 know of neither
+            identity["groups"] = self.groups
+        if any(near := [each.near for each in self.sources]):
+            identity["near"] = near
+        return identity
 
     @property
     def dropped(self) -> int:
         """Rows at an epoch's end that fill no batch; they are different ones in each epoch."""
-        return sum(len(source) for source in self.sources) % self.batch
+        return sum(len(source) for source in self.sources) - len(self) * self.batch
 
     def __iter__(self) -> Iterator[Step]:
         return self._training() if self.shuffle else self._validation()
@@ -301,8 +240,11 @@ class BatchOrder(Sampler[Step]):
                 yield Step(rows)
 
     def _training(self) -> Iterator[Step]:
-        streams = [Stream(source, self.seed, self.epoch, number) for number, source in enumerate(self.sources)]
-        counts = shares(self.sources, self.batch, len(self), self.seed, self.epoch)
+        group = self.rank * self.groups // self.ranks
+        sources = [replace(source, part=(group, self.groups)) for source in self.sources]
+        numbered = enumerate(sources, group * len(sources))  # a number of its own, so that no group repeats another's order
+        streams = [Stream(source, self.seed, self.epoch, number) for number, source in numbered]
+        counts = shares(sources, self.batch // self.groups, len(self), self.seed, self.epoch)
         ends = np.concatenate([np.zeros((1, len(streams)), np.int64), np.cumsum(counts, 0)])  # (batches + 1, sources)
         seen = [-1] * len(streams)  # the last window of each source that was read ahead
         for first in range(self.start // SLAB * SLAB, len(counts), SLAB):
@@ -334,9 +276,8 @@ class BatchOrder(Sampler[Step]):
 
     def _slice(self, rows: list[Array]) -> list[Array]:
         before = itertools.accumulate((len(each) for each in rows), initial=0)
-        return [
-            np.sort(each[(self.rank - start) % self.ranks :: self.ranks]) for each, start in zip(rows, before, strict=False)
-        ]
+        ranks = self.ranks // self.groups  # of the group
+        return [np.sort(each[(self.rank - start) % ranks :: ranks]) for each, start in zip(rows, before, strict=False)]
 
     @staticmethod
     def _windows(

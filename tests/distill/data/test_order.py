@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -213,3 +215,57 @@ def test_every_row_of_a_block_shuffle_was_read_ahead(bucketed):
         seen |= {row for first, count in step.ahead[0] for row in range(first, first + count)}
         missing = set(step.rows[0].tolist()) - seen
         assert not missing
+
+
+@pytest.mark.parametrize("block", [0, 50])
+def test_each_group_reads_its_own_part_and_batches_are_whole(block):
+    sources = [source(1003, 40, block=block, window=3), source(300, 8, block=block)]
+    orders = [BatchOrder(sources, 24, 3, rank, 6, groups=3) for rank in range(6)]
+    steps = [list(order) for order in orders]
+    assert {len(each) for each in steps} == {len(orders[0])} == {1255 // 24}
+    for number, one in enumerate(sources):
+        ranks = [np.concatenate([step.rows[number] for step in each]) for each in steps]
+        groups = [np.concatenate(ranks[first : first + 2]) for first in (0, 2, 4)]
+        assert all(max(early) < min(late) for early, late in itertools.pairwise(groups)), "parts follow one another"
+        assert max(np.concatenate(ranks)) < one.rows
+        assert not set(np.concatenate(ranks).tolist()) & set(one.held_out.tolist())
+    seen = np.concatenate([step.rows[0] for each in steps for step in each])
+    assert len(set(seen.tolist())) > 0.95 * len(sources[0]), "an epoch shows the corpus about once"
+    assert {sum(map(len, step.rows)) for each in steps for step in each} == {4}, "equal work for every rank"
+    again = list(BatchOrder(sources, 24, 3, 1, 3, groups=3))
+    assert sorted([*steps[2][5].rows[0], *steps[3][5].rows[0]]) == again[5].rows[0].tolist(), (
+        "whatever the ranks of a group"
+    )
+    mixes = [[row - min(group) for row in group[:50]] for group in groups]
+    assert mixes[0] != mixes[1], "each group has an order of its own"
+    assert orders[0].identity != BatchOrder(sources, 24, 3).identity
+
+
+def test_a_group_needs_the_blocks_of_its_part_alone():
+    """Of 40 blocks each of 4 nodes asks for its 10, and for one that it shares with a neighbour."""
+    one = source(4000, 100, block=100, window=2, near=2)
+    asked = []
+    for rank in range(4):
+        steps = list(BatchOrder([one], 32, 0, rank, 4, groups=4))
+        asked.append({first // 100 for step in steps for first, _ in step.ahead[0]})
+        assert {row // 100 for step in steps for row in step.rows[0].tolist()} <= asked[-1]
+    assert all(10 <= len(blocks) <= 11 for blocks in asked)
+    assert set.union(*asked) == set(range(40))
+    assert sum(map(len, asked)) <= 43
+
+
+def test_rows_are_held_out_near_each_other_and_the_others_are_trained_on():
+    one = source(995, 30, block=50, window=4, near=3)
+    assert len(one.held_blocks) == 3
+    blocks = {first // 50 for first, _ in one.held_blocks}
+    assert {row // 50 for row in one.held_out.tolist()} == blocks
+    assert len(one.held_out) == 30
+    trained = one.training(np.arange(len(one)))
+    assert sorted([*trained.tolist(), *one.held_out.tolist()]) == list(range(995))
+    shown = np.concatenate(rows_of(BatchOrder([one], 5, seed=0)))
+    assert sorted(shown.tolist()) == trained.tolist()
+    sample = one.sample(20)
+    assert len(set(sample.tolist())) == 20
+    assert {row // 50 for row in sample.tolist()} == blocks
+    assert not set(sample.tolist()) & set(one.held_out.tolist())
+    assert BatchOrder([one], 5, seed=0).identity != BatchOrder([source(995, 30, block=50, window=4)], 5, seed=0).identity
