@@ -20,11 +20,13 @@ class Featuriser(Producer):
     Class attributes:
         fields: name -> (dtype on disk, shape of one element).
         padded: the field whose rows a student pads to the longest of a batch; then rows of similar length share a batch.
+        standalone: a Python file that makes an ONNX file's inputs of raw items and needs nothing of this package.
     """
 
     kind = "inputs"
     fields: ClassVar[dict[str, tuple[str, tuple[int, ...]]]]
     padded: ClassVar[str | None] = None
+    standalone: ClassVar[Path | None] = None
 
     @abstractmethod
     def featurise(self, item: Any) -> dict[str, Array]:

@@ -1,6 +1,7 @@
 """Molecules as graphs of atoms and bonds."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,6 +30,7 @@ class MoleculeGraph(Featuriser):
     python_bound = True
     max_atoms = MAX_ATOMS
     added: ClassVar[Mapping[str, Any]] = {"max_atoms": max_atoms}
+    standalone = Path(__file__).with_name("featurise.py")
     fields = {"atoms": ("uint8", (9,)), "edges": ("int16", (2,)), "bonds": ("uint8", (3,))}
 
     def __init__(self, max_atoms: int = MAX_ATOMS):
@@ -40,10 +42,9 @@ class MoleculeGraph(Featuriser):
         return parse_smiles(item, self.max_atoms)
 
     def featurise(self, item: Any) -> dict[str, np.ndarray[Any, Any]]:
-        from torch_geometric.utils.smiles import from_rdmol
+        from cache_tools.inputs.featurise import graph_of
 
         try:
-            data = from_rdmol(item)
-        except ValueError as error:  # an atom or bond outside the tables of torch_geometric
+            return graph_of(item)
+        except ValueError as error:
             raise BadItem(f"no feature for this atom or bond: {error}") from None
-        return {"atoms": data.x.numpy(), "edges": data.edge_index.T.numpy(), "bonds": data.edge_attr.numpy()}

@@ -61,9 +61,10 @@ def export(
         out: the folder; must be new or empty.
         ckpt_path: RUN/checkpoints/best.ckpt; by default that of the newest run.
         heads: also the teachers' heads, so that the student can emit their raw embeddings.
-        program: also model.pt2, by torch.export, for students of texts or images.
+        program: also model.pt2, by torch.export, for students of one modality.
         sentence_transformers: SentenceTransformer can load the folder, too, for a student of texts.
-        onnx: also model.onnx and model-int8.onnx, for students of texts or images; the card says how near they are.
+        onnx: also model.onnx and model-int8.onnx, for students of one modality; the card says how near they are, and how
+            fast. For molecules also featurise.py, which makes their inputs of SMILES by RDKit and numpy.
         dtype: of matrices and kernels in the file, which are read as float32 again; the card says how much they changed.
             int8 has a factor per row.
         licence: of the student, for its card, such as apache-2.0.

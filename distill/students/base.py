@@ -25,11 +25,13 @@ class Traceable(NamedTuple):
         module: the network as a function of tensors.
         inputs: one example of each tensor.
         dynamic_shapes: for each tensor, the axes whose size is free, as torch.export takes them.
+        tensors: from rows of the student's column, as :meth:`Student.embeddings` takes them, to the same tensors.
     """
 
     module: nn.Module
     inputs: tuple[Tensor, ...]
     dynamic_shapes: tuple[dict[int, Any], ...]
+    tensors: Callable[[Any], tuple[Tensor, ...]]
 
 
 class Student(Recorded, nn.Module, ABC):
@@ -140,7 +142,7 @@ class Student(Recorded, nn.Module, ABC):
         from torch.export import Dim
 
         pixels = torch.zeros(2, featuriser.size, featuriser.size, 3, dtype=torch.uint8)
-        return Traceable(_Encoder(self), (pixels,), ({0: Dim("batch", min=1, max=LARGEST)},))
+        return Traceable(_Encoder(self), (pixels,), ({0: Dim("batch", min=1, max=LARGEST)},), lambda rows: (rows,))
 
     def _mine(self, inputs: Mapping[str, Any]) -> Any:
         if self.input not in inputs:

@@ -4,12 +4,14 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_exporting
+from torch.nn.functional import embedding
 from torch_geometric.nn import GINEConv
 from torch_geometric.nn.aggr import Set2Set
 from torch_geometric.utils.smiles import e_map, x_map
 
-from cache_tools import Ragged
-from distill.students.base import Student, recomputed
+from cache_tools import Featuriser, MoleculeGraph, Ragged
+from distill.students.base import LARGEST, Student, Traceable, recomputed
 from distill.students.rows import RowTable
 
 ATOM_SIZES = [len(values) for values in x_map.values()]
@@ -26,6 +28,8 @@ COUNTED_ATOM = [list(x_map).index(name) for name in ("atomic_num", "degree", "fo
 COUNTED_BOND = list(e_map).index("bond_type")
 PRIME = 2**31 - 1
 
+ATOMS = 2**24  # of a batch, and bonds, that a traced program accepts
+
 
 class CategorySum(nn.Module):
     """The sum of one embedding per column: (rows, columns) of categories, small integers, to (rows, width)."""
@@ -39,7 +43,10 @@ class CategorySum(nn.Module):
         self.register_buffer("first", torch.tensor([0, *sizes[:-1]]).cumsum(0))
 
     def forward(self, categories: Tensor) -> Tensor:
-        out: Tensor = self.table(categories.long() + self.first)
+        numbers = categories.long() + self.first
+        if is_exporting():  # ONNX has no bags of rows
+            return embedding(numbers, self.table.weight).sum(1)
+        out: Tensor = self.table(numbers)
         return out
 
 
@@ -75,8 +82,13 @@ class CircularCounts(nn.Module):
     def forward(self, atoms: Tensor, bonds: Tensor, graphs: Graphs) -> Tensor:
         named = [graphs.graph * self.rows + numbers % self.rows for numbers in environments(atoms, bonds, graphs)]
         keys, counts = torch.cat(named).unique(return_counts=True)  # molecule by molecule
-        first = torch.searchsorted(keys, self.rows * torch.arange(len(graphs.atoms), device=keys.device))
-        sums = self.table(keys % self.rows, first, counts.to(self.table.weight.dtype).log1p())  # (batch, width)
+        weights = counts.to(self.table.weight.dtype).log1p()
+        if is_exporting():  # ONNX has no bags of rows
+            weighted = embedding(keys % self.rows, self.table.weight) * weights.unsqueeze(1)
+            sums = weighted.new_zeros(graphs.atoms.shape[0], weighted.shape[1]).index_add(0, keys // self.rows, weighted)
+        else:
+            first = torch.searchsorted(keys, self.rows * torch.arange(len(graphs.atoms), device=keys.device))
+            sums = self.table(keys % self.rows, first, weights)  # (batch, width)
         out: Tensor = self.norm(sums).relu()
         return out
 
@@ -166,33 +178,46 @@ class GraphStudent(Student):
         return [self.pooled] * (len(self.blocks) - 1) + [self.dim]
 
     def embeddings(self, rows: dict[str, Ragged]) -> list[Tensor]:
-        graphs, x = self._start(rows)
-        pooled = [self._pool(atoms, graphs) for atoms in [x, *self._blocks(x, rows["bonds"].values, graphs)]]
-        return [*pooled[1:-1], self._joined(pooled, rows, graphs)]
+        atoms, bonds, graphs = flat(rows)
+        x = self.atoms(atoms)
+        pooled = [self._pool(each, graphs) for each in [x, *self._blocks(x, bonds, graphs)]]
+        return [*pooled[1:-1], self._joined(pooled, atoms, bonds, graphs)]
 
     def encode(self, rows: dict[str, Ragged]) -> Tensor:
-        graphs, x = self._start(rows)
-        blocks = [x, *self._blocks(x, rows["bonds"].values, graphs)]
-        pooled = [self._pool(atoms, graphs) for atoms in (blocks if self.jumping else blocks[-1:])]
-        return self._joined(pooled, rows, graphs)
+        return self.encode_flat(*flat(rows))
 
-    def _joined(self, pooled: list[Tensor], rows: dict[str, Ragged], graphs: Graphs) -> Tensor:
+    def encode_flat(self, atoms: Tensor, bonds: Tensor, graphs: Graphs) -> Tensor:
+        """The embedding (batch, dim) of categories of atoms (atoms, 9) and bonds (bonds, 3), and the molecules of both."""
+        x = self.atoms(atoms)
+        blocks = [x, *self._blocks(x, bonds, graphs)]
+        pooled = [self._pool(each, graphs) for each in (blocks if self.jumping else blocks[-1:])]
+        return self._joined(pooled, atoms, bonds, graphs)
+
+    def _joined(self, pooled: list[Tensor], atoms: Tensor, bonds: Tensor, graphs: Graphs) -> Tensor:
         parts = pooled if self.jumping else pooled[-1:]
         if self.circular:
-            parts = [*parts, self.circular(rows["atoms"].values, rows["bonds"].values, graphs)]
+            parts = [*parts, self.circular(atoms, bonds, graphs)]
         out: Tensor = self.project(torch.cat(parts, 1))
         return out
 
-    def _start(self, rows: dict[str, Ragged]) -> tuple[Graphs, Tensor]:
-        atoms, edges = rows["atoms"], rows["edges"]
-        first = atoms.counts.cumsum(0) - atoms.counts  # (batch,): the number of a molecule's first atom
-        shift = torch.repeat_interleave(first, edges.counts, output_size=len(edges.values))
-        number = torch.arange(len(first), device=first.device)
-        graph = torch.repeat_interleave(number, atoms.counts, output_size=len(atoms.values))
-        return Graphs((edges.values + shift.unsqueeze(1)).T, graph, atoms.counts), self.atoms(atoms.values)
-
     def checkpoint_activations(self) -> None:
         self.recompute = True
+
+    def traceable(self, featuriser: Featuriser) -> Traceable | None:
+        """This student as torch.export can trace it: a batch as flat arrays, all int64, to (batch, dim).
+
+        It takes ``atoms`` (atoms, 9); ``edges`` (bonds, 2), which number the atoms through the batch; ``bonds`` (bonds, 3);
+        and ``counts`` (batch,), the atoms of each molecule.
+        """
+        if not isinstance(featuriser, MoleculeGraph):
+            return None
+        from torch.export import Dim
+
+        atoms, bonds = Dim("atoms", min=1, max=ATOMS), Dim("bonds", min=0, max=ATOMS)
+        edges = torch.tensor([[0, 1], [1, 0], [2, 3], [3, 2], [3, 4], [4, 3]])  # of two molecules, of 2 and 3 atoms
+        example = edges.new_zeros(5, len(ATOM_SIZES)), edges, edges.new_ones(6, len(BOND_SIZES)), torch.tensor([2, 3])
+        shapes = {0: atoms}, {0: bonds}, {0: bonds}, {0: Dim("batch", min=1, max=LARGEST)}
+        return Traceable(_FlatEncoder(self), example, shapes, _tensors)
 
     def _blocks(self, x: Tensor, bonds: Tensor, graphs: Graphs) -> list[Tensor]:
         out = []
@@ -211,14 +236,44 @@ class GraphStudent(Student):
 
     def _pool(self, x: Tensor, graphs: Graphs) -> Tensor:
         if self.reader:
-            out: Tensor = self.reader(x, graphs.graph, dim_size=len(graphs.atoms))
+            out: Tensor = self.reader(x, graphs.graph, dim_size=graphs.atoms.shape[0])
             return out
         parts = {"mean": [_mean], "sum": [_sum], "mean+sum": [_mean, _sum]}[self.pooling]
         return torch.cat([part(x, graphs) for part in parts], 1)  # (batch, pooled)
 
 
+class _FlatEncoder(nn.Module):
+    """A student of molecules as a function of tensors."""
+
+    def __init__(self, student: GraphStudent):
+        super().__init__()
+        self.student = student
+
+    def forward(self, atoms: Tensor, edges: Tensor, bonds: Tensor, counts: Tensor) -> Tensor:
+        first = counts.cumsum(0) - counts
+        begins = torch.zeros_like(atoms[:, 0]).index_add(0, first, torch.ones_like(first))  # ONNX has no repeat_interleave
+        return self.student.encode_flat(atoms, bonds, Graphs(edges.T, begins.cumsum(0) - 1, counts))
+
+
+def flat(rows: dict[str, Ragged]) -> tuple[Tensor, Tensor, Graphs]:
+    """The categories of all atoms and bonds of a batch, and their molecules."""
+    atoms, edges = rows["atoms"], rows["edges"]
+    first = atoms.counts.cumsum(0) - atoms.counts  # (batch,): the number of a molecule's first atom
+    shift = torch.repeat_interleave(first, edges.counts, output_size=len(edges.values))
+    number = torch.arange(len(first), device=first.device)
+    graph = torch.repeat_interleave(number, atoms.counts, output_size=len(atoms.values))
+    return atoms.values, rows["bonds"].values, Graphs((edges.values + shift.unsqueeze(1)).T, graph, atoms.counts)
+
+
+def _tensors(rows: dict[str, Ragged]) -> tuple[Tensor, ...]:
+    """The same as :class:`_FlatEncoder` takes it."""
+    atoms, bonds, graphs = flat(rows)
+    return atoms.long(), graphs.edges.T.long(), bonds.long(), graphs.atoms
+
+
 def _sum(x: Tensor, graphs: Graphs) -> Tensor:
-    return x.new_zeros(len(graphs.atoms), x.shape[1]).index_add_(0, graphs.graph, x)
+    # a shape, not a length, which torch.export would take for a constant
+    return x.new_zeros(graphs.atoms.shape[0], x.shape[1]).index_add_(0, graphs.graph, x)
 
 
 def _mean(x: Tensor, graphs: Graphs) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
+from torch.nn.utils.rnn import pad_sequence
 
 from cache_tools import (
     UNREADABLE,
@@ -55,7 +56,7 @@ class TokenStudent(Student):
 
         ids = torch.full((2, 7), self.vocabulary - 1)
         sizes = {0: Dim("batch", min=1, max=LARGEST), 1: Dim("tokens", min=1, max=min(self.longest or LARGEST, LARGEST))}
-        return Traceable(_PaddedEncoder(self), (ids, torch.ones_like(ids)), (sizes, sizes))
+        return Traceable(_PaddedEncoder(self), (ids, torch.ones_like(ids)), (sizes, sizes), _ids_and_mask)
 
     def _check(self, tokens: Ragged) -> None:
         """Refuse tokens and lengths that it does not know."""
@@ -279,6 +280,13 @@ class _PaddedEncoder(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         return self.student.encode_padded(ids, mask)
+
+
+def _ids_and_mask(rows: dict[str, Ragged]) -> tuple[Tensor, Tensor]:
+    """Ids, and a mask that is 0 for padding, else 1; (batch, tokens) both."""
+    ids, counts = rows["tokens"].values.long(), rows["tokens"].counts
+    padded = pad_sequence(ids.split(counts.tolist()), batch_first=True)
+    return padded, (torch.arange(padded.shape[1]) < counts.unsqueeze(1)).long()
 
 
 def _longest(network: Any) -> int | None:

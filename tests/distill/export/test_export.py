@@ -35,14 +35,18 @@ from distill.data.module import DistillData
 from distill.evaluation.baselines import embed
 from distill.export import write as exporting
 from distill.export.folder import CONFIG, WEIGHTS
-from distill.export.formats import ONNX, ONNX_INT8, PROGRAM, SENTENCES
+from distill.export.formats import ONNX, ONNX_INT8, PROGRAM, SENTENCES, write_onnx, write_program
 from distill.export.student import StudentTeacher
 from distill.export.weights import round_weights
 from distill.export.write import export, predict, rebuild_run
+from distill.students.image import SmallResNet
+from distill.students.mixed import MixedStudent
 
+DOCS = Path(__file__).parents[3] / "docs"
 SETTINGS = Settings(workers=1)
 GRAPH = {"class_path": "distill.students.molecule.GraphStudent", "init_args": {"layers": 2, "width": 16, "dim": 12}}
 RESNET = {"class_path": "distill.students.image.SmallResNet", "init_args": {"blocks": 1, "width": 4, "dim": 12}}
+COUNTS = {"jumping": True, "fingerprint": 8, "fingerprint_rows": 64}
 MINI = {"class_path": "distill.heads.GaussianHead", "init_args": {"preset": "mini"}}
 
 
@@ -129,7 +133,7 @@ def made(origin, tmp_path_factory) -> dict:
     folder, out = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("exports")
     mixed = {"encoders": {"image": RESNET, "text": text_spec(origin)}, "dim": 10, "layers": 1}
     students = {
-        "molecule": (["molecule"], GRAPH),
+        "molecule": (["molecule"], {**GRAPH, "init_args": {**GRAPH["init_args"], **COUNTS}}),
         "text": (["text"], text_spec(origin)),
         "image": (["image"], RESNET),
         "encoded": (["encoded"], RESNET),
@@ -139,8 +143,8 @@ def made(origin, tmp_path_factory) -> dict:
     for name, (corpora, student) in students.items():
         checkpoint = make_run(folder / name, origin / "cache", corpora, student)
         forms = {
-            "program": name in ("text", "image"),
-            "onnx": name in ("text", "image"),
+            "program": name in ("molecule", "text", "image"),
+            "onnx": name in ("molecule", "text", "image"),
             "sentence_transformers": name == "text",
         }
         export(out / name, checkpoint, heads=name != "encoded", **forms)
@@ -273,6 +277,11 @@ def test_the_sentence_transformers_folder_and_the_program_give_the_same_embeddin
     for count in (1, 3, 40):
         rows = split(items[:count], padding=True, truncation=True, max_length=16, return_tensors="pt")
         torch.testing.assert_close(program(rows["input_ids"], rows["attention_mask"]), wanted[:count], atol=1e-4, rtol=0)
+    folder, _, items, wanted = made["molecule"]
+    program, student = torch.export.load(folder / PROGRAM).module(), distill.load_student(folder, "cpu")
+    for count in (1, 3, 40):
+        given = [torch.from_numpy(array) for array in prepared(student, "molecule", items[:count])]
+        torch.testing.assert_close(program(*given), wanted[:count], atol=1e-4, rtol=0)
     folder, _, items, wanted = made["image"]
     program, pixels = torch.export.load(folder / PROGRAM).module(), Pixels(16)
     rows = torch.from_numpy(np.stack([pixels.featurise(pixels.prepare(each))["pixels"][0] for each in items]))
@@ -280,7 +289,20 @@ def test_the_sentence_transformers_folder_and_the_program_give_the_same_embeddin
         torch.testing.assert_close(program(rows[:count]), wanted[:count], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["text", "image"])
+def prepared(student, name: str, items: list) -> list[np.ndarray]:
+    """The inputs of an ONNX file, made without the student's network."""
+    if name == "text":
+        split = student.inputs["tokens"].split(items, padding=True, return_tensors="np")
+        return [split["input_ids"], split["attention_mask"]]
+    if name == "image":
+        return [np.concatenate([student.prepare(item, "pixels")["pixels"] for item in items])]
+    names: dict = {}
+    exec((student.folder / "featurise.py").read_text(), names)
+    arrays = names["featurise"](items)
+    return [arrays[key] for key in ("atoms", "edges", "bonds", "counts")]
+
+
+@pytest.mark.parametrize("name", ["molecule", "text", "image"])
 def test_onnx_runtime_gives_the_same_embeddings_and_the_card_says_how_near_int8_is(made, name):
     from onnxruntime import InferenceSession
 
@@ -288,11 +310,7 @@ def test_onnx_runtime_gives_the_same_embeddings_and_the_card_says_how_near_int8_
     sessions = [InferenceSession(folder / file) for file in (ONNX, ONNX_INT8)]
     student = distill.load_student(folder, "cpu")
     for count in (1, 3, 40):
-        if name == "text":
-            split = student.inputs["tokens"].split(items[:count], padding=True, return_tensors="np")
-            given = [split["input_ids"], split["attention_mask"]]
-        else:
-            given = [np.concatenate([student.prepare(item, "pixels")["pixels"] for item in items[:count]])]
+        given = prepared(student, name, items[:count])
         exact, rounded = (
             session.run(None, dict(zip([part.name for part in session.get_inputs()], given, strict=True)))[0]
             for session in sessions
@@ -300,7 +318,42 @@ def test_onnx_runtime_gives_the_same_embeddings_and_the_card_says_how_near_int8_
         torch.testing.assert_close(torch.from_numpy(exact), wanted[:count], atol=1e-4, rtol=1e-4)
         assert torch.cosine_similarity(torch.from_numpy(rounded), wanted[:count]).min() > 0.98
     card = (folder / "README.md").read_text()
-    assert re.search(rf"\| {ONNX} \| [\d.]+ \| [\de.-]+ \| 1\.000000 \|\n\| {ONNX_INT8} \| ", card)
+    assert re.search(rf"\| {ONNX} \| [\d.]+ \| [\d,]+ \| [\de.-]+ \| 1\.000000 \|\n\| {ONNX_INT8} \| ", card)
+
+
+def test_atoms_alone_salts_and_any_batch_have_the_same_embedding_in_onnx(made):
+    from onnxruntime import InferenceSession
+
+    folder, _, items, _ = made["molecule"]
+    student, session = distill.load_student(folder, "cpu"), InferenceSession(folder / ONNX)
+    smiles = ["C", "[Na+].[Cl-]", "CN1CCC[C@H]1c1cccnc1.Cl", *items[:59], "O", "[Fe]"]
+    names = [argument.name for argument in session.get_inputs()]
+    wanted = student.embed(smiles)
+    for size in (1, 64):
+        batches = [prepared(student, "molecule", smiles[start : start + size]) for start in range(0, 64, size)]
+        found = [session.run(None, dict(zip(names, given, strict=True)))[0] for given in batches]
+        torch.testing.assert_close(torch.from_numpy(np.concatenate(found)), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_the_page_s_example_of_molecules_in_onnx_runs_in_any_folder(made, tmp_path, monkeypatch):
+    (tmp_path / "student").symlink_to(made["molecule"][0])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (example,) = re.findall(r"```python\n(import sys\n.*?)```", (DOCS / "export.md").read_text(), re.DOTALL)
+    names: dict = {}
+    exec(example, names)
+    del sys.modules["featurise"]
+    wanted = distill.load_student("student", "cpu").embed(["CCO", "c1ccccc1", "[Na+].[Cl-]"])
+    torch.testing.assert_close(torch.from_numpy(names["embedded"]), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_a_student_of_several_modalities_has_no_program_and_no_onnx(tmp_path):
+    mixed, inputs = MixedStudent({"views": SmallResNet(1, 4)}, dim=4), {"pixels": Pixels(16)}
+    with pytest.raises(ConfigError, match=r"--program is for students of texts, images or molecules .*MixedStudent reads"):
+        write_program(mixed, inputs, tmp_path / PROGRAM)
+    with pytest.raises(ConfigError, match=r"leave --onnx out"):
+        write_onnx(mixed, inputs, {}, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
@@ -500,8 +553,6 @@ def test_the_commands_take_the_newest_run_and_its_card_can_be_followed(fitted, m
     assert names["raw"].shape == (2, 167)
     with pytest.raises(SystemExit, match="small student is there already: choose another --out"):
         main(["export", "--out", "small student"])
-    with pytest.raises(SystemExit, match=r"--program is for students of texts or of images; .*GraphStudent"):
-        main(["export", "--out", "other", "--program", "true"])
     with pytest.raises(SystemExit, match="--sentence_transformers is for a TextStudent"):
         main(["export", "--out", "other", "--sentence_transformers", "true"])
     assert not list(fitted.glob("*other*")), "what failed leaves nothing behind"

@@ -3,7 +3,7 @@ import torch
 
 from cache_tools import Ragged, open_column
 from cache_tools.inputs import MoleculeGraph
-from distill.students.molecule import CircularCounts, GraphStudent, environments
+from distill.students.molecule import CircularCounts, GraphStudent, environments, flat
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_environments_are_those_of_rdkits_morgan_fingerprint():
     from rdkit.Chem.rdFingerprintGenerator import AdditionalOutput, GetMorganGenerator
 
     rows = graphs_of(MOLECULES)
-    graphs, _ = GraphStudent(1, 4)._start(rows)
+    graphs = flat(rows)[2]
     ours = torch.stack(environments(rows["atoms"].values, rows["bonds"].values, graphs)).tolist()  # [radius][atom]
     pairs, first = set(), 0
     for smiles in MOLECULES:
@@ -125,7 +125,7 @@ def test_environments_are_those_of_rdkits_morgan_fingerprint():
 
 def test_a_fingerprint_is_the_sum_of_its_rows_weighted_by_counts():
     rows = graphs_of(MOLECULES)
-    graphs, _ = GraphStudent(1, 4)._start(rows)
+    graphs = flat(rows)[2]
     counter = CircularCounts(64, 8, "none")
     numbers = torch.stack(environments(rows["atoms"].values, rows["bonds"].values, graphs)) % 64  # (radius, atoms)
     by_hand = []

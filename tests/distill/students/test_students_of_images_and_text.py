@@ -622,13 +622,13 @@ def test_the_arguments_of_a_mixed_student_are_portable_encoder_by_encoder(tmp_pa
 
 def test_a_traceable_student_gives_its_own_embedding():
     text = TextStudent("bert", pretrained=False, config=BERT, dim=5).eval()
-    module, inputs, _ = text.traceable(TokenIds("any"))
+    module, inputs, *_ = text.traceable(TokenIds("any"))
     ids, mask = torch.tensor([[2, 7, 9], [3, 0, 0]]), torch.tensor([[1, 1, 1], [1, 0, 0]])
     torch.testing.assert_close(module(ids, mask), text.encode(tokens([2, 7, 9], [3])))
     assert [tuple(example.shape) for example in inputs] == [(2, 7), (2, 7)]
 
     image, rows = SmallResNet(1, 8).eval(), pixels(16)
-    module, (example,), _ = image.traceable(Pixels(16))
+    module, (example,), *_ = image.traceable(Pixels(16))
     torch.testing.assert_close(module(rows), image.encode(rows), rtol=0, atol=0)
     assert example.shape[1:] == rows.shape[1:] and example.dtype == rows.dtype
 
