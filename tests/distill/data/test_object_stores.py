@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -16,7 +17,7 @@ import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from cache_tools import ConfigError, MoleculeGraph, RdkitSamples, Settings, build
+from cache_tools import CacheError, ConfigError, MoleculeGraph, RdkitSamples, Settings, build
 from cache_tools.cli.push import push
 from cache_tools.teachers.molecule import MorganCounts
 from distill.data.module import DistillData
@@ -126,3 +127,76 @@ def test_a_run_from_s3_that_is_killed_ends_as_an_undisturbed_local_one(corpus, s
     assert diary(tmp_path / "s3") == diary(tmp_path / "whole")
     assert most(tmp_path / "s3") <= needed
     assert not list((tmp_path / "s3").rglob("*.tmp"))
+
+
+@pytest.fixture
+def bucket(corpus) -> str:
+    """The corpus in the memory of this process."""
+    fsspec.filesystem("memory").store.clear()
+    push(corpus, "memory://bucket/mol")
+    return "memory://bucket/mol"
+
+
+def loader(place: str | Path, rank: int = 0, ranks: int = 1, **options):
+    data = DistillData(place, **BLOCKS | options)
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=0))))
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=ranks, fit_loop=loop, training=True, current_epoch=0)
+    return data.train_dataloader()
+
+
+def fetched(folder: Path) -> set[int]:
+    """The shards of the teacher that a local folder holds."""
+    return {int(path.stem) for path in folder.glob("*/teachers/counts/*.h5")}
+
+
+def test_a_node_downloads_its_part_alone(bucket, tmp_path):
+    """Of 20 shards: its 10, one that both share, and the 2 of rows held out."""
+    nodes = [tmp_path / str(node) for node in range(2)]
+    batches = [list(loader(bucket, node, 2, groups=2, local=place)) for node, place in enumerate(nodes)]
+    assert [len(each) for each in batches] == [28, 28]
+    assert all(len(fetched(place)) <= 10 + 1 + 2 for place in nodes)
+    assert set.union(*map(fetched, nodes)) == set(range(20))
+    rows = [{row for batch in each for row in batch.rows.tolist()} for each in batches]
+    assert max(rows[0]) < min(rows[1])
+    whole = tmp_path / "whole"
+    list(loader(bucket, 0, 2, local=whole))
+    assert fetched(whole) == set(range(20)), "without groups a node needs them all"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_those_of_the_local_corpus_whoever_gathers_them(corpus, bucket, tmp_path, workers):
+    place = corpus.as_uri() if workers else bucket  # a worker process does not see this one's memory
+    remote = loader(place, local=tmp_path, local_limit="1.3MB", num_workers=workers)
+    for mine, theirs in zip(loader(corpus), remote, strict=True):
+        assert torch.equal(mine.rows, theirs.rows)
+        assert torch.equal(mine.targets["counts"], theirs.targets["counts"])
+        assert torch.equal(mine.inputs["graph"]["atoms"].values, theirs.inputs["graph"]["atoms"].values)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"block_rows": 0}, "data.block_rows is 0, expected a multiple of the 30 rows of a shard"),
+        ({"block_rows": 45}, "data.block_rows is 45, expected a multiple of the 30 rows of a shard"),
+        ({"held_out": 31}, "data.held_out 31 is more than half of 60 rows: raise data.held_out_blocks"),
+        ({"local_limit": "12"}, "data.local_limit is 12, expected a size such as 200GB"),
+        ({"local": None}, "memory://bucket/mol is in an object store: name a folder .* in data.local"),
+        ({"storage_options": {"client": {"token": "x"}}}, "a credential stands in"),
+        ({"groups": 2}, "data.groups is 2, expected a divisor of the 1 processes"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_the_start(bucket, tmp_path, options, words):
+    with pytest.raises((ConfigError, CacheError), match=words):
+        loader(bucket, **{"local": tmp_path, **options})
+
+
+def test_blocks_of_rows_held_out_need_blocks(corpus):
+    with pytest.raises(ConfigError, match="data.held_out_blocks is 2, but data.block_rows is 0"):
+        loader(corpus, block_rows=0)
+
+
+def test_a_run_does_not_go_on_with_other_groups(corpus):
+    data, other = DistillData(corpus, **BLOCKS), DistillData(corpus, **BLOCKS, groups=2)
+    other.trainer = SimpleNamespace(global_rank=0, world_size=2, state=SimpleNamespace(fn="fit"))
+    with pytest.raises(ConfigError, match="the checkpoint's batches come from .*'groups': 2"):
+        other.load_state_dict(data.state_dict())
