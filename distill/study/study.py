@@ -101,7 +101,7 @@ class Study:
             ConfigError: which corpus.
         """
         for run in self.grid:
-            if run.corpus and not (run.outcome.exists() or Path(run.corpus).is_dir()):
+            if run.corpus and not (run.outcome.exists() or "://" in run.corpus or Path(run.corpus).is_dir()):
                 raise ConfigError(
                     f"no corpus {run.corpus}, which {run.method} is to be fitted on: make it with `distill-cache build`"
                 )
