@@ -34,6 +34,8 @@ RENAMED: dict[str, System] = {"pretrained": "start"}  # names of version 0.1
 
 MARGIN = 0.01  # of score: a student that is lower by less is called equal
 
+RECALL = "recall@10"  # of a search of a teacher's index
+
 SCORES = "scores.csv"  # in the folder of a report
 
 log = logging.getLogger(__name__)

@@ -396,6 +396,10 @@ def test_test_compares_every_system_and_says_what_was_measured(place):
         assert f"<h2>{words}" in page
         assert f"\n## {words}" in text
     assert (probes / "figures" / "ranks-random.png").read_bytes()[:4] == b"\x89PNG"
+    searches = json.loads((probes / "results.json").read_text())["search"]
+    assert searches.keys() == {"maccs", "letters"}
+    assert all(0 <= found["recall@10"] <= 1 and found["rows"] > 10 for found in searches.values())
+    assert "recall@10: of the ten held-out items" in text
     costs = json.loads((probes / "results.json").read_text())["costs"]
     assert costs["student"]["parameters"] == costs["untrained"]["parameters"] > 0
     assert costs["maccs"]["parameters"] is None

@@ -33,7 +33,9 @@ from distill.evaluation.during import ProbeDuring
 from distill.evaluation.origin import about
 from distill.evaluation.prepared import Students
 from distill.evaluation.protocol import Evaluation
+from distill.evaluation.search import search_recall
 from distill.evaluation.tasks.base import Task
+from distill.export.spaces import teacher_spaces
 from distill.records import Results
 from distill.run_folder import TERMINATED, RunFolder, newest_run
 from distill.training.checkpoint import read_checkpoint, student_of
@@ -374,8 +376,11 @@ class DistillCLI(LightningCLI):
         with as_trained(self.trainer):
             records = self.evaluation.run(students, device, keep=run.probes)
             costs = self.evaluation.costs(students, device)
-        facts = about(checkpoint, device, self.datamodule.corpora, self.evaluation.left_out)
-        results = Results(run, records, costs, facts | {"margin": self._get(self.config, "margin")})
+            spaces, _ = teacher_spaces(self.model.bank, self.datamodule.statistics)
+            found = search_recall(self.model.student, spaces, self.datamodule.val_dataloader(), device)
+        facts = {"search": found, "margin": self._get(self.config, "margin")}
+        facts |= about(checkpoint, device, self.datamodule.corpora, self.evaluation.left_out)
+        results = Results(run, records, costs, facts)
         results.save()
         return results
 

@@ -31,6 +31,7 @@ from cache_tools import (
 )
 from distill.data.batch import to_device
 from distill.export.folder import CONFIG, HERE, WEIGHTS, find, push_to_hub, read_config, replaced
+from distill.export.spaces import TeacherSpace
 from distill.export.weights import no_larger_than, read_weights, require_widths
 from distill.heads import Head
 from distill.students.base import Student
@@ -40,33 +41,6 @@ ON_CPU, ON_GPU = 32, 512  # rows of a batch; a GPU's are halved until they fit
 AHEAD = 16  # batches of texts that are prepared together, so that those of like length share one
 
 Row = dict[str, np.ndarray[Any, Any]]  # what a featuriser makes of an item
-
-
-class TeacherSpace(nn.Module):
-    """A head and the way back from its target to the teacher's raw embedding: the mean, plus ``gain`` x target.
-
-    Args:
-        head: predicts the target.
-        dim: width of the teacher's embedding; dimensions that the target lacks stay at their mean.
-        targets: width of the target.
-    """
-
-    places: Tensor  # (targets,): dimensions of the embedding that the target has
-    gain: Tensor  # (targets,)
-    mean: Tensor  # (dim,): the embedding of a target of zeros
-
-    def __init__(self, head: Head, dim: int, targets: int):
-        super().__init__()
-        self.head = head
-        self.register_buffer("places", torch.arange(targets))
-        self.register_buffer("gain", torch.ones(targets))
-        self.register_buffer("mean", torch.zeros(dim))
-
-    def forward(self, student: Tensor) -> Tensor:
-        """The teacher's expected embedding, (batch, dim), of ``student`` (batch, student_dim)."""
-        predicted = self.head.predict(student)
-        assert predicted is not None, "such a head is not exported"
-        return self.mean.repeat(len(student), 1).index_add(1, self.places, self.gain * predicted)
 
 
 class ExportedStudent:
@@ -382,7 +356,8 @@ def _modules(folder: Path, config: Mapping[str, Any]) -> tuple[Student, nn.Modul
         for name, spec in config["teachers"].items():
             head = instance(Callable[[int, int], Head], Head, spec["head"], source)
             require_widths(weights, name, spec, source)
-            spaces[name] = TeacherSpace(head(student.dim, spec["targets"]), spec["dim"], spec["targets"])
+            head_of, matrix = head(student.dim, spec["targets"]), bool(spec.get("matrix"))
+            spaces[name] = TeacherSpace(head_of, spec["dim"], spec["targets"], matrix)
     try:
         nn.ModuleDict({"student": student, "teachers": spaces}).load_state_dict(weights, assign=True)
     except RuntimeError as error:

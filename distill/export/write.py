@@ -31,12 +31,11 @@ from distill.data.module import DistillData
 from distill.export import card
 from distill.export.folder import CONFIG, FORMAT_VERSION, HERE, WEIGHTS, Dtype, find, read_config, replaced
 from distill.export.formats import PROGRAM, write_onnx, write_program, write_sentences
-from distill.export.student import StudentTeacher, TeacherSpace
+from distill.export.spaces import TeacherSpace, teacher_spaces
+from distill.export.student import StudentTeacher
 from distill.export.weights import round_weights, write_weights
-from distill.heads import Head
 from distill.run_folder import RunFolder, newest_run
 from distill.students.base import Student
-from distill.targets import Raw, Standardise
 from distill.training.checkpoint import read_checkpoint
 from distill.training.distiller import Distiller
 
@@ -126,6 +125,7 @@ def _content(
             name: {
                 "dim": len(space.mean),
                 "targets": len(space.gain),
+                **({"matrix": True} if space.gain.dim() > 1 else {}),
                 "head": own_heads.get(name) or config["model"]["head"],
             }
             for name, space in spaces.items()
@@ -263,20 +263,9 @@ def _spaces(model: Distiller, data: DistillData) -> dict[str, TeacherSpace]:
     Raises:
         ConfigError: when no head can emit one.
     """
-    spaces = {}
-    for name in model.teachers:
-        head, normaliser = model.bank.head(name), model.bank.normaliser(name)
-        predicts = type(head).predict is not Head.predict and not head.scale_free and not head.ladder
-        if not predicts or not isinstance(normaliser, Raw | Standardise):
-            reason = f"{class_path(normaliser)} has no way back" if predicts else "its head predicts none from it alone"
-            log.warning("teacher %s: no head is exported, %s", name, reason)
-            continue
-        space = TeacherSpace(head, len(data.statistics[name].mean), normaliser.dim)
-        if isinstance(normaliser, Standardise):
-            space.mean = torch.from_numpy(data.statistics[name].mean).float()
-            space.mean[normaliser.kept] = normaliser.shift
-            space.places, space.gain = normaliser.kept, normaliser.scale.reciprocal()
-        spaces[name] = space
+    spaces, reasons = teacher_spaces(model.bank, data.statistics)
+    for name, reason in reasons.items():
+        log.warning("teacher %s: no head is exported, %s", name, reason)
     if not spaces:
         raise ConfigError("no head of this run can emit a teacher's raw embedding: leave --heads out")
     return spaces

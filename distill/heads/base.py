@@ -38,6 +38,7 @@ class Head(Float32, ABC):
             student_dim / teacher_dim.
         raw_targets: the head wants the teacher's embedding as it is, not normalised.
         scale_free: :meth:`predict` gives the target up to its scale or a shift, so R2 means nothing.
+        predicts_direction: :meth:`predict` gives the direction of the target, whose length alone is unknown.
         pairs_rows: the loss of a row depends on the batch's other rows; the head then gets valid rows only.
         signed: the loss can be negative, as minus the logarithm of a density.
 
@@ -49,6 +50,7 @@ class Head(Float32, ABC):
     sums_dimensions: ClassVar[bool] = True
     raw_targets: ClassVar[bool] = False
     scale_free: bool = False
+    predicts_direction: bool = False
     pairs_rows: ClassVar[bool] = False
     signed: ClassVar[bool] = False
     ladder: bool = False

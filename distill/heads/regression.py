@@ -39,6 +39,7 @@ class CosineHead(MseHead):
 
     sums_dimensions = False
     scale_free = True
+    predicts_direction = True
 
     def __init__(self, student_dim: int, teacher_dim: int, **kwargs: Any):
         super().__init__(student_dim, teacher_dim, **kwargs)
@@ -79,7 +80,7 @@ class MixHead(MseHead):
                 f"a MixHead of cosine {cosine}, smooth_l1 {smooth_l1}, mse {mse}: expected one above 0, none below"
             )
         self.cosine, self.smooth_l1, self.mse = cosine, smooth_l1, mse
-        self.scale_free = not smooth_l1 + mse
+        self.scale_free = self.predicts_direction = not smooth_l1 + mse
         if self.scale_free:
             require_direction(self, teacher_dim)
 

@@ -9,7 +9,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from distill.records import MARGIN, Cost, Record, Results, merged, save_scores
+from distill.records import MARGIN, RECALL, Cost, Record, Results, merged, save_scores
 from distill.report import figures, page
 from distill.report.answer import Answer, answers, students_table, verdict_table
 from distill.report.page import Plot, Table
@@ -22,6 +22,12 @@ log = logging.getLogger(__name__)
 SHOWN = 4  # students whose curves, conflicts and maps are drawn
 
 FLOORED = "floored"  # of what a run logged
+
+NOTES = {
+    FLOORED: "floored: dimensions in which held-out values lie beyond all rows to train on; such values count as the mean.",
+    RECALL: f"{RECALL}: of the ten held-out items nearest to an item by the teacher's embedding, the share that the "
+    "student's prediction of this embedding finds in the teacher's index.",
+}
 
 MEASURES = {"r2": "R2 of each teacher", "cosine": "cosine with each teacher", "nats": "nats per dimension of each teacher"}
 
@@ -144,12 +150,19 @@ def training_table(runs: Mapping[str, Results]) -> Table:
     """How well each student's heads predict each teacher at the end of its run."""
     last = {name: validations[-1] for name, results in runs.items() if (validations := _validations(results))}
     columns = {(name, measure): _by_teacher(row, measure) for name, row in last.items() for measure in (*MEASURES, FLOORED)}
+    columns |= {(name, RECALL): _searches(results) for name, results in runs.items()}
     columns = {column: by_teacher for column, by_teacher in columns.items() if by_teacher}
-    head = ["teacher", *(measure if len(last) == 1 else f"{name}\n{measure}" for name, measure in columns)]
+    one = len({name for name, _ in columns}) == 1
+    head = ["teacher", *(measure if one else f"{name}\n{measure}" for name, measure in columns)]
     teachers = dict.fromkeys(teacher for by_teacher in columns.values() for teacher in by_teacher)
     rows = [[teacher, *(by_teacher.get(teacher, "-") for by_teacher in columns.values())] for teacher in teachers]
-    note = "floored: dimensions in which held-out values lie beyond all rows to train on; such values count as the mean."
-    return Table(head, rows, note if any(measure == FLOORED for _, measure in columns) else "")
+    measures = {measure for _, measure in columns}
+    return Table(head, rows, " ".join(note for measure, note in NOTES.items() if measure in measures))
+
+
+def _searches(results: Results) -> dict[str, str]:
+    """Teacher -> how well the student searches its index."""
+    return {teacher: f"{found[RECALL]:.3f}" for teacher, found in results.about.get("search", {}).items()}
 
 
 def training_plots(runs: Mapping[str, Results]) -> list[Plot]:

@@ -5,6 +5,7 @@ from distill.targets.marginal import LOG_2PI, MarginalMixture
 from distill.targets.normalize import (
     GlobalScalar,
     HadamardWhitening,
+    Inverse,
     Linear,
     Normaliser,
     PcaWhitening,
@@ -20,6 +21,7 @@ __all__ = [
     "Float32",
     "GlobalScalar",
     "HadamardWhitening",
+    "Inverse",
     "Linear",
     "MarginalMixture",
     "Normaliser",

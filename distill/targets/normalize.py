@@ -1,7 +1,7 @@
 """Normalisers: from a teacher's raw embedding to the target of a head, by the exact statistics that the cache holds."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,20 @@ from distill.targets.hadamard import orthogonal
 from distill.targets.statistics import TeacherStatistics, sample
 
 ROWS = 32_768  # that a covariance is computed of, at most
+
+
+class Inverse(NamedTuple):
+    """The way back from a target to the teacher's raw embedding: ``embedding[places] = shift + gain * target``.
+
+    Attributes:
+        places: dimensions of the embedding that the target has, (dim,).
+        gain: (dim,); or (dim, dim), for ``target @ gain``.
+        shift: (dim,).
+    """
+
+    places: Tensor
+    gain: Tensor
+    shift: Tensor
 
 
 class Normaliser(Float32, ABC):
@@ -32,6 +46,10 @@ class Normaliser(Float32, ABC):
     def forward(self, embedding: Tensor) -> Tensor:
         """Normalise ``embedding`` (batch, teacher_dim) to (batch, dim) in float32."""
 
+    def inverse(self) -> Inverse | None:
+        """The way back to the embedding, but for limits; None where a subclass does not say."""
+        return None
+
 
 class Raw(Normaliser):
     """No normalisation.
@@ -48,6 +66,9 @@ class Raw(Normaliser):
 
     def forward(self, embedding: Tensor) -> Tensor:
         return embedding.float()
+
+    def inverse(self) -> Inverse:
+        return Inverse(torch.arange(self.dim), torch.ones(self.dim), torch.zeros(self.dim))
 
 
 class Centred(Normaliser):
@@ -105,6 +126,9 @@ class Standardise(Centred):
         standard = self.centred(embedding).mul_(self.scale)
         return standard if self.limit is None else standard.clamp_(-self.limit, self.limit)
 
+    def inverse(self) -> Inverse:
+        return Inverse(self.kept, self.scale.reciprocal(), self.shift)
+
 
 class Linear(Centred):
     """A linear map of the centred embedding, made from the covariance of a teacher's rows.
@@ -150,6 +174,9 @@ class Linear(Centred):
     def forward(self, embedding: Tensor) -> Tensor:
         with torch.autocast(embedding.device.type, enabled=False):
             return self.centred(embedding) @ self.matrix.T
+
+    def inverse(self) -> Inverse:
+        return Inverse(self.kept, torch.linalg.inv(self.matrix.double()).T.float(), self.shift)
 
 
 class GlobalScalar(Linear):

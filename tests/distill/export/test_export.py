@@ -700,8 +700,8 @@ def test_an_export_that_cannot_be_made_says_why(fitted, tmp_path, monkeypatch):
     (run / "config.yaml").write_text(yaml.safe_dump(config | {"model": {**config["model"], "colour": "red"}}))
     with pytest.raises(ConfigError, match="is no configuration of this version"):
         export(tmp_path / "out", best)
-    cosine = {"class_path": "distill.heads.CosineHead"}
-    (run / "config.yaml").write_text(yaml.safe_dump(config | {"model": {"student": GRAPH, "head": cosine}}))
+    pairs = {"class_path": "distill.heads.RelationHead"}
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {"model": {"student": GRAPH, "head": pairs}}))
     _, model = rebuild_run(yaml.safe_load((run / "config.yaml").read_text()), run)
     torch.save({"state_dict": model.state_dict(), "epoch": 0, "global_step": 1}, best)
     with pytest.raises(ConfigError, match="no head of this run can emit"):
@@ -710,6 +710,27 @@ def test_an_export_that_cannot_be_made_says_why(fitted, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="a checkpoint must lie in its run's folder"):
         export(tmp_path / "out", best)
     assert [path.name for path in tmp_path.iterdir()] == ["run"], "nothing is left behind"
+
+
+def test_a_head_of_directions_and_a_normaliser_that_mixes_dimensions_are_exported(fitted, tmp_path, monkeypatch):
+    monkeypatch.chdir(fitted)
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    config = yaml.safe_load((fitted / "runs" / "mini" / "config.yaml").read_text())
+    classes = {"head": "distill.heads.CosineHead", "normaliser": "distill.targets.PhiS"}
+    config["model"] = {"student": GRAPH, **{key: {"class_path": path} for key, path in classes.items()}}
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    _, model = rebuild_run(config, run)
+    torch.save({"state_dict": model.state_dict(), "epoch": 0, "global_step": 1}, run / "checkpoints" / "best.ckpt")
+    export(tmp_path / "out", run / "checkpoints" / "best.ckpt", heads=True)
+    student, smiles = distill.load_student(tmp_path / "out", "cpu"), ["CCO", "c1ccccc1", "CC(=O)Nc1ccc(O)cc1"]
+    assert student.teachers == ["maccs"]
+    head, normaliser = model.bank.head("maccs"), model.bank.normaliser("maccs")
+    with torch.inference_mode():
+        target, wanted = normaliser(student.teacher_space(smiles, "maccs")), head.predict(student.embed(smiles))
+    torch.testing.assert_close(torch.cosine_similarity(target, wanted), torch.ones(3), atol=1e-4, rtol=0)
+    length = target.square().mean().item()  # of each dimension, whose variance is 1 on average
+    assert length == pytest.approx(1, abs=0.01)
 
 
 def test_the_text_program_is_the_student_s_own_arithmetic(made):
