@@ -151,20 +151,33 @@ def _cells(*values: object) -> list[str]:
 
 
 def _licence(model: str, revision: str | None) -> str:
-    """The licence in the model's own card, where there is a copy of it on this machine."""
+    """The licence in the model's own card, or in the file of its weights, where there is a copy of it on this machine."""
     from huggingface_hub import metadata_load, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
+    from safetensors import SafetensorError
 
     try:
         place = Path(locate(model))
+        if place.suffix == ".safetensors" and place.is_file() and (stated := _stated(place)):
+            return stated
         if place.exists():
             path: Any = (place if place.is_dir() else place.parent) / "README.md"
         else:
             path = try_to_load_from_cache(model, "README.md", revision=revision)
         front = metadata_load(path) if isinstance(path, str | Path) and Path(path).is_file() else None
-    except (TeacherError, HFValidationError, ValueError, yaml.YAMLError):
+    except (TeacherError, HFValidationError, SafetensorError, ValueError, yaml.YAMLError):
         return UNKNOWN
     return str((front or {}).get("license") or UNKNOWN)
+
+
+def _stated(weights: Path) -> str:
+    """The licence, and what the weights come from, in the metadata of their file; empty where it says none."""
+    from safetensors import safe_open
+
+    with safe_open(weights, "numpy") as file:
+        facts = file.metadata() or {}
+    licence, source = facts.get("licence") or facts.get("license") or "", facts.get("source")
+    return f"{licence} ({source})" if licence and source else licence
 
 
 def _held_out(rows: list[dict[str, str]], step: int, teachers: Iterable[str]) -> HeldOut | None:

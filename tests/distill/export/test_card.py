@@ -4,7 +4,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 from markdown_it import MarkdownIt
+from safetensors.numpy import save_file
 
 from distill.export import card
 from distill.records import Cost, Record, Results
@@ -50,6 +52,25 @@ def test_a_card_names_a_file_of_the_corpus_without_the_folders_above_it(tmp_path
     text = written(tmp_path, "mine", "/home/somebody/molecules.csv")
     assert "| molecules.csv |" in text
     assert "somebody" not in text
+
+
+@pytest.mark.parametrize(
+    ("facts", "licence"),
+    [
+        ({"licence": "MIT", "source": "pretrain-gnns"}, "MIT (pretrain-gnns)"),
+        ({"license": "apache-2.0"}, "apache-2.0"),
+        ({"source": "pretrain-gnns"}, card.UNKNOWN),
+        (None, card.UNKNOWN),
+    ],
+)
+def test_the_licence_of_a_teacher_is_the_one_that_its_weights_state(tmp_path: Path, facts, licence):
+    save_file({"x": np.zeros(1)}, tmp_path / "weights.safetensors", facts)
+    assert card._licence(str(tmp_path / "weights.safetensors"), None) == licence
+
+
+def test_damaged_weights_have_no_licence(tmp_path: Path):
+    (tmp_path / "weights.safetensors").write_bytes(b"nothing")
+    assert card._licence(str(tmp_path / "weights.safetensors"), None) == card.UNKNOWN
 
 
 def test_the_card_begins_with_the_verdict_of_the_report(tmp_path: Path):
