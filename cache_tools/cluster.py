@@ -6,7 +6,9 @@ so that a task may run twice: a process that its dead node left behind does no h
 
 import logging
 import os
+import pickle
 import socket
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -68,9 +70,12 @@ class Cluster:
 
     def __enter__(self) -> Self:
         own = {"num_cpus": cores(), "include_dashboard": False} if self.address == "local" else {}
+        host, colon, port = self.address.rpartition(":")
         try:
+            if colon and "/" not in host:  # Ray itself would knock for minutes
+                socket.create_connection((host, int(port)), timeout=10).close()
             self._ray.init(self.address, log_to_driver=False, logging_level=logging.ERROR, **own)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 f"no Ray cluster at {self.address} ({error}): start one with `ray start --head`, or take --ray local"
             ) from None
@@ -109,12 +114,13 @@ class Cluster:
         # Ray would end a process with a GPU after each task, and the teacher that it loaded with it: max_calls=0
         task = self._ray.remote(max_retries=0, max_calls=0, scheduling_strategy="SPREAD", **needs)(_run)
         waiting, again = iter(arguments), deque[Argument]()
-        running: dict[Any, Argument] = {}
-        ended = Counter[str]()
+        running: dict[Any, tuple[Argument, int]] = {}  # and how many nodes were lost when it began
+        ended, begun = Counter[str](), dict[str, int]()
         last = time.monotonic()
         while True:
             for argument in [*again, *islice(waiting, max(0, PENDING - len(running) - len(again)))]:
-                running[task.remote(function, argument, self.resources.cpus, os.getcwd())] = argument
+                call = self._ray.cloudpickle.dumps((function, argument))
+                running[task.remote(call, self.resources.cpus, os.getcwd(), sys.path)] = argument, self._lost
             again.clear()
             if not running:
                 return
@@ -124,23 +130,26 @@ class Cluster:
                 last = time.monotonic()
                 self._explain()
             for reference in done:
-                argument, last = running.pop(reference), time.monotonic()
+                (argument, lost), last = running.pop(reference), time.monotonic()
                 try:
                     result = self._ray.get(reference)
-                except self._ray.exceptions.RayTaskError:
-                    raise  # an error of the program itself
+                except self._ray.exceptions.RayTaskError as error:  # of the program itself
+                    error.add_note(f"in {name(argument)}")
+                    raise
                 except self._ray.exceptions.RayError as error:
                     ended[name(argument)] += 1
-                    self._require_another_try(name(argument), ended[name(argument)], error)
+                    lost = self._lost - begun.setdefault(name(argument), lost)
+                    self._require_another_try(name(argument), ended[name(argument)], lost, error)
                     again.append(argument)
                     continue
                 if isinstance(result, QuorumError):
                     raise type(result)(f"{name(argument)}: {result}")
                 yield result
 
-    def _require_another_try(self, name: str, ended: int, error: Exception) -> None:
-        """Give up a task that ended its process three times more often than nodes were lost."""
-        if ended - self._lost >= TRIES:
+    @staticmethod
+    def _require_another_try(name: str, ended: int, lost: int, error: Exception) -> None:
+        """Give up a task that ended its process three times more often than nodes were lost since it began."""
+        if ended - lost >= TRIES:
             raise QuorumError(
                 f"{name}: its process ended {ended} times, the last time with: {str(error).splitlines()[0]}. If memory is "
                 "short, give a task more cores (--ray_resources.cpus), so that fewer run on a node; else one of its items "
@@ -172,15 +181,26 @@ class Cluster:
         )
 
 
-def _run(function: Callable[[Argument], Result], argument: Argument, cpus: int, folder: str) -> Result | QuorumError:
-    """In a task's process: an error of ours is a value, since Ray would put a traceback into its text."""
+def _run(call: bytes, cpus: int, folder: str, paths: list[str]) -> Any:
+    """In a task's process: an error of ours is a value, since Ray would put a traceback into its text.
+
+    Args:
+        call: the function and its argument, pickled, since their modules may lie in ``paths``.
+        cpus: threads.
+        folder: to work in.
+        paths: where the driver finds modules.
+    """
     import torch
 
     torch.set_num_threads(cpus)
     os.environ[PARENT] = str(os.getpid())  # commands that it starts end with it
+    sys.path += [path for path in paths if path not in sys.path]
     try:
         os.chdir(folder)
+        function, argument = pickle.loads(call)
         return function(argument)
+    except ModuleNotFoundError as error:
+        return ConfigError(f"{socket.gethostname()}: {error}: all nodes need the packages of the command's machine")
     except FileNotFoundError:
         if os.path.isdir(folder):
             raise

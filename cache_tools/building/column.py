@@ -1,6 +1,8 @@
 """Make one column: run a producer over a corpus, shard by shard. Resumable; safe with concurrent writers."""
 
 import logging
+import os
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +29,8 @@ from cache_tools.moved import current_names
 from cache_tools.producer import Producer, as_json, class_path, library_versions, require_same
 
 log = logging.getLogger(__name__)
+
+LOOK = 10.0  # seconds between two looks at what other writers made: of 100,000 shards one look takes seconds
 
 Facts = dict[str, Any]  # of a finished shard: its entry in the column's manifest
 
@@ -93,6 +97,7 @@ class Build:
         self.place, self.expected, self.made_by = place, expected, made_by
         self.header: dict[str, Any] = {}
         self._prepared = False
+        self._read_from: Column | None = None
         self.before = self.after = 0  # rows of earlier and of later columns that are made together with it
         self.path = folder / producer.kind / name
         self.claims = Claims(self.path)
@@ -122,6 +127,7 @@ class Build:
         done = self._done()
         missing = [number for number in range(self.corpus.shard_count) if number not in done]
         if missing:
+            files.sweep(self.path)
             self.make(missing)
             done = self._done()
         if len(done) < self.corpus.shard_count:
@@ -195,11 +201,11 @@ class Build:
 
     def make(self, missing: list[int]) -> None:
         """Claim and make shard after shard; each writer starts with its own share of them."""
-        files.sweep(self.path)
         files.require_space(self.path, int(self._rows(missing) * (self.producer.row_bytes(self.settings.dtype) + 1)))
         rank, world = self.place.rank, self.place.world
         turns = sorted(missing, key=lambda number: ((number - rank) % world, number))
         done = rows = masked = size = 0
+        looked = time.monotonic()
         mine = set[int]()
         started = deque[_Shard]()
         with ExitStack() as stack:
@@ -222,7 +228,10 @@ class Build:
                 if writing is not None:
                     writing.result()
                 writing = writer.submit(self._write, shard, claims)
-                done = self._rows([other for other in missing if other in mine or self._shard(other).exists()])
+                done += len(shard.ids)
+                if time.monotonic() - looked > LOOK:
+                    looked, present = time.monotonic(), set(os.listdir(self.path))
+                    done = self._rows([each for each in missing if each in mine or shards.file_name(each) in present])
             if writing is not None:
                 writing.result()
         self._say_made(rows, masked, meter)
@@ -257,15 +266,15 @@ class Build:
 
     def _source(self) -> Column | None:
         """The column of this corpus that holds what the producer would first make of each item, when it is finished."""
-        if (featuriser := self.producer.reads()) is None:
-            return None
+        if self._read_from or (featuriser := self.producer.reads()) is None:
+            return self._read_from
         wanted = current_names(as_json(featuriser.fingerprint())), self.corpus.fingerprint
         for path in (self.folder / featuriser.kind).glob(f"*/{store.MANIFEST}"):
             manifest = store.read_manifest(path)
             found = current_names(manifest["producer"]["fingerprint"]), manifest["corpus_fingerprint"]
             if manifest["finished"] and found == wanted:
-                return Column(path.parent)
-        return None
+                self._read_from = Column(path.parent)
+        return self._read_from
 
     def _rows(self, numbers: list[int]) -> int:
         return sum(self.corpus.shard_span(number)[1] for number in numbers)

@@ -1,5 +1,8 @@
 """Make one column by the tasks of a Ray cluster: a shard per task, in processes that keep their producer loaded."""
 
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +11,9 @@ from cache_tools.building.claims import Claims
 from cache_tools.building.column import Build, Settings
 from cache_tools.building.launch import Place
 from cache_tools.cluster import Cluster
-from cache_tools.format import store
+from cache_tools.errors import ConfigError
+from cache_tools.format import files, store
+from cache_tools.format.shard import file_name
 from cache_tools.format.store import CorpusManifest
 from cache_tools.producer import Producer
 
@@ -32,18 +37,29 @@ class RemoteBuild(Build):
 
     def prepare(self) -> None:
         """Let one task load the producer and open the column: its errors are said before any shard is made."""
-        self.cluster.call(_make, _Task(self._column), self._name)
+        with self._mark() as mark:
+            self.cluster.call(_make, _Task(self._column, mark), self._name)
 
     def make(self, missing: list[int]) -> None:
         """Make a shard per task."""
         rows = masked = size = 0
-        with self._meter(missing) as meter:
-            for number in self.cluster.each(_make, (_Task(self._column, number) for number in missing), self._name):
-                facts = store.read_note(self._shard(number).with_suffix(".json")) or {}
+        with self._meter(missing) as meter, self._mark() as mark:
+            tasks = (_Task(self._column, mark, number) for number in missing)
+            for facts in self.cluster.each(_make, tasks, self._name):
                 rows, masked = rows + facts["rows"], masked + facts["rows"] - facts["valid"]
-                size += self._shard(number).stat().st_size
+                size += facts["bytes"]
                 meter.at(rows, size)
         self._say_made(rows, masked, meter)
+
+    @contextmanager
+    def _mark(self) -> Iterator[Path]:
+        """A file that a node sees only where it shares the cache's folder with this machine."""
+        mark = files.temporary_name(self.folder.absolute() / "shared")
+        mark.touch()
+        try:
+            yield mark
+        finally:
+            mark.unlink(missing_ok=True)
 
     def _name(self, task: "_Task") -> str:
         return self.label if task.number < 0 else f"{self.label}, shard {task.number}"
@@ -53,6 +69,7 @@ class _Task(NamedTuple):
     """A shard to make, of the column that these arguments of a build name; without a number, only open the column."""
 
     column: tuple[Any, ...]
+    mark: Path
     number: int = -1
 
 
@@ -69,14 +86,22 @@ class _NoClaims(Claims):
 _current: Build | None = None  # the column of this process, whose producer is loaded
 
 
-def _make(task: _Task) -> int:
+def _make(task: _Task) -> dict[str, Any]:
+    """The facts of the shard that was made."""
     global _current  # noqa: PLW0603 - Ray gives one process task after task
+    if not task.mark.exists():
+        raise ConfigError(
+            f"{socket.gethostname()} has another {task.mark.parent} than the machine of the command, or none: the nodes "
+            "must share the folder of the cache"
+        )
     build = Build(*task.column)
     if _current is None or _current.path != build.path:
         _current = None  # before the next producer needs its memory
         build.claims = _NoClaims(build.path)
         build.prepare()
         _current = build
-    if task.number >= 0:
-        _current.make([task.number])
-    return task.number
+    if task.number < 0:
+        return {}
+    _current.make([task.number])
+    note = (_current.path / file_name(task.number)).with_suffix(".json")
+    return store.read_note(note) or {"rows": 0, "valid": 0, "bytes": 0}  # another command finished the column just now
