@@ -173,7 +173,7 @@ class CommandParser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End the program with the message in words that a user typed, and what was probably meant."""
         message = re.sub(r"^  - Expected a path but .*\n", "", message, flags=re.MULTILINE)
-        message = re.sub(r"Namespace\(class_path='([^']+)', init_args=Namespace\((.*)\)\)", r"\1(\2)", message)
+        message = re.sub(r"Namespace\(class_path='([^']+)'(?:, init_args=Namespace\((.*)\))?\)", r"\1(\2)", message)
         message = re.sub(r"unrecognized arguments: --([\w.+-]+).*", r"no key '\1'", message, flags=re.DOTALL)
         parser = getattr(ex, "subcommand_parser", None) or self
         super().error(message + _meant(message, parser), ex)
@@ -185,7 +185,7 @@ def _meant(message: str, parser: ArgumentParser) -> str:
         return hint
     if key := re.search(r"(?:no key|not accept option) '([\w.]+)\+?'", message):
         return suggestion(key[1], {option.strip("-+") for option in parser._option_string_actions})
-    found = re.search(r"class_path[ =]'([\w.]+)'|dot import path string: ([\w.]+)|Got value: ([\w.]+)\(", message)
+    found = re.search(r"class_path '([\w.]+)'|dot import path string: ([\w.]+)|Got value: ([\w.]+)\(", message)
     class_path = found[found.lastindex or 0] if found else ""
     if class_path and (option := re.search(r"Option '(\w+)' is not accepted", message)):
         key = re.search(r'Parser key "([\w.]+)":', message)

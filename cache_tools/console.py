@@ -18,6 +18,9 @@ OF_NO_USE = (  # what Lightning logs: an advertisement, a device that is not the
     "TPU available: False",
     "Loading `train_dataloader` to estimate",
     "`Trainer.fit` stopped:",
+    "Restoring states from the checkpoint",
+    "Loaded model weights from the checkpoint",
+    "Detected KeyboardInterrupt, attempting graceful",
 )
 
 MESSAGES = Console(stderr=True)  # one for log records and bars: a bar makes room for a record only on its own console
@@ -66,6 +69,7 @@ def start_logging() -> None:
     warnings.filterwarnings("ignore", message=".*torch.jit.*")  # torch_geometric at import
     warnings.filterwarnings("ignore", message=".*number of training batches .* is smaller than")  # ours says it in words
     warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint.*")  # `test` needs none
+    warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm in a notebook without ipywidgets
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists")  # TensorBoard's logs are kept
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")  # lightning with a newer torch

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -94,6 +95,8 @@ def loading(model: str, folder: str, fetch: str = "", kept: str = "huggingface",
         TeacherError: when the model is not there, ``file`` does not fit it, or it needs Python code of its own that nobody
             allowed.
     """
+    if transformers := sys.modules.get("transformers"):
+        transformers.utils.logging.disable_progress_bar()  # of weights that are read within a second; downloads keep theirs
     try:
         yield
     except UNREADABLE as error:

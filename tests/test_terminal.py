@@ -9,7 +9,8 @@ import pytest
 
 import cache_tools.cli
 import distill.cli
-from cache_tools import MESSAGES
+import distill.heads
+from cache_tools import MESSAGES, CommandParser
 from cache_tools.arguments import fitted
 from cache_tools.building.progress import Meter
 from cache_tools.console import start_logging
@@ -48,3 +49,12 @@ def test_a_command_ends_with_the_next_one_and_keeps_its_signature(caplog):
     assert inspect.signature(command) == inspect.signature(export)
     command(out="student")
     assert caplog.messages == ["next: distill embed --student student --input FILE --out embeddings.parquet"]
+
+
+@pytest.mark.parametrize("options", ["", ", init_args=Namespace(layers=2)"])
+def test_a_head_that_is_not_there_is_answered_with_one_that_is_spelt_nearly_so(options, capsys):
+    """The words are jsonargparse's."""
+    found = f"has no attribute. Got value: Namespace(class_path='distill.heads.CosinHead'{options})"
+    with pytest.raises(SystemExit):
+        CommandParser("distill fit").error(f'Parser key "model.head":\n  the module {found}')
+    assert "did you mean distill.heads.regression.CosineHead" in capsys.readouterr().err

@@ -30,9 +30,9 @@ from cache_tools import (
 from distill.api.recipes import chosen_group, instantiated, recipe_of, words_of
 from distill.cli.fit import run_command
 from distill.evaluation.tasks.base import Task
-from distill.export.folder import read_config
+from distill.export.folder import Dtype, read_config
 from distill.export.student import ExportedStudent
-from distill.export.write import export_of
+from distill.export.write import export, export_of
 from distill.records import Record, Results
 from distill.report.sections import summarise
 from distill.run_folder import RunFolder
@@ -61,6 +61,33 @@ class FittedStudent(ExportedStudent):
         if export.is_dir() and read_config(export).get("checkpoint", {}).get("sha256") != sha256(self.run.best):
             shutil.rmtree(export)  # of a checkpoint before the run went on
         super().__init__(export_of(self.run.best), device)
+
+    def export(
+        self,
+        out: str | Path,
+        *,
+        heads: bool = False,
+        program: bool = False,
+        sentence_transformers: bool = False,
+        onnx: bool = False,
+        dtype: Dtype = "float32",
+        licence: str | None = None,
+    ) -> None:
+        """Write the student to a folder that needs nothing else, in further formats: ``distill export``.
+
+        Args:
+            out: the folder; must be new or empty.
+            heads: also the teachers' heads.
+            program: also model.pt2, by torch.export.
+            sentence_transformers: SentenceTransformer can load the folder, too.
+            onnx: also model.onnx and model-int8.onnx.
+            dtype: of the weights in the file.
+            licence: for its card.
+
+        Raises:
+            ConfigError: when ``out`` is taken, or the student has no such form.
+        """
+        export(Path(out), self.run.best, heads, program, sentence_transformers, onnx, dtype, licence)
 
     @property
     def records(self) -> list[Record]:

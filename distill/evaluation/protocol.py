@@ -13,7 +13,7 @@ import torch
 from rich.progress import track
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from cache_tools import MESSAGES, ConfigError, Settings
+from cache_tools import MESSAGES, ConfigError, Settings, shows_bars
 from distill.data.columns import CorpusColumns
 from distill.evaluation.baselines import calibrated, check_exports, on_a_plane
 from distill.evaluation.parts import Parts, offers, parts_of
@@ -203,7 +203,7 @@ class Evaluation:
             one = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
             with threadpool_limits(1), one as pool:  # NumPy's threads, and torch's
                 groups = pool.map(lambda item: list(self._probe(*item)), work)
-                shown = track(groups, "probing", len(work), console=MESSAGES, disable=quiet)
+                shown = track(groups, "probing", len(work), console=MESSAGES, disable=quiet or not shows_bars(MESSAGES))
                 records = [record for group in shown for record in group]
         finally:
             torch.set_num_threads(threads)

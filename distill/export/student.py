@@ -11,6 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor, nn
 
 from cache_tools import (
+    Backbone,
     CacheError,
     ConfigError,
     CorpusError,
@@ -63,6 +64,21 @@ class ExportedStudent:
         self.network = Network(str(folder), student, choose_device(device or "auto"), "auto" if mixed else "float32")
         self.rows = ON_CPU if self.network.device.type == "cpu" else ON_GPU
         self.spaces = spaces.eval().requires_grad_(False).to(self.network.device)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The network of timm, torchvision or transformers in a student of images, to go on with it in that library.
+
+        It has no linear map to ``dim``, and reads standardised images: ``student.network.module.backbone`` knows mean, std
+        and size.
+
+        Raises:
+            ConfigError: when the student is built of none.
+        """
+        if not isinstance(backbone := getattr(self.network.module, "backbone", None), Backbone):
+            raise ConfigError(f"{self!r} is no network of timm, torchvision or transformers: only an ImageStudent is one")
+        network: nn.Module = backbone.network
+        return network
 
     def __repr__(self) -> str:
         network, reads = type(self.network.module), " and ".join(f"{modality}s" for modality in self.modalities)

@@ -71,6 +71,15 @@ def test_the_student_embeds_as_the_command_line_exports_it(student, place):
     assert other.embed(["CCO", "CCN"]).equal(student.embed(["CCO", "CCN"]))
 
 
+def test_a_student_is_exported_from_python_as_by_the_command(student, tmp_path):
+    student.export(tmp_path / "out", licence="apache-2.0")
+    again = distill.load_student(tmp_path / "out", "cpu")
+    assert again.embed(["CCO"]).equal(student.embed(["CCO"]))
+    assert "apache-2.0" in (tmp_path / "out" / "README.md").read_text()
+    with pytest.raises(ConfigError, match="only an ImageStudent is one"):
+        _ = again.backbone
+
+
 def test_a_command_and_a_call_go_on_with_one_another_s_runs(student, place, monkeypatch):
     run = place / "begun-by-a-command"
     config = ["--config", str(student.run.config)]
