@@ -1,5 +1,6 @@
 """A corpus in an object store, asked through fsspec."""
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,6 +10,14 @@ from cache_tools.errors import CacheError
 from cache_tools.format.files import DISK
 
 WAITS = (1, 5, 20)  # seconds before a store is asked again, beside the tries of its own library
+FAILURES = (  # what the stores' libraries raise that is no OSError: module, class
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+    ("aiohttp", "ClientError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+    ("gcsfs.retry", "HttpError"),
+    ("azure.core.exceptions", "AzureError"),
+)
 
 Answer = TypeVar("Answer")
 
@@ -69,7 +78,7 @@ class Remote:
                 raise
             except (ImportError, ValueError) as error:
                 raise CacheError(f"{self.url}: {error}; for S3: pip install 'quorum-distill[s3]'") from None
-            except Exception as error:  # each store's library has classes of its own
+            except _failures() as error:
                 reason = " ".join(str(error).split())[:200]
                 if isinstance(error, OSError) and error.errno in DISK:
                     raise
@@ -80,3 +89,9 @@ class Remote:
             f"{self.url}/{name}: the store refuses or does not answer ({reason}): check the address and the environment's "
             "credentials (for S3 AWS_PROFILE, for instance), then run the same command again"
         )
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """OSError, and the classes of those libraries that are loaded."""
+    loaded = (getattr(sys.modules[module], name) for module, name in FAILURES if module in sys.modules)
+    return OSError, *loaded
