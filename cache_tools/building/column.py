@@ -256,7 +256,7 @@ class Build:
             if self._adopt(number):
                 claims.release(number)
                 continue
-            ids, items = store.read_items(self.folder, number)
+            ids, items = store.read_items(self.folder, number, self.corpus)
             given = [identity.encode() for identity in ids] if self.producer.by_id else items
             started.append(_Shard(number, ids))
             first = self.corpus.shard_span(number)[0]

@@ -32,7 +32,7 @@ class RemoteBuild(Build):
         super().__init__(folder, corpus, name, producer, settings)
         self.cluster = cluster
         settings = replace(settings, workers=cluster.resources.cpus)
-        # a task needs no list of all shards; the meter of rank 1 is not shown
+        # a process reads the list of all shards itself, once; the meter of rank 1 is not shown
         self._column = (folder.absolute(), replace(corpus, shards=[]), name, producer, settings, Place(1, 2))
 
     def prepare(self) -> None:
@@ -97,7 +97,7 @@ def _make(task: _Task) -> dict[str, Any]:
     build = Build(*task.column)
     if _current is None or _current.path != build.path:
         _current = None  # before the next producer needs its memory
-        build.claims = _NoClaims(build.path)
+        build.corpus, build.claims = store.read_corpus(build.folder), _NoClaims(build.path)
         build.prepare()
         _current = build
     if task.number < 0:

@@ -46,7 +46,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     text = read_file(path)
     if text is None:
-        raise CacheError(f"nothing at {path}: build it first, for instance `make cache TEACHERS=mol`")
+        raise CacheError(f"nothing at {path}: build it first, for instance `distill-cache build --config mol`")
     try:
         content: dict[str, Any] = json.loads(text.decode())
     except (ValueError, RecursionError) as error:
@@ -253,9 +253,9 @@ def read_corpus(folder: Path) -> CorpusManifest:
     return CorpusManifest(**content)
 
 
-def read_items(folder: Path, number: int) -> tuple[list[str], list[bytes]]:
-    """Ids and raw items of shard ``number`` of the corpus at ``folder``."""
-    arrays = _map_items(folder, read_corpus(folder), number)
+def read_items(folder: Path, number: int, manifest: CorpusManifest | None = None) -> tuple[list[str], list[bytes]]:
+    """Ids and raw items of shard ``number`` of the corpus at ``folder``, whose manifest is read when not given."""
+    arrays = _map_items(folder, manifest or read_corpus(folder), number)
     try:
         return [identity.decode() for identity in cut(arrays, "ids")], list(cut(arrays, "items"))
     except UnicodeDecodeError as error:

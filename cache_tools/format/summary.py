@@ -50,7 +50,7 @@ def skipped_rows(column: Path, corpus: CorpusManifest, shards: Sequence[Facts]) 
 
 def _of_shard(column: Path, corpus: CorpusManifest, number: int) -> Iterator[tuple[int, str, str]]:
     arrays, _ = map_shard(column / file_name(number))
-    ids, _ = read_items(column.parent.parent, number)
+    ids, _ = read_items(column.parent.parent, number, corpus)
     first, _ = corpus.shard_span(number)
     rows = np.flatnonzero(arrays["valid"] == 0).tolist()
     for row, reason in zip(rows, cut(arrays, "reasons"), strict=True):

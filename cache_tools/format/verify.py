@@ -97,7 +97,7 @@ def _feed_items(folder: Path, manifest: store.CorpusManifest, number: int, diges
     path, shard = folder / "items" / file_name(number), manifest.shards[number]
     store.checked_header(path, shard["bytes"], number, {"corpus_fingerprint": manifest.fingerprint})
     store.check_hash(path, shard)
-    for row in zip(*store.read_items(folder, number), strict=True):
+    for row in zip(*store.read_items(folder, number, manifest), strict=True):
         store.feed(digest, *row)
 
 
