@@ -22,7 +22,7 @@ $(PYTHON) -m venv $(1)
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo cache fit probe lint type test docs test-oldest wheel release bench bench-peers clean
+.PHONY: help install demo cache fit probe lint type test docs notebooks test-oldest wheel release bench bench-peers clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 24
@@ -60,6 +60,12 @@ type: install ## check types
 
 docs: install ## write the documentation as a site to build/site; a link that leads nowhere is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebooks: install ## run the tutorials again and keep their outputs: docs/tutorials/NAME.py becomes NAME.ipynb
+	$(BIN)/pip install --disable-pip-version-check --quiet -e '.[notebooks]' -c constraints.txt
+	$(BIN)/python -m ipykernel install --sys-prefix --name python3
+	rm -rf build/tutorials && mkdir -p build/tutorials
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupytext --to ipynb --execute --run-path "$(CURDIR)/build/tutorials" docs/tutorials/*.py
 
 test: install ## run all tests, and check style, imports and types
 	$(BIN)/ruff check .
