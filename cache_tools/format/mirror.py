@@ -5,6 +5,7 @@ import json
 import math
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -16,7 +17,6 @@ from typing import Any
 from cache_tools.errors import CacheError
 from cache_tools.format.files import (
     file_size,
-    publish,
     read_file,
     removed_afterwards,
     require_space,
@@ -51,12 +51,14 @@ class Mirror:
 
     Attributes:
         kept: shards that are never removed.
+        asked: when each shard was asked for ahead: its file's time, whenever it was fetched.
     """
 
     folder: Path
     remote: Remote
     limit: int | None
     kept: set[Path] = field(default_factory=set)
+    asked: dict[Path, float] = field(default_factory=dict)
 
     @contextmanager
     def held(self, path: Path, facts: Facts) -> Iterator[None]:
@@ -70,16 +72,19 @@ class Mirror:
                 room = temporary_name(path.with_suffix(ROOM))
                 with removed_afterwards(room):
                     self._make_room(room, facts["bytes"])
-                    self._fetch(path, facts)
+                    self._fetch(path, facts, room)
             yield
 
     def ahead(self, path: Path, facts: Facts, keep: bool) -> None:
         """Let a thread fetch a shard; those that were asked for longest ago and need not be kept are removed first."""
         if keep:
             self.kept.add(path)
+        self.asked[path] = time.time()
+        with suppress(FileNotFoundError):
+            os.utime(path, (self.asked[path],) * 2)
         _queue(os.getpid()).put((self, path, facts))
 
-    def _fetch(self, path: Path, facts: Facts) -> None:
+    def _fetch(self, path: Path, facts: Facts, room: Path) -> None:
         name, temporary = path.relative_to(self.folder).as_posix(), temporary_name(path)
         with removed_afterwards(temporary):
             require_space(self.folder, facts["bytes"])
@@ -94,7 +99,10 @@ class Mirror:
                 )
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
-            publish(temporary, path, keep=False)
+            os.utime(temporary, (self.asked.get(path, time.time()),) * 2)
+            with locked(self.folder.parent / ".lock"):  # its space never counts twice
+                room.unlink()
+                temporary.replace(path)
 
     def _make_room(self, room: Path, size: int) -> None:
         """Remove the shards that were asked for longest ago until ``size`` more bytes fit, and let ``room`` hold them."""
@@ -149,5 +157,5 @@ def _queue(process: int) -> "SimpleQueue[tuple[Mirror, Path, Facts]]":
 def _fetch_all(waiting: "SimpleQueue[tuple[Mirror, Path, Facts]]") -> None:
     while True:
         mirror, path, facts = waiting.get()
-        with suppress(CacheError, OSError), mirror.held(path, facts):  # whoever reads the shard meets the error again
-            os.utime(path)
+        with suppress(CacheError, OSError), mirror.held(path, facts):
+            pass  # whoever reads the shard meets an error again
