@@ -25,7 +25,9 @@ def print_scores(answers: Sequence[object], by_split: Mapping[str, Scores], writ
     for answer in answers:
         console.print(f"\n{answer}", markup=False, highlight=False)
     for scores in by_split.values():
-        console.print("", table(scores, f"{title}{scores.title}"), sep="\n")
+        shown = table(scores, "")
+        caption, shown.caption = str(shown.caption), None  # beside a narrow table they would be cut into short lines
+        console.print(f"\n[italic]{escape(title + scores.title)}[/italic]", shown, caption, sep="\n", highlight=False)
     console.print(f"written: {written}", markup=False)
 
 
