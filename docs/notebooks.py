@@ -34,8 +34,9 @@ def output_as_markdown(output: dict[str, Any]) -> str:
     data = output.get("data", {})
     if "image/png" in data:
         return f'<img alt="output" src="data:image/png;base64,{"".join(data["image/png"]).strip()}">'
-    if "<table" in (table := "".join(data.get("text/html", ""))):
-        return f'<div class="output">{"".join(line.strip() for line in table.splitlines() if "<style" not in line)}</div>'
+    if table := re.search(r"<table.*</table>", "".join(data.get("text/html", "")), re.DOTALL):
+        lines = re.sub(r"<(table|tr)[^>]*>", r"<\1>", table[0]).splitlines()  # the site's style, not that of pandas
+        return "".join(line.strip() for line in lines)
     text = "".join(data.get("text/plain", output.get("text", "") if output.get("name") == "stdout" else ""))
     text = re.sub(r"\x1b\[[\d;]*m", "", text)  # colours of a terminal
     return f"```text\n{text.strip()}\n```" if text.strip() else ""

@@ -4,7 +4,7 @@
 # A small network learns from three teachers on a folder of images without labels: EfficientNet-Lite0, gradients and
 # colours. Then it goes on as a network of timm.
 #
-# This page ran as it stands, offline, on one core of a laptop-like machine; the last cell says how long it took. First:
+# This page ran as it stands, offline, on one core; the last cell says how long it took. First:
 # `pip install 'quorum-distill[offline]' pandas`
 
 # %%

@@ -5,7 +5,7 @@
 # **student**, learns from three **teachers** that need no download: RDKit's descriptors, Morgan counts and MACCS keys.
 # Then its embedding is a step of a scikit-learn pipeline.
 #
-# This page ran as it stands, offline, on one core of a laptop-like machine; the last cell says how long it took. First:
+# This page ran as it stands, offline, on one core; the last cell says how long it took. First:
 # `pip install 'quorum-distill[mol]' pandas`
 
 # %%

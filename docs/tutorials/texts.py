@@ -5,7 +5,7 @@
 # per token, learns from all-MiniLM-L6-v2. It is about a hundred times faster. Then we search with it, and write it as
 # ONNX.
 #
-# This page ran as it stands, offline, on one core of a laptop-like machine; the last cell says how long it took. First:
+# This page ran as it stands, offline, on one core; the last cell says how long it took. First:
 # `pip install 'quorum-distill[offline]' pandas`
 
 # %%
