@@ -71,7 +71,7 @@ test: install ## run all tests, and check style, imports and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-oldest: ## run the tests with the oldest versions that pyproject.toml allows, in an environment of their own
 	$(call environment,.venv-oldest,--resolution lowest-direct -e '.[mol$(COMMA)text$(COMMA)vision$(COMMA)onnx$(COMMA)parquet$(COMMA)hub]')
