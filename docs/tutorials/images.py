@@ -77,8 +77,8 @@ for axis, row in zip(axes.flat, nearest.flat, strict=True):
     axis.set_axis_off()
 
 # %% [markdown]
-# Which picture does a square come from? Squares of one picture overlap, so this is an easy question: it only shows that
-# training changed something.
+# Which picture does a square come from? Squares of one picture overlap, so this is an easy question, and
+# no measure of a good backbone.
 
 # %%
 labels = [path.parent.name for path in paths]
