@@ -524,7 +524,7 @@ def test_teacher_head_student_and_task_come_from_a_file_outside_by_class_path(pl
 BAD_FITS = {
     "a wrong key": (["--model.stduent_lr", "1"], "no key 'model.stduent_lr'; did you mean model.student_lr"),
     "a wrong file": (["--config", "none.yaml"], "no file none.yaml, which --config names"),
-    "a wrong cache": (["--data.corpus", "cache/none"], "build it first, for instance `make cache TEACHERS=mol`"),
+    "a wrong cache": (["--data.corpus", "cache/none"], "build it first, for instance `distill-cache build --config mol`"),
     "a missing column": (["--data.teachers", "[gin]"], "no teacher column gin; it has: letters, maccs"),
     "a wrong class": (["--model.student", "distill.students.molecule.GraphStudnt"], "has no attribute 'GraphStudnt'"),
     "a GPU that is not there": (
