@@ -192,11 +192,12 @@ def merged(runs: Mapping[str, Sequence[Results]]) -> tuple[list[Record], list[st
     kept: dict[tuple[str, str, str, int], Record] = {}
     tested: dict[tuple[str, str, int], int] = {}
     warnings: list[str] = []
+    unequal: dict[str, dict[str, None]] = {}  # what differs -> the runs, in order
     for name, results, record in measured:
         rows = tested.setdefault((record.task, record.split, record.seed), record.test_rows)
         if rows != record.test_rows:
-            where = f"{record.task}, {record.split} split, seed {record.seed}"
-            warnings.append(f"{where}: {results.run.path} tested on {record.test_rows} rows, another run on {rows}")
+            words = f"{record.task}, {record.split} split: tested on {record.test_rows} rows, another run on {rows}"
+            unequal.setdefault(words, {})[str(results.run.path)] = None
         if record.kind == "student":
             system = name
         else:  # each of several students has its own beginnings
@@ -205,7 +206,7 @@ def merged(runs: Mapping[str, Sequence[Results]]) -> tuple[list[Record], list[st
         if abs(first.score - record.score) > 1e-3:
             scores = f"has {first.score:.4f} in one run and {record.score:.4f} in {results.run.path}"
             warnings.append(f"{system} on {record.task} {scores}")
-    warnings = list(dict.fromkeys(warnings))
+    warnings = [f"{words}: {', '.join(runs)}" for words, runs in unequal.items()] + list(dict.fromkeys(warnings))
     for warning in warnings:
         log.warning(warning)
     return list(kept.values()), warnings

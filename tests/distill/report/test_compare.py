@@ -126,12 +126,16 @@ def test_runs_that_cannot_be_compared_are_refused(tmp_path):
 
 
 def test_runs_that_were_tested_on_other_rows_are_told(tmp_path, caplog):
-    one, two = run(tmp_path / "one", 0.5), run(tmp_path / "two", 0.7)
-    file = two / "probes" / "results.json"
-    file.write_text(file.read_text().replace('"test_rows": 10', '"test_rows": 9'))
-    merged({each.name: [Results.load(each)] for each in (one, two)})
-    assert "t1, random split, seed 0: " in caplog.text
-    assert "tested on 9 rows, another run on 10" in caplog.text
+    runs = [run(tmp_path / name, 0.5) for name in ("one", "two", "three")]
+    for folder in runs[1:]:
+        file = folder / "probes" / "results.json"
+        file.write_text(file.read_text().replace('"test_rows": 10', '"test_rows": 9'))
+    _, warnings = merged({folder.name: [Results.load(folder)] for folder in runs})
+    assert warnings == list(dict.fromkeys(warnings)) == [record.message for record in caplog.records], (
+        "a line for each task"
+    )
+    where = f"{runs[1]}, {runs[2]}"
+    assert f"t1, random split: tested on 9 rows, another run on 10: {where}" in warnings
 
 
 def test_means_are_over_tasks_that_all_systems_have(tmp_path):
