@@ -221,7 +221,8 @@ def test_a_class_or_option_that_is_not_there_is_named(place, options, message):
 
 
 def test_several_corpora_and_blocks_from_yaml(place, as_command):
-    ok(place.cache("build", "--config", "cache.yaml", "--name", "second", "--corpus.limit", "120"))
+    shown = ok(place.cache("build", "--config", "cache.yaml", "--name", "second", "--corpus.limit", "120"))
+    assert shown.endswith("next: distill fit --config mol --data.corpus cache/second\n"), "not that of cache/mini"
     mix = {"corpora": [{"path": "cache/mini", "weight": 2}, {"path": "cache/second", "teachers": ["maccs"]}]}
     mix |= {"block_rows": 16, "window_blocks": 2, "held_out": 20}
     (place.folder / "mix.yaml").write_text(yaml.safe_dump({"run": "mixed/run", "data": mix}))

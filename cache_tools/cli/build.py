@@ -8,7 +8,7 @@ from pathlib import Path
 from cache_tools.building import launch
 from cache_tools.building.column import Settings
 from cache_tools.building.corpus import build as build_corpus
-from cache_tools.cli.check import list_
+from cache_tools.cli.check import show
 from cache_tools.cluster import Cluster, Resources
 from cache_tools.corpora.base import Corpus
 from cache_tools.inputs.base import Featuriser
@@ -51,7 +51,7 @@ def build(
     if ray is not None:
         with Cluster(ray, ray_resources) as cluster:
             build_corpus(cache, name, corpus, teachers, inputs, settings, cluster=cluster)
-        list_(cache)
+        show(cache, name)
         return
     here = launch.place(rank, world)
     beside = int(os.environ.get("LOCAL_WORLD_SIZE") or max(1, devices))  # torchrun's writers on this machine, or our own
@@ -63,4 +63,4 @@ def build(
     else:
         build_corpus(cache, name, corpus, teachers, inputs, settings, here)
     if here.rank == 0:
-        list_(cache)
+        show(cache, name)

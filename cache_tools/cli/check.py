@@ -20,6 +20,11 @@ def list_(cache: Path = Path("cache")) -> None:
     Args:
         cache: the cache's folder.
     """
+    show(cache)
+
+
+def show(cache: Path, corpus: str | None = None) -> None:
+    """Show every column of a cache, and the next command: for ``corpus``, or the first one."""
     table = Table(title=f"cache {cache}", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in ("corpus", "column"):
         table.add_column(heading, overflow="fold")
@@ -44,11 +49,12 @@ def list_(cache: Path = Path("cache")) -> None:
             )
             name = ""  # the first row of a corpus names it
     Console().print(table)
-    _tell_next(cache)
+    _tell_next(cache, corpus)
 
 
-def _tell_next(cache: Path) -> None:
-    first = next((folder for folder in _corpora(cache) if folder.parent.name != store.TASKS), None)
+def _tell_next(cache: Path, corpus: str | None = None) -> None:
+    folders = [cache / corpus] if corpus else [folder for folder in _corpora(cache) if folder.parent.name != store.TASKS]
+    first = next(iter(folders), None)
     if first:
         recipe = RECIPES.get(store.read_corpus(first).modality, "FILE")
         Console().print(f"next: distill fit --config {recipe} --data.corpus {first}", soft_wrap=True, highlight=False)
