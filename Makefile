@@ -22,7 +22,7 @@ $(PYTHON) -m venv $(1)
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo cache fit probe lint type test docs notebooks test-oldest wheel release bench bench-peers clean
+.PHONY: help install demo cache fit probe lint type test test-slow docs notebooks test-oldest wheel release bench bench-peers clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 24
@@ -67,11 +67,14 @@ notebooks: install ## run the tutorials again and keep their outputs: docs/tutor
 	rm -rf build/tutorials && mkdir -p build/tutorials
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupytext --to ipynb --execute --run-path "$(CURDIR)/build/tutorials" docs/tutorials/*.py
 
-test: install ## run all tests, and check style, imports and types
+test: install ## check style, imports and types, and run the tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
+
+test-slow: install ## the tests that take minutes: a Ray cluster whose nodes are killed, every row of the benchmarks once
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m slow tests
 
 test-oldest: ## run the tests with the oldest versions that pyproject.toml allows, in an environment of their own
 	$(call environment,.venv-oldest,--resolution lowest-direct -e '.[mol$(COMMA)text$(COMMA)vision$(COMMA)onnx$(COMMA)parquet$(COMMA)hub]')

@@ -6,13 +6,13 @@ so that a task may run twice: a process that its dead node left behind does no h
 
 import logging
 import os
-import pickle
 import socket
 import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import islice
 from types import ModuleType
 from typing import Any, Self, TypeVar
@@ -197,7 +197,7 @@ def _run(call: bytes, cpus: int, folder: str, paths: list[str]) -> Any:
     sys.path += [path for path in paths if path not in sys.path]
     try:
         os.chdir(folder)
-        function, argument = pickle.loads(call)
+        function, argument = import_module("ray").cloudpickle.loads(call)  # Ray's own message, of our driver
         return function(argument)
     except ModuleNotFoundError as error:
         return ConfigError(f"{socket.gethostname()}: {error}: all nodes need the packages of the command's machine")

@@ -20,6 +20,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Lead links to a notebook, which GitHub shows, to its page."""
+    return re.sub(r"\(tutorials/(\w+)\.ipynb\)", r"(tutorials/\1.md)", markdown)
+
+
 def as_markdown(cell: dict[str, Any]) -> str:
     """A cell with its outputs."""
     source = "".join(cell["source"])

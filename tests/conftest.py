@@ -20,6 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "workplace: needs the workplace's folder shared/ beside the repository; skipped where it is missing"
     )
+    config.addinivalue_line("markers", "slow: takes minutes; `make test-slow` runs it")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

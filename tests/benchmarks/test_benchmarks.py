@@ -44,6 +44,7 @@ def outside(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", bench.benchmarks(), ids=lambda each: each.names[0])
 def test_every_benchmark_yields_each_of_its_rows_with_a_finite_figure(which: Benchmark, setup, outside, monkeypatch):
     monkeypatch.setenv("WEIGHTS", str(outside))

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import gpu
 from measure import Benchmark, Row, Setup, run_all
 
@@ -37,6 +39,7 @@ LACKING = (
 )
 
 
+@pytest.mark.slow
 def test_every_gpu_row_runs_with_the_named_libraries_alone_and_is_written(tmp_path):
     paths = os.pathsep.join(map(str, [ROOT / "benchmarks", ROOT]))
     environment = os.environ | {"OUT": str(tmp_path), "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""}
@@ -56,6 +59,7 @@ def test_every_gpu_row_runs_with_the_named_libraries_alone_and_is_written(tmp_pa
     assert written["device"] == "no GPU"
 
 
+@pytest.mark.slow
 def test_the_rows_of_a_student_of_graphs_run_too(tmp_path):
     rows = dict(gpu.graphs_on_a_gpu.run(Setup(tmp_path, tiny=True)))
     assert tuple(rows) == gpu.graphs_on_a_gpu.names
