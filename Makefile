@@ -78,7 +78,7 @@ test-slow: install ## the tests that take minutes: a Ray cluster whose nodes are
 
 test-oldest: ## run the tests with the oldest versions that pyproject.toml allows, in an environment of their own
 	$(call environment,.venv-oldest,--resolution lowest-direct -e '.[mol$(COMMA)text$(COMMA)vision$(COMMA)onnx$(COMMA)parquet$(COMMA)hub]')
-	$(call environment,.venv-oldest,pytest hypothesis build setuptools)
+	$(call environment,.venv-oldest,pytest pytest-timeout hypothesis build setuptools)
 	OMP_NUM_THREADS=1 .venv-oldest/bin/pytest tests
 
 wheel: ## build wheel and sdist into dist/, and try the wheel in an empty environment

@@ -14,6 +14,8 @@ import time
 from types import FrameType
 from typing import Self
 
+from cache_tools.machine import running
+
 INTERRUPTED = 130  # the status of a command that Ctrl-C stopped
 GRACE = 1.5  # seconds that a command has to end itself
 PARENT = "QUORUM_PARENT"  # the environment variable with the process number of the command that started this one
@@ -55,8 +57,10 @@ class Interruptible:
         self._thread = threading.Thread(target=self._wait, daemon=True)
         self._thread.start()
         self._default = signal.signal(signal.SIGINT, self._forward)
-        if os.environ.get(PARENT) == str(os.getppid()):
-            threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        starter = int(os.environ.get(PARENT, "0"))
+        # a process between the two may end when it likes; and the starter may have been killed while this one started
+        if starter == os.getppid() or (starter and not running(starter)):
+            end_with(starter)
         os.environ[PARENT] = str(os.getpid())
         return self
 
@@ -149,8 +153,16 @@ class InterruptibleCall(Interruptible):
             raise KeyboardInterrupt
 
 
-def _end_with(parent: int) -> None:
-    """End this process when its parent has ended."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(INTERRUPTED)
+def end_with(parent: int, *_: object) -> None:
+    """End this process, from a thread, when its parent has ended: also one that ended while this process started.
+
+    Args:
+        parent: the number of the process that started this one, as that one knows it.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(INTERRUPTED)
+
+    threading.Thread(target=watch, daemon=True).start()

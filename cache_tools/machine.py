@@ -1,4 +1,4 @@
-"""What the machine gives this process: its cores, how OpenMP's threads wait for each other, and fast arithmetic."""
+"""What the machine gives this process: cores, how OpenMP's threads wait for each other, fast arithmetic, who else runs."""
 
 import os
 import re
@@ -121,3 +121,18 @@ def flush_denormals() -> None:
     import torch
 
     torch.set_flush_denormal(True)
+
+
+def running(process: int) -> bool:
+    """Whether a process of this machine is running; one that ended, and that its parent did not wait for, is not."""
+    try:
+        os.kill(process, 0)  # signal 0 only asks
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it runs, and belongs to another user
+        return True
+    try:
+        state = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:  # macOS has none
+        return True
+    return state[:1] not in (["Z"], ["X"])

@@ -284,13 +284,18 @@ def until(happened: Callable[[], Any], process: subprocess.Popen[str] | None = N
 
 
 def test_no_process_that_reads_data_outlives_a_fit_that_is_killed(place):
+    """Also not one that was only starting, as here: torch's own watch would take whoever adopted it for the fit."""
+    slow = "import os, time; os.register_at_fork(after_in_child=lambda: time.sleep(1))"
+    (place.folder / "slow").mkdir(exist_ok=True)
+    (place.folder / "slow" / "sitecustomize.py").write_text(slow)
     options = ["--run", "runs/killed", "--trainer.max_epochs", "100000", "--data.num_workers", "2"]
-    process = place.start("distill.cli", "fit", "--config", "fit.yaml", *options)
+    paths = os.pathsep.join(map(str, [place.folder / "slow", ROOT, ROOT / "tests"]))
+    process = place.start("distill.cli", "fit", "--config", "fit.yaml", *options, PYTHONPATH=paths)
     until(lambda: len(children(process.pid)) >= 2, process)
     readers = children(process.pid)
     process.kill()
-    process.communicate()
-    until(lambda: not any(map(lives, readers)), seconds=30)  # torch's look every 5 s
+    until(lambda: not any(map(lives, readers)), seconds=30)
+    process.communicate(timeout=5)
 
 
 def test_a_ctrl_c_ends_a_test_at_once_and_keeps_the_earlier_probes(place):

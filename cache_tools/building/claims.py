@@ -11,7 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from cache_tools.format.files import read_file, running, system_errors_in_words
+from cache_tools.format.files import read_file, system_errors_in_words
+from cache_tools.machine import running
 
 BEAT = 30.0  # seconds between signs of life
 UNSIGNED = 2.0  # seconds that a living writer has to write its name into a new claim

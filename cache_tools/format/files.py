@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cache_tools.errors import CacheError
+from cache_tools.machine import running
 
 SPARE = 1 << 20  # bytes that must stay free beside the arrays themselves
 ABANDONED = 86_400.0  # seconds without a change after which a temporary file of another machine has no writer
@@ -201,21 +202,6 @@ def _abandoned(path: Path) -> bool:
         return time.time() - path.lstat().st_mtime > ABANDONED
     except FileNotFoundError:
         return False
-
-
-def running(process: int) -> bool:
-    """Whether a process of this machine is running; one that ended, and that its parent did not wait for, is not."""
-    try:
-        os.kill(process, 0)  # signal 0 only asks
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # it runs, and belongs to another user
-        return True
-    try:
-        state = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:  # macOS has none
-        return True
-    return state[:1] not in (["Z"], ["X"])
 
 
 def publish(temporary: Path, path: Path, keep: bool) -> bool:

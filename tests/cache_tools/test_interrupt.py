@@ -119,6 +119,14 @@ def test_a_command_ends_when_the_one_that_started_it_is_killed(tmp_path):
     command.process.communicate(timeout=20)  # the child has the same pipes: it ended, too
 
 
+def test_a_command_ends_when_the_one_that_started_it_was_killed_meanwhile(monkeypatch):
+    ended = subprocess.Popen(["true"])  # the pid stays that of a zombie here, as of a command that nobody waits for
+    time.sleep(0.1)
+    monkeypatch.setenv(PARENT, str(ended.pid))
+    assert subprocess.run([sys.executable, "-c", f"{START}    time.sleep(60)"], check=False, timeout=20).returncode == 130
+    ended.wait()
+
+
 def test_afterwards_all_is_as_it_was():
     before = signal.pthread_sigmask(signal.SIG_BLOCK, []), signal.getsignal(signal.SIGURG), os.environ.get(PARENT)
     with pytest.raises(SystemExit, match="130"), Interruptible("in words"):

@@ -22,6 +22,7 @@ from cache_tools.errors import CacheError, ConfigError
 from cache_tools.format import files, shard, store
 from cache_tools.format.verify import column_faults
 from cache_tools.inputs.base import Featuriser
+from cache_tools.machine import running
 from cache_tools.teachers.base import Teacher
 
 HOST = socket.gethostname()
@@ -78,9 +79,9 @@ def test_the_claim_of_this_processs_own_number_is_of_an_earlier_container_and_ta
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="only Linux shows which processes ended")
 def test_a_process_that_ended_and_that_nobody_waited_for_is_dead(tmp_path, zombie):
-    assert not files.running(zombie)
-    assert files.running(os.getpid())
-    assert files.running(os.getppid())
+    assert not running(zombie)
+    assert running(os.getpid())
+    assert running(os.getppid())
     claim(tmp_path, f"{HOST} {zombie}")
     temporary = tmp_path / f".00000.h5.1.{HOST}.{zombie}.tmp"
     temporary.touch()

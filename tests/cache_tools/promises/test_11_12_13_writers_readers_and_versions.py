@@ -20,6 +20,7 @@ from cache_tools import aligned, open_column
 from cache_tools.building import claims, launch
 from cache_tools.errors import CacheError
 from cache_tools.format import files, shard, store
+from cache_tools.machine import running
 
 # -------------------------------------------------------------------------------------------- 11: many writers
 
@@ -110,7 +111,7 @@ def test_promise_11_a_writer_that_this_command_started_does_not_count_as_alive_w
     real = subprocess.Popen
     monkeypatch.setattr(launch.subprocess, "Popen", start)
     with launch.writers(2, [], 1):
-        wait_for(lambda: not files.running(started[0].pid))
+        wait_for(lambda: not running(started[0].pid))
 
 
 # ------------------------------------------------------------------------------------------------- 12: reading
