@@ -13,7 +13,7 @@ from distill.heads.densities import (
     WarmGaussianHead,
 )
 from distill.heads.gaussian import BernoulliHead, GaussianHead
-from distill.heads.regression import AngleHead, CosineHead, MixHead, MseHead
+from distill.heads.regression import AngleHead, CosineHead, DirectHead, MixHead, MseHead
 from distill.heads.relations import ContrastHead, QueueHead, RelationHead
 
 Surroundings = HeadContext  # its name in version 0.1
@@ -25,6 +25,7 @@ __all__ = [
     "CosineHead",
     "DensityHead",
     "DiagonalHead",
+    "DirectHead",
     "GaussianHead",
     "Head",
     "HeadBank",

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from cache_tools import ConfigError
@@ -47,6 +47,27 @@ class CosineHead(MseHead):
 
     def loss(self, out: Tensor, target: Tensor) -> Tensor:
         return 1 - F.cosine_similarity(out.float(), target.float())
+
+
+class DirectHead(CosineHead):
+    """``1 - cos`` between the student's embedding itself and the target, without a regressor.
+
+    For a student that is as wide as the teacher, above all one that begins with the teacher's weights: no head begins at
+    random and turns the student away from its start. With ``distill.targets.Raw`` the student takes the teacher's place:
+    its cosines are the teacher's.
+
+    Raises:
+        ConfigError: when the student is not as wide as the target.
+    """
+
+    def __init__(self, student_dim: int, teacher_dim: int):
+        super().__init__(student_dim, teacher_dim, layers=0)
+        if student_dim != teacher_dim:
+            raise ConfigError(
+                f"DirectHead compares embeddings themselves: the student's is {student_dim} wide and the teacher's target "
+                f"{teacher_dim}; make the student as wide (model.student.init_args.dim), or take a CosineHead"
+            )
+        self.mlp = nn.Sequential(nn.Identity())
 
 
 class MixHead(MseHead):

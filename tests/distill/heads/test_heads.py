@@ -6,7 +6,7 @@ import torch
 from torch import distributions as D
 from torch.nn import functional as F
 
-from distill.heads import CosineHead, MseHead, outputs
+from distill.heads import CosineHead, DirectHead, MseHead, outputs
 from distill.heads.gaussian import PRESETS, BernoulliHead, GaussianHead
 
 CASES = ["diag_k1", "diag_k1_tanh", "diag_k4", "diag_k4_tanh", "tril_k2"]
@@ -121,6 +121,15 @@ def test_mse_and_cosine_are_the_baselines():
     mse, cosine = MseHead(8, 30), CosineHead(8, 30)
     torch.testing.assert_close(mse(student, target), (mse.mlp(student) - target).pow(2).sum(1))
     torch.testing.assert_close(cosine(student, target), 1 - F.cosine_similarity(cosine.mlp(student), target))
+
+
+def test_a_direct_head_compares_the_embedding_itself_alone_or_beside_a_linear_one():
+    student, target = torch.randn(5, 8), torch.randn(5, 8)
+    direct, linear = DirectHead(8, 8), CosineHead(8, 30, layers=0)
+    torch.testing.assert_close(direct(student, target), 1 - F.cosine_similarity(student, target))
+    assert list(direct.parameters()) == []
+    for ours, theirs in zip(outputs([direct, linear], student), (student, linear.mlp(student)), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_marginal_nll_is_the_density_that_knows_mean_and_variance():

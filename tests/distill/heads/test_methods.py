@@ -16,7 +16,18 @@ from torch.nn import functional as F
 from cache_tools import Ragged
 from cache_tools.errors import ConfigError
 from distill import cli
-from distill.heads import AngleHead, BernoulliHead, CosineHead, GaussianHead, HeadContext, KlHead, Ladder, MixHead, MseHead
+from distill.heads import (
+    AngleHead,
+    BernoulliHead,
+    CosineHead,
+    DirectHead,
+    GaussianHead,
+    HeadContext,
+    KlHead,
+    Ladder,
+    MixHead,
+    MseHead,
+)
 from distill.heads.densities import (
     LowRankGaussianHead,
     MseDensityHead,
@@ -426,6 +437,7 @@ def test_a_bernoulli_head_is_for_bits():
         (lambda: MseHead(8, 5, width=0), "0 wide"),
         (lambda: RelationHead(8, 5, distance=-1), "distance -1"),
         (lambda: CosineHead(8, 1), "CosineHead compares directions, and this teacher has 1 dimension"),
+        (lambda: DirectHead(8, 9), "the student's is 8 wide and the teacher's target 9; make the student as wide"),
         (lambda: QueueHead(8, 1), "QueueHead compares directions"),
         (lambda: AngleHead(8, 1), "AngleHead compares directions"),
         (lambda: MixHead(8, 1, smooth_l1=0), "MixHead compares directions"),
