@@ -73,7 +73,7 @@ test: install ## check style, imports and types, and run the tests
 	$(BIN)/lint-imports --no-logo --no-cache
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not slow"
 
-test-slow: install ## the tests that take minutes: a Ray cluster whose nodes are killed, every row of the benchmarks once
+test-slow: install ## the tests that take minutes: Ray, ranks and nodes that are killed, every row of the benchmarks once
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m slow tests
 
 test-oldest: ## run the tests with the oldest versions that pyproject.toml allows, in an environment of their own

@@ -179,6 +179,7 @@ def test_cache_list_and_verify_tell_the_state(place):
     assert "every shard is as it was written" in ok(place.cache("verify"))
 
 
+@pytest.mark.slow
 def test_two_writers_on_one_machine_share_the_shards(place):
     options = ["--settings.shard_rows", "20", "--settings.batch_size", "20"]
     done = place.cache("build", "--config", "cache.yaml", "--name", "shared", "--devices", "2", *options)
@@ -428,6 +429,7 @@ def test_the_predictions_that_were_kept_give_the_scores(place):
     assert sorted(compared) == sorted(SYSTEMS)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_student(place):
     import torch
 
@@ -438,6 +440,7 @@ def test_the_same_seed_gives_the_same_student(place):
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+@pytest.mark.slow
 def test_two_ranks_fit_and_test(place):
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--run", "runs/two"]
     ok(place.distill("fit", "--config", "fit.yaml", *two, "--probe.every", "1", "--monitor", "probe/mean"))
@@ -477,6 +480,7 @@ def test_a_new_fit_never_overwrites_a_run(place, as_command):
     assert (place.folder / "runs" / "mini" / "checkpoints" / "last.ckpt").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_fits_that_start_at_once_have_a_folder_each(place):
     words = ["fit", "--config", "fit.yaml", "--run", "runs/at-once", "--trainer.max_epochs", "1"]
     processes = [place.start("distill.cli", *words, "--seed_everything", str(seed)) for seed in range(3)]
@@ -491,6 +495,7 @@ def test_fits_that_start_at_once_have_a_folder_each(place):
     assert len({(run / "metrics.csv").read_text() for run in runs}) == 3
 
 
+@pytest.mark.slow
 def test_tests_of_one_run_at_once_leave_whole_results(place):
     run = place.folder / "runs" / "at-once"
     words = ["test", "--run", str(run), "--probe.seeds", "[0]", "--probe.systems", "[student]"]
@@ -636,6 +641,7 @@ def test_pretrained_teachers_say_where_their_weights_should_be(place):
     assert done.returncode == 1
 
 
+@pytest.mark.slow
 def test_a_study_compares_methods_and_goes_on_where_it_was(place, as_command):
     folder = place.folder
     for method, head in {"nll": "GaussianHead", "mse": "MseHead"}.items():

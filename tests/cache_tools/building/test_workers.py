@@ -158,6 +158,7 @@ def test_a_ctrl_c_ends_a_build_at_once_and_keeps_its_shards(teachers, teacher, s
     assert shards
 
 
+@pytest.mark.slow
 def test_no_worker_process_outlives_a_main_process_that_is_killed(teachers):
     with building(teachers, "own_teachers.Stuck", 2) as process:
         assert len(alive(process.pid)) >= 4, "the build, the fork server and two workers"
@@ -165,6 +166,7 @@ def test_no_worker_process_outlives_a_main_process_that_is_killed(teachers):
         until(lambda: not alive(process.pid), 10)
 
 
+@pytest.mark.slow
 def test_no_writer_outlives_the_first_one_that_is_killed(teachers):
     with building(teachers, DESCRIPTORS, 1, "--devices", "3") as process:
         until(lambda: len([line for line in alive(process.pid) if "--rank" in line]) == 2, 30)
@@ -172,6 +174,7 @@ def test_no_writer_outlives_the_first_one_that_is_killed(teachers):
         until(lambda: not alive(process.pid), 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_no_thread_of_a_build_but_one_takes_a_ctrl_c(teachers, workers):
     with building(teachers, DESCRIPTORS, workers) as process:

@@ -17,6 +17,8 @@ from cache_tools.corpora.molecule import RdkitSamples
 from cache_tools.teachers.molecule import MorganCounts
 from distill.run_folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[2] / "fixtures" / "nodes.py"
 FIT = {
     "trainer": {
