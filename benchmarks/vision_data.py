@@ -13,7 +13,7 @@ from typing import NamedTuple
 from cache_tools.corpora.idx import IdxImages, read_idx
 from cache_tools.corpora.image import ImageFolder, Views
 
-CROPS, SIDE = 1, 160  # of each photograph in the corpus, the first from its middle; pixels
+CROPS, SIDE = 3, 160  # of each photograph in the corpus, the first from its middle; pixels
 
 
 class Share(NamedTuple):
@@ -25,8 +25,8 @@ class Share(NamedTuple):
 
 
 SHARES = {
-    "cifar10": Share(50, 50, 60),
-    "tiny_imagenet_train_75pc": Share(3, 5, 5),
+    "cifar10": Share(50, 50, 300),
+    "tiny_imagenet_train_75pc": Share(3, 5, 25),
     "flowers12_160": Share(16, 64, 64),
     "hymenoptera_160": Share(100, 200, 200),
     "mnist": Share(50, 50, 0),

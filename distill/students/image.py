@@ -1,7 +1,7 @@
 """Students of images."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,10 @@ from cache_tools import BACKBONES, Backbone, ConfigError
 from distill.students.base import Student
 
 MEAN, STD = Backbone.mean, Backbone.std
+
+PATCH = 12  # numbers in a patch of 2 x 2 pixels
+PATCHED = 1000  # images whose patches are whitened
+FLAT = 5e-4  # added to each variance: patches of flat images have hardly any
 
 FEWEST = 8  # input channels of a convolution whose weights are channels last
 
@@ -99,6 +103,52 @@ class _Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.relu(self.main(x) + self.shortcut(x))
+
+
+class WhitenedConvNet(_PixelStudent):
+    """The network of airbench (arXiv 2404.00498), for images of 32 to 64 pixels and a fit that begins from nothing.
+
+    A frozen convolution makes the 2 x 2 patches of the corpus uncorrelated, as :meth:`begin` finds them. Then three blocks
+    of two convolutions each halve the image.
+
+    Args:
+        width: channels of the first block; the others have four times as many.
+        dim: width of the embedding; four times ``width`` when not given.
+    """
+
+    filters: Tensor
+
+    def __init__(self, width: int = 64, dim: int | None = None):
+        super().__init__()
+        channels = [2 * PATCH, width, 4 * width, 4 * width]
+        self.dim, self.inner = dim or channels[-1], channels[1:-1]
+        self.register_buffer("filters", torch.cat([torch.eye(PATCH), -torch.eye(PATCH)]).view(-1, 3, 2, 2))
+        self.stages = nn.ModuleList(_halving(narrow, wide) for narrow, wide in itertools.pairwise(channels))
+        self.project = nn.Identity() if self.dim == channels[-1] else nn.Linear(channels[-1], self.dim)
+        _channels_last(self)
+
+    def begin(self, sample: Callable[[int], Any]) -> None:
+        """Set the frozen filters to the eigenvectors of the corpus's patches over their deviations, with both signs."""
+        patches = nn.functional.unfold(self._scaled(sample(PATCHED)).double(), 2).transpose(1, 2).flatten(0, 1)  # (n, 12)
+        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        whitening = (vectors / (values + FLAT).sqrt()).T
+        self.filters.copy_(torch.cat([whitening, -whitening]).view(-1, 3, 2, 2))
+
+    @property
+    def widths(self) -> list[int]:
+        return [*self.inner, self.dim]
+
+    def embeddings(self, rows: Tensor) -> list[Tensor]:
+        x, out = nn.functional.gelu(nn.functional.conv2d(self._scaled(rows), self.filters)), []
+        for stage in self.stages:
+            x = stage(x)  # (batch, width, height, width)
+            out.append(x.amax((2, 3)))
+        return [*out[:-1], self.project(out[-1])]
+
+
+def _halving(channels: int, width: int) -> nn.Sequential:
+    first, second = (nn.Conv2d(inputs, width, 3, 1, 1, bias=False) for inputs in (channels, width))
+    return nn.Sequential(first, nn.MaxPool2d(2), nn.BatchNorm2d(width), nn.GELU(), second, nn.BatchNorm2d(width), nn.GELU())
 
 
 class ImageStudent(_PixelStudent):

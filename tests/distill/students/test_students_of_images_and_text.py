@@ -13,7 +13,7 @@ from cache_tools.inputs import Pixels, TokenIds
 from cache_tools.teachers.image import EfficientNetLite
 from cache_tools.teachers.network import pool_tokens
 from distill.students.base import Student
-from distill.students.image import MEAN, STD, ImageStudent, SmallResNet
+from distill.students.image import MEAN, STD, ImageStudent, SmallResNet, WhitenedConvNet
 from distill.students.mixed import MixedStudent
 from distill.students.text import TextStudent
 
@@ -72,6 +72,7 @@ def vision(tmp_path_factory):
 
 IMAGE_STUDENTS = {
     "small": (lambda folder, dim: SmallResNet(1, 8, dim), 32, [8, 16, 32]),
+    "whitened": (lambda folder, dim: WhitenedConvNet(8, dim), 32, [8, 32, 32]),
     "timm resnet": (lambda folder, dim: ImageStudent("test_resnet", pretrained=False, dim=dim), 32, [32, 32, 48, 192, 96]),
     "timm vit": (lambda folder, dim: ImageStudent("test_vit", pretrained=False, dim=dim, size=32), 32, [64] * 6),
     "timm head": (lambda folder, dim: ImageStudent("test_efficientnet", pretrained=False, dim=dim), 32, None),
@@ -126,7 +127,21 @@ def test_a_copied_image_student_is_another_one(vision, name):
         assert not torch.equal(other.embeddings(rows)[0], before[0])
 
 
-@pytest.mark.parametrize("name", ["small", "timm resnet", "torchvision resnet"])
+def test_the_filters_of_a_whitened_network_make_patches_of_the_corpus_uncorrelated():
+    torch.manual_seed(0)
+    smooth = torch.nn.functional.interpolate(torch.rand(40, 3, 4, 4), size=16, mode="bicubic", antialias=True)
+    rows = (255 * smooth.clamp(0, 1)).byte().permute(0, 2, 3, 1)
+    student = WhitenedConvNet(8)
+    student.begin(lambda count: rows[:count])
+    out = torch.nn.functional.conv2d(student._scaled(rows), student.filters).transpose(0, 1).flatten(1)  # (24, n)
+    torch.testing.assert_close(out[:12], -out[12:])
+    covariance = out[:12] @ out[:12].T / out.shape[1]
+    assert (covariance - covariance.diag().diag()).abs().max() < 1e-3
+    assert covariance.diag().max() < 1.001
+    assert covariance.diag()[-3:].min() > 0.99, "what varies has variance 1"
+
+
+@pytest.mark.parametrize("name", ["small", "whitened", "timm resnet", "torchvision resnet"])
 def test_rows_of_images_do_not_see_one_another(vision, name):
     student, rows = IMAGE_STUDENTS[name][0](vision, None).eval(), pixels()
     with torch.inference_mode():
