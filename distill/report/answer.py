@@ -135,7 +135,8 @@ def students_table(answer: Answer) -> Table:
     every = [
         verdict for of_student in answer.verdicts.values() for verdict in of_student if few or verdict.baseline in DESCRIBED
     ]
-    columns = sorted({verdict.baseline for verdict in every}, key=[*DESCRIBED, *answer.verdicts].index)
+    order = [*DESCRIBED, *answer.verdicts, *answer.scores.systems]  # also exported students, which are in the last alone
+    columns = sorted({verdict.baseline for verdict in every}, key=order.index)
     between = "\n" if few else " "  # many columns are narrow
     cells = {(each.student, each.baseline): f"{each.word}{between}{each.difference:+.3f}" for each in every}
     rows = [[student, *(cells.get((student, column), "") for column in columns)] for student in answer.verdicts]

@@ -100,6 +100,12 @@ def test_several_students_are_shown_against_each_other_and_the_best_one_first():
     assert cells["other"]["best-teacher"].split("\n")[0] in ("equal", "unresolved")
 
 
+def test_an_exported_student_beside_the_run_is_one_more_column():
+    exported = [replace(each, kind="other") if each.system == "tiny" else each for each in records(tiny=0.4)]
+    (answer,) = summarise(exported).answers
+    assert students_table(answer).head == ["student", "best-teacher", "concatenated", "untrained", "tiny"]
+
+
 def test_each_probe_of_a_task_has_its_own_verdict():
     """By one probe the student is ahead, by the other one behind: one mean would hide both."""
     by_probe = [
