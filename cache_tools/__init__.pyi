@@ -33,7 +33,7 @@ from .format.statistics import Statistics
 from .format.store import CORPUS, MANIFEST, TASKS, list_columns, read_corpus, read_item, read_items, read_manifest
 from .hub import UNREADABLE, create_network, first_line, locate, read_safetensors, stay_local
 from .inputs import EncodedImage, Featuriser, MoleculeGraph, Pixels, TokenIds
-from .interrupt import INTERRUPTED, Interruptible, InterruptibleCall, end_with
+from .interrupt import INTERRUPTED, Interruptible, InterruptibleCall
 from .items.image import decode_image
 from .items.molecule import parse_smiles
 from .items.raw import item_bytes
@@ -121,7 +121,6 @@ __all__ = [
     "create_network",
     "current_class_path",
     "decode_image",
-    "end_with",
     "file_ending",
     "first_line",
     "flush_denormals",

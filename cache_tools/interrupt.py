@@ -60,7 +60,7 @@ class Interruptible:
         starter = int(os.environ.get(PARENT, "0"))
         # a process between the two may end when it likes; and the starter may have been killed while this one started
         if starter == os.getppid() or (starter and not running(starter)):
-            end_with(starter)
+            threading.Thread(target=_end_with, args=(starter,), daemon=True).start()
         os.environ[PARENT] = str(os.getpid())
         return self
 
@@ -153,16 +153,8 @@ class InterruptibleCall(Interruptible):
             raise KeyboardInterrupt
 
 
-def end_with(parent: int, *_: object) -> None:
-    """End this process, from a thread, when its parent has ended: also one that ended while this process started.
-
-    Args:
-        parent: the number of the process that started this one, as that one knows it.
-    """
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(INTERRUPTED)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _end_with(parent: int) -> None:
+    """End this process when its parent has ended, also one that ended while this process started."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(INTERRUPTED)

@@ -1,5 +1,8 @@
 """The DataLoader of aligned batches, which reads ahead and can resume inside an epoch."""
 
+import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +11,7 @@ from typing import Any, cast
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data._utils.pin_memory import pin_memory
 
+from cache_tools import INTERRUPTED
 from distill.data.batch import Batch, join
 from distill.data.columns import CorpusColumns
 from distill.data.order import BatchOrder, Step
@@ -43,6 +47,18 @@ class AlignedRows(Dataset[Batch]):
 def as_is(batch: Any) -> Any:
     """The collate function of :class:`AlignedRows`, which makes whole batches itself."""
     return batch
+
+
+def end_with_parent(_: int) -> None:
+    """End this process when the one that it reads for was killed, even while this one started: torch looks later."""
+    parent = multiprocessing.parent_process()
+    assert parent, "a process that a loader started"
+
+    def watch() -> None:
+        parent.join()
+        os._exit(INTERRUPTED)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class AheadLoader(DataLoader[Batch]):

@@ -2,10 +2,8 @@
 
 import logging
 import math
-import os
 import re
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +12,11 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from cache_tools import ConfigError, end_with, open_mirror
+from cache_tools import ConfigError, open_mirror
 from distill.data.augment import crop_and_mirror, is_image
 from distill.data.batch import Batch
 from distill.data.columns import CorpusColumns, open_corpus, teacher_statistics
-from distill.data.loader import AheadLoader, AlignedRows, as_is
+from distill.data.loader import AheadLoader, AlignedRows, as_is, end_with_parent
 from distill.data.order import SLAB, BatchOrder
 from distill.data.source import Source
 
@@ -223,7 +221,7 @@ class DistillData(LightningDataModule):
             batch_sampler=order,  # type: ignore[arg-type]
             collate_fn=as_is,
             num_workers=self.num_workers,
-            worker_init_fn=partial(end_with, os.getpid()) if self.num_workers else None,  # torch's own watch begins later
+            worker_init_fn=end_with_parent,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
