@@ -38,6 +38,7 @@ class RunFolder:
         config: ``config.yaml``, the whole configuration of the fit.
         checkpoints: ``checkpoints/`` with ``best.ckpt`` and ``last.ckpt``.
         start: ``checkpoints/start.ckpt``, the weights that a fit began with, if they were not random.
+        average: ``checkpoints/average.ckpt``, weights between these and the best ones, of ``distill average``.
         finished: the last file that a fit writes; it is there when the last step was done, and not while the fit goes on.
         conflict: ``conflict.csv``, cosines of the teachers' gradients.
         probes: ``probes/``, the results and the report of ``distill test``.
@@ -55,7 +56,7 @@ class RunFolder:
         self.path = path
         self.config, self.checkpoints = path / "config.yaml", path / "checkpoints"
         self.best, self.last = self.checkpoints / "best.ckpt", self.checkpoints / "last.ckpt"
-        self.start = self.checkpoints / "start.ckpt"
+        self.start, self.average = self.checkpoints / "start.ckpt", self.checkpoints / "average.ckpt"
         self.finished = path / "finished"
         self.conflict, self.probes, self.export = path / "conflict.csv", probes or path / "probes", path / "export"
         self.results = self.probes / "results.json"

@@ -21,6 +21,7 @@ HELP = """usage: distill COMMAND [--KEY VALUE ...]
               continue a stopped fit: --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt
   test        probe a run on the tasks of its configuration: the newest run, or --run RUN, or --ckpt_path FILE
   validate    measure on held-out rows how well the heads predict each teacher
+  average     average a student with the pretrained weights that it began with: --run RUN --share 0.5
   compare     put the probes of several runs into one report: RUN RUN ...; of several studies: --studies FOLDER FOLDER ...
   export      write a student to a folder that needs nothing else: --out FOLDER; of the newest run, or --ckpt_path FILE
   embed       embed a table or a folder: --student NAME or FOLDER --input x.csv --column smiles --out y.parquet
@@ -37,7 +38,7 @@ MODULES = {  # command -> module of this package
     "compare": "compare",
     "study": "study",
     "students": "students",
-    **dict.fromkeys(("embed", "export", "predict", "mteb", "specialise"), "functions"),
+    **dict.fromkeys(("average", "embed", "export", "predict", "mteb", "specialise"), "functions"),
 }
 
 

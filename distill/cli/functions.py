@@ -1,4 +1,4 @@
-"""``distill embed | export | predict | mteb | specialise``: commands that are a function each."""
+"""``distill average | embed | export | predict | mteb | specialise``: commands that are a function each."""
 
 import logging
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from distill.cli.source import declared
 log = logging.getLogger(__name__)
 
 FUNCTIONS = {
+    "average": "distill.training.average:average",
     "embed": "distill.export.table:embed",
     "export": "distill.export.write:export",
     "predict": "distill.export.write:predict",
@@ -21,6 +22,7 @@ FUNCTIONS = {
 }
 
 NEXT = {  # command -> what a user does next, with the command's arguments in it; embed and mteb are the end of a way
+    "average": "distill test --ckpt_path RUN/checkpoints/average.ckpt --probe.score_on validation",
     "export": "distill embed --student {out} --input FILE --out embeddings.parquet",
     "predict": "distill fit --config FILE --data.corpus {corpus} --data.teachers '[{name}]'; only then it is a teacher",
     "specialise": "name it in a configuration of a cache, with the class cache_tools.teachers.specialist.Specialist and "
