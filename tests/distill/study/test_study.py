@@ -336,6 +336,7 @@ def test_a_run_whose_fit_was_stopped_is_continued_and_never_probed_before(stub, 
     assert again[0][3:] == ["--ckpt_path", "runs/s/nll-without-b-0/checkpoints/last.ckpt"]
 
 
+@pytest.mark.slow
 def test_two_studies_at_once_make_every_run_once(stub):
     code = "import sys; sys.executable = sys.argv[1]\nfrom distill.cli import main\nmain(sys.argv[2:])"
     settings = {"base": "base.yaml", "methods": {"nll": "nll.yaml"}, "runs": "runs/s", "out": "docs/s", "seeds": [0]}
@@ -592,6 +593,7 @@ probe:
 """
 
 
+@pytest.mark.slow
 def test_an_element_of_an_array_is_fitted_and_probed_for_real(cache, tmp_path, monkeypatch):
     """The second run, before the first one, in a job whose variables would make two ranks of it."""
     shutil.copytree(cache / "mol", tmp_path / "cache" / "mol")

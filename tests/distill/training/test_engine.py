@@ -277,6 +277,7 @@ def test_batch_norms_that_would_take_in_a_batch_twice_are_refused():
         ImageStudent("resnet10t", pretrained=False).checkpoint_activations()
 
 
+@pytest.mark.slow
 def test_a_compiled_run_learns_the_same(pictures, tmp_path):
     losses = []
     for compiled in (False, True):

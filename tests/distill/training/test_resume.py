@@ -21,6 +21,8 @@ from distill.heads import GaussianHead
 from distill.students.molecule import GraphStudent
 from distill.training.distiller import Distiller
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[2] / "fixtures" / "run.py"
 EPOCH = 8  # steps of an epoch: 600 rows, 25 held out, batches of 64
 KILLED = 13  # in the second epoch, behind the checkpoint of step 12
@@ -78,13 +80,12 @@ def ends(folder: Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("end-*.json"))]
 
 
-@pytest.mark.slow
 def test_global_batches_do_not_depend_on_ranks(whole):
     assert len(rows(whole(1))) == 2 * EPOCH
     assert rows(whole(1)) == rows(whole(2))
 
 
-@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), pytest.param(2, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 2)])
 def test_a_killed_run_goes_on_to_the_last_digit(runs, whole, ranks, workers):
     killed = runs(f"killed-{ranks}-{workers}", ranks, workers=workers, kill_at=KILLED)
     resumed = runs.resumed(killed, ranks, workers=workers)
@@ -106,7 +107,6 @@ def test_a_run_never_goes_on_with_other_batches(whole, cache, trainer):
         fitting.fit(model, data, ckpt_path=whole(1) / "last.ckpt")
 
 
-@pytest.mark.slow
 def test_two_ranks_learn_what_one_does(runs, cache, tmp_path):
     """With rows that a teacher has not seen, not equally many on each rank."""
     items = Items(["C" * n + "O" for n in range(1, 90)], "molecule")
