@@ -368,6 +368,15 @@ def test_a_run_that_is_refused_to_go_on_changes_nothing(place, as_command):
         assert done.returncode == 1
         assert message in done.stderr
         assert "Traceback" not in done.stderr
+    import torch
+
+    content = load(Path(last))
+    del content["optimizer_states"]
+    torch.save(content, run / "checkpoints" / "average.ckpt")
+    average = str(run / "checkpoints" / "average.ckpt")
+    done = place.inside(distill, "fit", "--config", str(run / "config.yaml"), "--ckpt_path", average)
+    (run / "checkpoints" / "average.ckpt").unlink()
+    assert "a fit goes on from RUN/checkpoints/last.ckpt" in done.stderr
     assert (run / "config.yaml").read_text() == before
 
 

@@ -192,8 +192,14 @@ class DistillCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Read no hyperparameters in the checkpoint, as Lightning does; refuse one of another program."""
-        if (checkpoint := self.config[self.config["subcommand"]]["ckpt_path"]) and is_rank_zero():
-            read_checkpoint(Path(checkpoint))
+        command = self.config["subcommand"]
+        if (checkpoint := self.config[command]["ckpt_path"]) and is_rank_zero():
+            content = read_checkpoint(Path(checkpoint))
+            if command == "fit" and "optimizer_states" not in content:
+                raise ConfigError(
+                    f"{checkpoint} has weights and no state of the optimiser, as start.ckpt and average.ckpt: a fit goes "
+                    "on from RUN/checkpoints/last.ckpt"
+                )
 
     def before_instantiate_classes(self) -> None:
         if self.subcommand == "fit":

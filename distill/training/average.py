@@ -1,6 +1,7 @@
 """``distill average``: a student between the weights that its fit began with and those that it ended with."""
 
 import io
+import logging
 from pathlib import Path
 
 import torch
@@ -9,7 +10,11 @@ from cache_tools import ConfigError, write_file
 from distill.run_folder import RunFolder, newest_run
 from distill.training.checkpoint import read_checkpoint
 
+log = logging.getLogger(__name__)
+
 STUDENT = "student."
+
+TRAINING = ("optimizer_states", "lr_schedulers")  # they belong to the weights at the end; no fit goes on from an average
 
 
 def average(run: Path | None = None, share: float = 0.5) -> None:
@@ -42,6 +47,7 @@ def average(run: Path | None = None, share: float = 0.5) -> None:
         for name, value in state.items()
         if name.startswith(STUDENT) and value.is_floating_point()
     }
-    content = io.BytesIO()
-    torch.save({**best, "state_dict": {**state, **averaged}}, content)
+    content, weights = io.BytesIO(), {name: value for name, value in best.items() if name not in TRAINING}
+    torch.save({**weights, "state_dict": {**state, **averaged}}, content)
     write_file(folder.average, content.getvalue())
+    log.info("written: %s", folder.average)

@@ -16,7 +16,7 @@ def run(tmp_path):
     for path, value in ((folder.start, 0.0), (folder.best, 1.0)):
         state = {"student.weight": torch.full((2, 3), value), "student.seen": torch.tensor(int(value))}
         state["heads.a.bias"] = torch.full((2,), value)
-        torch.save({"epoch": 3, "global_step": 40, "state_dict": state}, path)
+        torch.save({"epoch": 3, "global_step": 40, "state_dict": state, "optimizer_states": [state]}, path)
     return folder
 
 
@@ -25,6 +25,7 @@ def test_the_student_lies_between_its_start_and_its_end_and_all_else_is_the_best
     found = read_checkpoint(run.average)
     assert (found["epoch"], found["global_step"]) == (3, 40)
     assert found["state_dict"]["student.weight"].unique().tolist() == [0.25]
+    assert "optimizer_states" not in found
     assert found["state_dict"]["student.seen"] == 1, "a count is no weight"
     assert found["state_dict"]["heads.a.bias"].tolist() == [1, 1]
     assert read_checkpoint(run.best)["state_dict"]["student.weight"].unique().tolist() == [1], "the run's own stay"

@@ -1,6 +1,5 @@
 """Real training processes: a killed run goes on as if nothing had happened, and two ranks do what one does."""
 
-import functools
 import json
 import os
 import subprocess
@@ -58,7 +57,7 @@ def runs(cache, tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(runs):
     """Runs that nobody killed, by number of ranks."""
-    return functools.cache(lambda ranks: runs(f"whole-{ranks}", ranks))
+    return {ranks: runs(f"whole-{ranks}", ranks) for ranks in (1, 2)}
 
 
 def diary(folder: Path) -> dict[int, list[dict]]:
@@ -81,21 +80,21 @@ def ends(folder: Path) -> list[dict]:
 
 
 def test_global_batches_do_not_depend_on_ranks(whole):
-    assert len(rows(whole(1))) == 2 * EPOCH
-    assert rows(whole(1)) == rows(whole(2))
+    assert len(rows(whole[1])) == 2 * EPOCH
+    assert rows(whole[1]) == rows(whole[2])
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 2)])
 def test_a_killed_run_goes_on_to_the_last_digit(runs, whole, ranks, workers):
     killed = runs(f"killed-{ranks}-{workers}", ranks, workers=workers, kill_at=KILLED)
     resumed = runs.resumed(killed, ranks, workers=workers)
-    after, expected = diary(resumed), diary(whole(ranks))
+    after, expected = diary(resumed), diary(whole[ranks])
     assert min(after) == KILLED, "it goes on behind the checkpoint, not at the epoch's beginning"
     assert after == {step: expected[step] for step in after}, "same rows, same loss, dropout included"
-    assert ends(resumed) == ends(whole(ranks))
+    assert ends(resumed) == ends(whole[ranks])
     if ranks == 2:
         alone = runs.resumed(killed, 1)
-        assert rows(alone) == {step: each for step, each in rows(whole(1)).items() if step >= KILLED}
+        assert rows(alone) == {step: each for step, each in rows(whole[1]).items() if step >= KILLED}
 
 
 def test_a_run_never_goes_on_with_other_batches(whole, cache, trainer):
@@ -104,7 +103,7 @@ def test_a_run_never_goes_on_with_other_batches(whole, cache, trainer):
     model = Distiller(data.statistics, student, head=lambda s, t: GaussianHead(s, t, preset="mini"))
     fitting = trainer(max_epochs=3)
     with pytest.raises(ConfigError, match="'batch': 64.*now they come from.*'batch': 32"):
-        fitting.fit(model, data, ckpt_path=whole(1) / "last.ckpt")
+        fitting.fit(model, data, ckpt_path=whole[1] / "last.ckpt")
 
 
 def test_two_ranks_learn_what_one_does(runs, cache, tmp_path):
