@@ -77,7 +77,7 @@ test-slow: install ## the tests that take minutes: Ray, ranks and nodes that are
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m slow tests
 
 test-oldest: ## run the tests with the oldest versions that pyproject.toml allows, in an environment of their own
-	$(call environment,.venv-oldest,--resolution lowest-direct -e '.[mol$(COMMA)text$(COMMA)vision$(COMMA)onnx$(COMMA)parquet$(COMMA)hub]')
+	$(call environment,.venv-oldest,--resolution lowest-direct -e '.[mol$(COMMA)text$(COMMA)vision$(COMMA)mordred$(COMMA)onnx$(COMMA)parquet$(COMMA)hub$(COMMA)properties]')
 	$(call environment,.venv-oldest,pytest pytest-timeout hypothesis build setuptools)
 	OMP_NUM_THREADS=1 .venv-oldest/bin/pytest tests
 

@@ -13,6 +13,7 @@ from distill.evaluation.tasks.molecule import (
     PainsAlerts,
     scaffold_split,
 )
+from distill.evaluation.tasks.properties import PhysicalProperty
 from distill.evaluation.tasks.text import TextPairTask, TextTask
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "MoleculeTask",
     "NciTpsa",
     "PainsAlerts",
+    "PhysicalProperty",
     "Task",
     "TextPairTask",
     "TextTask",
