@@ -4,7 +4,11 @@ import math
 import re
 from importlib import metadata
 
-IMPORTED_AS = {"open_clip": "open_clip_torch", "skimage": "scikit-image"}  # module -> its package, where names differ
+IMPORTED_AS = {
+    "open_clip": "open_clip_torch",
+    "skimage": "scikit-image",
+    "mordred": "mordredcommunity",
+}  # module -> its package, where names differ
 
 
 class QuorumError(Exception):
@@ -46,7 +50,9 @@ def install_hint(message: str) -> str:
     except metadata.PackageNotFoundError:  # these are sources that nobody installed
         lines = ()
     name = IMPORTED_AS.get(lacking[1], lacking[1]) if lacking else ""
-    wanted = re.compile(rf'{re.sub("[-_]", "[-_]", name)}\W.*extra == "(mol|text|vision|hub|parquet|onnx|eval)"', re.I)
+    wanted = re.compile(
+        rf'{re.sub("[-_]", "[-_]", name)}\W.*extra == "(mol|text|vision|hub|parquet|onnx|eval|mordred)"', re.I
+    )
     ways = [f"pip install 'quorum-distill[{found[1]}]'" for line in lines if (found := wanted.match(line))]
     return f": {' or '.join(ways)}" if ways else ""
 

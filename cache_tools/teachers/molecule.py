@@ -1,4 +1,4 @@
-"""Molecule teachers: RDKit descriptors and fingerprints, and any transformers encoder over SMILES."""
+"""Molecule teachers: descriptors of RDKit and mordred, fingerprints, and any transformers encoder over SMILES."""
 
 import json
 from abc import abstractmethod
@@ -9,48 +9,125 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from cache_tools.errors import BadItem
+from cache_tools.errors import BadItem, TeacherError
 from cache_tools.format.files import sha256
 from cache_tools.items.molecule import parse_smiles
 from cache_tools.teachers.base import Teacher
 from cache_tools.teachers.text import HfEncoder
 
-SCALES = Path(__file__).with_name("rdkit_descriptors.json")
 
+class _Descriptors(Teacher):
+    """Two-dimensional descriptors, robustly scaled: ``(value - median) / scale``, clipped to +-10, NaN as 0.
 
-class RdkitDescriptors(Teacher):
-    """RDKit's two-dimensional descriptors, robustly scaled: ``(value - median) / scale``, clipped to +-10, NaN as 0.
-
-    The medians and scales (interquartile range, or the standard deviation where that is zero) were measured once, on the
-    15,000 sample molecules of RDKit. They are in a file of this package, so a molecule has the same row in every corpus.
-
-    Args:
-        max_atoms: a molecule of more atoms is masked; the time of one grows with the fourth power of its atoms.
+    The medians and scales (interquartile range, or the standard deviation where that is zero) were measured once, by
+    ``benchmarks/scales.py``. They are in a file of this package, so a molecule has the same row in every corpus.
     """
 
     modality = "molecule"
     python_bound = True
     clip = 10.0
-    max_atoms = 500
-    added: ClassVar[Mapping[str, Any]] = {"max_atoms": max_atoms}
+    scales: ClassVar[Path]  # a file: name -> (median, scale)
 
-    def __init__(self, max_atoms: int = max_atoms) -> None:
-        self.max_atoms = max_atoms
-        scales: dict[str, list[float]] = json.loads(SCALES.read_text())  # name -> (median, scale)
+    def __init__(self) -> None:
+        scales: dict[str, list[float]] = json.loads(self.scales.read_text())
         self.names = list(scales)
         self.median, self.scale = np.array(list(scales.values())).T  # (dim,), (dim,)
         self.dim = len(scales)
 
-    def prepare(self, item: bytes) -> Any:
-        return parse_smiles(item, self.max_atoms)
+    @abstractmethod
+    def raw(self, molecules: Sequence[Any]) -> np.ndarray[Any, Any]:
+        """The descriptors of each molecule, (batch, dim); NaN where one cannot be computed."""
 
     def embed(self, items: Sequence[Any]) -> np.ndarray[Any, Any]:
-        scaled = (raw_descriptors(items, self.names) - self.median) / self.scale
+        scaled = (self.raw(items) - self.median) / self.scale
         clipped: np.ndarray[Any, Any] = np.clip(np.nan_to_num(scaled, nan=0.0), -self.clip, self.clip)
         return clipped.astype(np.float32)
 
     def fingerprint(self) -> dict[str, Any]:
-        return {**super().fingerprint(), "scales": sha256(SCALES), "clip": self.clip}
+        return {**super().fingerprint(), "scales": sha256(self.scales), "clip": self.clip}
+
+
+class RdkitDescriptors(_Descriptors):
+    """RDKit's 217 two-dimensional descriptors, scaled by the 15,000 sample molecules of RDKit.
+
+    Args:
+        max_atoms: a molecule of more atoms is masked; the time of one grows with the fourth power of its atoms.
+    """
+
+    max_atoms = 500
+    added: ClassVar[Mapping[str, Any]] = {"max_atoms": max_atoms}
+    scales = Path(__file__).with_name("rdkit_descriptors.json")
+
+    def __init__(self, max_atoms: int = max_atoms) -> None:
+        super().__init__()
+        self.max_atoms = max_atoms
+
+    def prepare(self, item: bytes) -> Any:
+        return parse_smiles(item, self.max_atoms)
+
+    def raw(self, molecules: Sequence[Any]) -> np.ndarray[Any, Any]:
+        return raw_descriptors(molecules, self.names)
+
+
+class Mordred(_Descriptors):
+    """The 1,613 two-dimensional descriptors of mordred (Moriwaki et al., 2018), scaled by a fifth of RDKit's samples.
+
+    The package ``mordredcommunity`` computes them (extra ``mordred``). Many are missing for molecules of several fragments,
+    such as salts.
+
+    Args:
+        max_atoms: a molecule of more atoms is masked.
+        max_rings: a molecule of more rings is masked: the number of its paths, and so the time, is exponential in them.
+
+    Raises:
+        TeacherError: when the package is not installed, or its descriptors are others.
+    """
+
+    scales = Path(__file__).with_name("mordred_descriptors.json")
+
+    def __init__(self, max_atoms: int = 200, max_rings: int = 12) -> None:
+        super().__init__()
+        self.max_atoms, self.max_rings = max_atoms, max_rings
+
+    def load(self, device: str) -> None:
+        self.calculator = mordred_calculator()
+        names = [str(each) for each in self.calculator.descriptors]
+        if names != self.names:
+            other = next(iter(set(names) ^ set(self.names)), "their order")
+            raise TeacherError(
+                f"mordredcommunity has {len(names):,} descriptors, expected the {self.dim:,} of version 2.0 "
+                f"(differs: {other}): pip install 'quorum-distill[mordred]'"
+            )
+
+    def prepare(self, item: bytes) -> Any:
+        molecule = parse_smiles(item, self.max_atoms)
+        if (rings := molecule.GetRingInfo().NumRings()) > self.max_rings:
+            raise BadItem(f"{rings} rings, at most {self.max_rings} are read: raise max_rings")
+        return molecule
+
+    def raw(self, molecules: Sequence[Any]) -> np.ndarray[Any, Any]:
+        return raw_mordred(molecules, self.calculator)
+
+
+def mordred_calculator() -> Any:
+    """What computes mordred's two-dimensional descriptors, without a limit of time: a slow machine gives the same rows.
+
+    Raises:
+        TeacherError: when mordredcommunity is not installed.
+    """
+    try:
+        from mordred import Calculator, descriptors
+    except ImportError:
+        raise TeacherError("Mordred needs mordredcommunity: pip install 'quorum-distill[mordred]'") from None
+    return Calculator(descriptors, ignore_3D=True, config={"timeout": float("inf")})
+
+
+def raw_mordred(molecules: Sequence[Any], calculator: Any) -> np.ndarray[Any, Any]:
+    """Mordred's descriptors of each molecule, (batch, descriptors); NaN where mordred says that one is missing."""
+    from rdkit import rdBase
+
+    with rdBase.BlockLogs(), np.errstate(all="ignore"):
+        return np.array([[_number(float, value) for value in calculator(molecule)] for molecule in molecules], np.float64)
 
 
 def raw_descriptors(molecules: Sequence[Any], names: Sequence[str]) -> np.ndarray[Any, Any]:

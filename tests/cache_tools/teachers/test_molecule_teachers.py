@@ -1,5 +1,6 @@
 import csv
 import shutil
+import sys
 import time
 
 import numpy as np
@@ -20,6 +21,7 @@ from cache_tools.teachers.molecule import (
     Avalon,
     HfMolecule,
     Maccs,
+    Mordred,
     MorganBits,
     MorganCounts,
     RdkitDescriptors,
@@ -165,6 +167,69 @@ def test_descriptors_are_rdkits_robustly_scaled_and_finite():
     expected = np.clip((raw - teacher.median[position]) / teacher.scale[position], -10, 10)
     np.testing.assert_allclose(embedding[:, position], expected, rtol=1e-5)
     assert np.isfinite(embed(teacher, ["[Na+].[Cl-]", "[H][H]"])).all()
+
+
+@pytest.fixture(scope="module")
+def mordred() -> Mordred:
+    teacher = Mordred()
+    teacher.load("cpu")
+    return teacher
+
+
+METHANE, SALT, CORONENE = "C", "[Na+].[Cl-]", "c1cc2ccc3ccc4ccc5ccc6ccc1c7c2c3c4c5c67"
+
+
+def test_mordreds_descriptors_are_its_packages_robustly_scaled_and_zero_where_one_is_missing(mordred):
+    from mordred import Calculator, descriptors
+    from mordred.error import MissingValueBase
+    from rdkit import Chem
+
+    smiles = [METHANE, SALT, CORONENE, "CC(C)C(=O)N[C@H]1CCc2ccccc21", "F[P-](F)(F)(F)(F)F.CCN"]
+    embedding = embed(mordred, smiles)
+    assert embedding.shape == (5, 1613) == (5, mordred.dim)
+    assert np.isfinite(embedding).all() and np.abs(embedding).max() <= 10
+    calculator = Calculator(descriptors, ignore_3D=True)
+    values = [list(calculator(Chem.MolFromSmiles(each))) for each in smiles]
+    missing = np.array([[isinstance(value, MissingValueBase) for value in row] for row in values])
+    assert (embedding[missing] == 0).all()
+    assert missing[1].mean() > missing[3].mean() > 0, "a salt lacks more"
+    position = mordred.names.index("DetourIndex")
+    assert embedding[2, position] == pytest.approx(
+        np.clip((values[2][position] - mordred.median[position]) / mordred.scale[position], -10, 10)
+    )
+    assert len({row.tobytes() for row in embedding}) == 5
+
+
+def test_mordred_masks_a_molecule_of_many_rings_at_once(mordred):
+    many = "C1CC1".join("C" * 21)
+    with pytest.raises(BadItem, match=r"20 rings, at most 12 are read: raise max_rings"):
+        mordred.prepare(many.encode())
+    with pytest.raises(BadItem, match="300 atoms, at most 200"):
+        mordred.prepare(b"C" * 300)
+    assert Mordred(max_rings=20).prepare(many.encode()).GetNumAtoms() == 81
+
+
+def test_mordred_that_is_missing_or_of_another_version_says_how_to_install_it(monkeypatch):
+    class Older:
+        descriptors = ("ABC",)
+
+    monkeypatch.setattr("cache_tools.teachers.molecule.mordred_calculator", Older)
+    with pytest.raises(
+        TeacherError, match=r"has 1 descriptors, expected the 1,613 of version 2.0.*quorum-distill\[mordred\]"
+    ):
+        Mordred().load("cpu")
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "mordred", None)
+    with pytest.raises(TeacherError, match=r"Mordred needs mordredcommunity: pip install 'quorum-distill\[mordred\]'"):
+        Mordred().load("cpu")
+
+
+def test_a_build_has_the_rows_of_mordred_by_any_number_of_processes(tmp_path, mordred):
+    corpus = Items([METHANE, SALT, "C1CC1".join("C" * 21), CORONENE], "molecule")
+    folder = build(tmp_path, "c", corpus, {"mordred": Mordred()}, {}, Settings(workers=2, dtype="float32"))
+    column = open_column(folder / "teachers" / "mordred")
+    assert column.valid(torch.arange(4)).tolist() == [True, True, False, True]
+    np.testing.assert_array_equal(column.rows(torch.tensor([0, 1, 3])), embed(mordred, [METHANE, SALT, CORONENE]))
 
 
 @pytest.mark.parametrize("teacher", [RdkitDescriptors(), Maccs()], ids=lambda each: type(each).__name__)
