@@ -10,10 +10,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from cache_tools import ConfigError, open_mirror
-from distill.data.augment import crop_and_mirror, is_image
+from distill.data.augment import alternately_mirrored, crop_and_mirror, is_image
 from distill.data.batch import Batch
 from distill.data.columns import CorpusColumns, open_corpus, teacher_statistics
 from distill.data.loader import AheadLoader, AlignedRows, as_is, end_with_parent
@@ -60,8 +61,8 @@ class DistillData(LightningDataModule):
         input: the column that the student reads; the only one when not given.
         augmentation: what the student sees of an image in training. ``clean``: what the teachers saw. ``views``: one of the
             crops of :class:`cache_tools.corpora.image.Views`, the same one that the teachers saw, another in each epoch.
-            ``student-only``: a random crop, perhaps mirrored, while the teachers saw the whole image; their targets are
-            right only as far as cropping and mirroring do not change them.
+            ``student-only``: a random crop, mirrored in every other epoch, while the teachers saw the whole image; their
+            targets are right only as far as cropping and mirroring do not change them.
         batch_size: rows of a step, over all ranks together.
         held_out: rows of each corpus that are never trained on, for validation; a tenth of them, at most 1000, when not
             given.
@@ -259,8 +260,16 @@ class DistillData(LightningDataModule):
         """Crop and mirror the student's images on the device when ``augmentation`` is ``student-only``."""
         if self.augmentation != "student-only" or not (self.trainer and self.trainer.training):
             return batch
-        batch.inputs = {name: crop_and_mirror(rows) if is_image(rows) else rows for name, rows in batch.inputs.items()}
+        mirrored = alternately_mirrored(batch.rows, batch.corpora, self.seed, self.trainer.current_epoch)
+        for name, pixels in batch.inputs.items():
+            if is_image(pixels):
+                batch.inputs[name] = crop_and_mirror(pixels, mirrored[self._reading(name, batch.corpora)])
         return batch
+
+    def _reading(self, name: str, corpora: Tensor) -> Tensor:
+        """Which rows of a batch are read from the input column ``name``, (batch,), bool."""
+        numbers = [number for number, columns in enumerate(self.corpora) if columns.inputs.name == name]
+        return torch.isin(corpora, torch.tensor(numbers, device=corpora.device))
 
 
 def _here(path: str, local: Path | None, limit: int | None, options: dict[str, Any] | None) -> Path:

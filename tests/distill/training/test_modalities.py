@@ -3,7 +3,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from PIL import Image
 
 from cache_tools.building.column import Settings
@@ -14,7 +14,7 @@ from cache_tools.errors import CacheError, ConfigError
 from cache_tools.inputs import EncodedImage, Pixels, TokenIds
 from cache_tools.items.image import decode_image
 from cache_tools.teachers.base import Teacher
-from distill.data.augment import crop_and_mirror
+from distill.data.augment import alternately_mirrored, crop_and_mirror
 from distill.data.columns import open_corpus
 from distill.data.module import CorpusSource, DistillData
 from distill.evaluation.protocol import Evaluation
@@ -192,16 +192,54 @@ def test_cropping_shifts_and_mirrors_and_invents_no_pixel():
     torch.manual_seed(0)
     column = torch.arange(32, dtype=torch.uint8).expand(400, 32, 32)
     pixels = torch.stack([column, column.transpose(1, 2), torch.full_like(column, 7)], -1)
-    out = crop_and_mirror(pixels).int()
+    mirrored = torch.arange(400) % 3 == 0
+    out = crop_and_mirror(pixels, mirrored).int()
     assert out.shape == pixels.shape
     assert (out[..., 2] == 7).all()
     steps = out[..., 0].diff(dim=2)
-    mirrored = steps.sum((1, 2)) < 0
-    assert 0.4 < mirrored.float().mean() < 0.6
+    assert torch.equal(steps.sum((1, 2)) < 0, mirrored)
     assert (steps.abs() <= 1).all()
     shifts = out[:, 16, 16, 1] - 16
     assert shifts.min() == -4
     assert shifts.max() == 4
+
+
+def test_coins_of_images_are_fair_and_independent_of_neighbours_corpora_and_seeds():
+    rows, zeros = torch.arange(100_000), torch.zeros(100_000, dtype=torch.int64)
+    first = alternately_mirrored(rows, zeros, seed=0, epoch=0)
+    others = [
+        alternately_mirrored(rows, zeros + 1, seed=0, epoch=0),
+        alternately_mirrored(rows, zeros, seed=1, epoch=0),
+        *(first.roll(step) for step in (1, 2, 3, 8, 64, 1000)),
+    ]
+    torch.testing.assert_close(
+        alternately_mirrored(rows[1::2], zeros[1::2], seed=0, epoch=0), first[1::2]
+    )  # of rank 1 of 2
+    assert abs(first.float().mean() - 0.5) < 0.01
+    assert all(abs((first == other).float().mean() - 0.5) < 0.01 for other in others)
+
+
+def test_an_image_is_mirrored_in_exactly_one_of_two_consecutive_epochs_also_beside_texts(caches, monkeypatch):
+    monkeypatch.setattr("distill.data.augment._shifted", lambda size, batch, *_: torch.arange(size).expand(batch, size))
+    clean, seen = open_corpus(caches[0].path, None), dict[tuple[int, int], bool]()
+
+    class Watch(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            rows = batch.rows[batch.corpora == 1]
+            originals = clean.read(rows.numpy()).inputs["pixels"]
+            for row, pixels, original in zip(rows.tolist(), batch.inputs["pixels"], originals, strict=True):
+                mirrored = seen[trainer.current_epoch, row] = torch.equal(pixels, original.flip(1))
+                assert mirrored or torch.equal(pixels, original)
+
+    data = DistillData(corpora=caches[::-1], batch_size=23, held_out=20, augmentation="student-only")
+    student = MixedStudent({"image": SmallResNet(1, 4), "text": text_student()}, dim=8)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    model = Distiller(data.statistics, student, lambda s, t: GaussianHead(s, t, preset="mini"))
+    Trainer(max_epochs=4, limit_val_batches=0, accelerator="cpu", callbacks=[Watch()], **quiet).fit(model, data)
+    assert 30 < sum(mirrored for (epoch, _), mirrored in seen.items() if not epoch) < 70
+    twice = [(mirrored, seen[epoch + 1, row]) for (epoch, row), mirrored in seen.items() if (epoch + 1, row) in seen]
+    assert len(twice) > 280
+    assert all(first != second for first, second in twice)
 
 
 @pytest.mark.parametrize(
