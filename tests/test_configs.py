@@ -28,6 +28,7 @@ FITS = naming("model", CONFIGS)
 CACHES = naming("teachers", CONFIGS / "cache") + sorted(OURS.glob("*-cache.yaml"))
 STUDIES = naming("methods", CONFIGS, OURS)
 SPECIALISTS = naming("task", CONFIGS, OURS / "specialists")
+RECIPES = [f"{kind}-{size}" for kind in ("mol", "text", "vision") for size in ("tiny", "small", "base")]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -52,6 +53,24 @@ def test_a_students_configuration_is_complete(config, capsys, monkeypatch):
         distill_cli.main(["fit", "--config", str(config), "--print_config"])
     assert stop.value.code in (0, None), capsys.readouterr().err
     assert yaml.safe_load(capsys.readouterr().out)["model"]["student"]["class_path"]
+
+
+def test_each_kind_of_item_has_three_sizes_of_recipes_which_the_help_and_the_docs_list():
+    rows = re.findall(r"^\| `([a-z-]+)`", (ROOT / "docs" / "which.md").read_text(), re.M)
+    assert rows[: len(RECIPES)] == RECIPES
+    listed = re.findall(r"(\w+)-\{tiny,small,base\}", distill_cli.HELP)
+    assert [f"{kind}-{size}" for kind in listed for size in ("tiny", "small", "base")] == RECIPES
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_reads_the_cache_that_the_command_in_its_comment_builds(recipe):
+    text = (ROOT / "configs" / f"{recipe}.yaml").read_text()
+    command = re.search(r"`make cache TEACHERS=([a-z-]+)(?: CORPUS=\S+?)?(?: NAME=(\w+))?`", text)
+    group = yaml.safe_load((ROOT / "configs" / "cache" / f"{command[1]}.yaml").read_text())
+    content = yaml.safe_load(text)
+    assert content["data"]["corpus"] == f"cache/{command[2] or group['name']}"
+    named = {*content["data"].get("teachers", []), *content["model"].get("heads", {})}
+    assert named <= set(group["teachers"])
 
 
 def printed(capsys, *configs: Path) -> dict:
@@ -149,6 +168,14 @@ def test_every_study_that_a_page_names_is_a_target():
     assert named
     command = ["make", "-n", "-f", "benchmarks/Makefile", *sorted(named), "DATA=data", "WEIGHTS=weights"]
     subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+
+
+def test_the_prepared_command_for_a_gpu_fits_and_tests_every_base_recipe():
+    command = ["make", "-n", "-f", "benchmarks/Makefile", "base-recipes", "DATA=data", "WEIGHTS=weights"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for recipe in (recipe for recipe in RECIPES if recipe.endswith("-base")):
+        assert f"fit --config configs/{recipe}.yaml --run runs/gpu-{recipe}" in shown
+        assert f"test --run runs/gpu-{recipe}" in shown
 
 
 def test_the_functions_that_the_architecture_names_are_there():

@@ -18,6 +18,7 @@ from distill.cli import light
 HELP = """usage: distill COMMAND [--KEY VALUE ...]
 
   fit         train a student: --config configs/mol.yaml, or mol, which comes with this package
+              its recipes: mol-{tiny,small,base}, text-{tiny,small,base}, vision-{tiny,small,base}
               continue a stopped fit: --config RUN/config.yaml --ckpt_path RUN/checkpoints/last.ckpt
   test        probe a run on the tasks of its configuration: the newest run, or --run RUN, or --ckpt_path FILE
   validate    measure on held-out rows how well the heads predict each teacher
