@@ -14,6 +14,7 @@ from distill.run_folder import RunFolder
 
 System = Literal[
     "student",
+    "prefixes",
     "untrained",
     "start",
     "teachers",
@@ -28,7 +29,7 @@ Kind = System | Literal["other"]
 
 SYSTEMS: tuple[System, ...] = get_args(System)
 
-OF_A_STUDENT = ("untrained", "start", "student+fingerprints", "tokens")  # another student has another one
+OF_A_STUDENT = ("prefixes", "untrained", "start", "student+fingerprints", "tokens")  # another student has another one
 
 RENAMED: dict[str, System] = {"pretrained": "start"}  # names of version 0.1
 
@@ -133,6 +134,25 @@ class Results:
         return cls(run, records, costs, about)
 
 
+def prefix(dim: int) -> str:
+    """The name of a system: the first ``dim`` numbers of the student's embedding.
+
+    >>> prefix(64)
+    'student[:64]'
+    """
+    return f"student[:{dim}]"
+
+
+def name_of(system: str, student: str) -> str:
+    """The name of a student, or of a prefix of its embedding, among several students.
+
+    >>> name_of("student", "mol"), name_of("student[:64]", "mol")
+    ('mol', 'mol[:64]')
+    """
+    _, bracket, length = system.partition("[:")
+    return student + bracket + length
+
+
 def save_scores(folder: Path, records: Sequence[Record]) -> None:
     """Write every score of a report to its scores.csv, with a column per field of a record."""
     text = io.StringIO()
@@ -198,8 +218,8 @@ def merged(runs: Mapping[str, Sequence[Results]]) -> tuple[list[Record], list[st
         if rows != record.test_rows:
             words = f"{record.task}, {record.split} split: tested on {record.test_rows} rows, another run on {rows}"
             unequal.setdefault(words, {})[str(results.run.path)] = None
-        if record.kind == "student":
-            system = name
+        if record.kind in ("student", "prefixes"):
+            system = name_of(record.system, name)
         else:  # each of several students has its own beginnings
             system = f"{name} {record.kind}" if several and record.kind in OF_A_STUDENT else record.system
         first = kept.setdefault((system, record.task, record.split, record.seed), replace(record, system=system))

@@ -326,7 +326,8 @@ class DistillCLI(LightningCLI):
         if self.trainer.is_global_zero:
             log.info("fit: %s; teachers: %s", self.trainer.default_root_dir, ", ".join(self.model.teachers))
             log.info("precision: %s, %s", self.trainer.precision, self.why_precision)
-            sizes = [sum(each.numel() for each in part.parameters()) for part in (self.model.student, self.model.heads)]
+            parts = [self.model.student], [self.model.heads, self.model.prefixes]
+            sizes = [sum(each.numel() for part in group for each in part.parameters()) for group in parts]
             log.info("parameters: student %s, heads %s", *(f"{size:,}" for size in sizes))
 
     def after_fit(self) -> None:
@@ -380,8 +381,9 @@ class DistillCLI(LightningCLI):
         students: Students = {"student": self.model.student, **self.undistilled}
         run.probes.mkdir()
         with as_trained(self.trainer):
-            records = self.evaluation.run(students, device, keep=run.probes)
-            costs = self.evaluation.costs(students, device)
+            dims = self.model.bank.dims
+            records = self.evaluation.run(students, device, keep=run.probes, dims=dims)
+            costs = self.evaluation.costs(students, device, dims)
             spaces, _ = teacher_spaces(self.model.bank, self.datamodule.statistics)
             found = search_recall(self.model.student, spaces, self.datamodule.val_dataloader(), device)
         facts = {"search": found, "margin": self._get(self.config, "margin")}

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,10 +39,12 @@ BESIDE: System = "student+fingerprints"
 
 PARTS: tuple[System, ...] = ("student", "fingerprints")  # of that system
 
+MADE_OF: Mapping[System, Sequence[System]] = {BESIDE: PARTS, "prefixes": ["student"]}
+
 
 def with_parts(systems: Sequence[System]) -> set[System]:
     """The systems, and those that are needed to make them."""
-    return {*systems, *(PARTS if BESIDE in systems else ())}
+    return {*systems, *chain.from_iterable(MADE_OF.get(system, ()) for system in systems)}
 
 
 def embed(students: Sequence[Student], inputs: Column, rows: torch.Tensor, device: str, batch: int = 512) -> list[Array]:

@@ -20,7 +20,7 @@ from distill.evaluation.baselines import BESIDE, PARTS, embed, fingerprints, oth
 from distill.evaluation.costs import cost_of_student, cost_of_teacher
 from distill.evaluation.seen import corpus_hashes
 from distill.evaluation.tasks.base import Array, Key, Task, distinct
-from distill.records import SYSTEMS, Cost, Kind, System
+from distill.records import SYSTEMS, Cost, Kind, System, prefix
 from distill.students.base import Student
 
 IN_PROCESS = 2000  # items of a task
@@ -78,8 +78,22 @@ class Prepared:
         corpus = next(complete, None)
         return principal([corpus.teachers[name] for name in self.teachers], dim) if corpus else None
 
-    def embed(self, systems: Sequence[System], students: Students, reduce: Reduction | None, device: str) -> Embedded:
+    def embed(
+        self,
+        systems: Sequence[System],
+        students: Students,
+        reduce: Reduction | None,
+        device: str,
+        dims: Sequence[int] = (),
+    ) -> Embedded:
         """Every system's embeddings.
+
+        Args:
+            systems: what to compare.
+            students: those of the run.
+            reduce: to the teachers' principal components.
+            device: where students run.
+            dims: lengths of the prefixes of the student's embedding that are systems of their own.
 
         Raises:
             CacheError: when not one row can be embedded.
@@ -100,6 +114,8 @@ class Prepared:
         own = {kind: student for kind, student in students.items() if kind in with_parts(systems)}
         embedded = embed([*own.values()], inputs, wanted, device)
         found: dict[str, tuple[Kind, Array]] = {kind: (kind, x) for kind, x in zip(own, embedded, strict=True)}
+        if "prefixes" in systems and "student" in found:
+            found |= {prefix(dim): ("prefixes", found["student"][1][:, :dim]) for dim in dims}
         dense = {name: np.asarray(column.rows(wanted).float()) for name, column in teachers.items()}
         together = np.concatenate(list(dense.values()), 1) if dense else np.empty((len(wanted), 0))
         if "concatenated" in systems and dense:
@@ -120,8 +136,10 @@ class Prepared:
         marks = {name: marked[kept.numpy()] for name, marked in self.task.marks().items()}
         return Embedded(mine, labels[kept.numpy()], chosen, split, np.flatnonzero(kept[readable].numpy()), marks)
 
-    def costs(self, systems: Sequence[System], students: Students, device: str) -> dict[str, Cost]:
-        """What every system needs, its speed measured on this task's items."""
+    def costs(
+        self, systems: Sequence[System], students: Students, device: str, dims: Sequence[int] = ()
+    ) -> dict[str, Cost]:
+        """What every system needs, its speed measured on this task's items; ``dims`` as of :meth:`embed`."""
         measure = partial(cost_of_teacher, device=device, trust_remote_code=self.trust_remote_code)
         teachers = {name: measure(self.column(name)) for name in self.teachers}
         costs: dict[str, Cost] = dict(teachers) if "teachers" in systems else {}
@@ -133,6 +151,8 @@ class Prepared:
         networks = {type(student): student for student in own.values()}  # one network, whatever its weights
         of = {name: cost_of_student(student, self.folder, inputs, device) for name, student in networks.items()}
         costs |= {kind: of[type(student)] for kind, student in own.items()}
+        if "prefixes" in systems and "student" in costs:
+            costs |= {prefix(dim): replace(costs["student"], dim=dim) for dim in dims}
         for name, columns in self.others.items():
             costs[name] = Cost.of_all([measure(self.column(column)) for column in columns])
         if BESIDE in systems and {*PARTS} <= costs.keys():

@@ -43,11 +43,12 @@ class Evaluation:
         folds: cut the rows into so many folds instead: each is the test rows once, and the score is the mean over folds. A
             data set's own test rows stay what they are. 0: one split of 80, 10 and 10 %.
         probes: kind of task -> its probes, for tasks that name none; by default a linear one of embeddings with labels.
-        systems: what to compare: the ``student``; the same student ``untrained``, with random weights and batch norms
-            that saw rows of the corpus, and at its ``start``, if its fit began with other weights; its ``teachers``;
-            their embeddings ``concatenated``; the ``pca`` of these to the student's width, learnt from the corpus; of
-            molecules, ``fingerprints`` (Morgan counts and RDKit's descriptors), and the ``student+fingerprints`` side by
-            side; of texts, the ``tokens``' vectors in the student's table, weighted by their rarity.
+        systems: what to compare: the ``student``; its ``prefixes``, if the fit trained some (``model.dims``); the same
+            student ``untrained``, with random weights and batch norms that saw rows of the corpus, and at its ``start``, if
+            its fit began with other weights; its ``teachers``; their embeddings ``concatenated``; the ``pca`` of these to
+            the student's width, learnt from the corpus; of molecules, ``fingerprints`` (Morgan counts and RDKit's
+            descriptors), and the ``student+fingerprints`` side by side; of texts, the ``tokens``' vectors in the student's
+            table, weighted by their rarity.
         students: more of them: name -> a folder of ``distill export``.
         every: also probe the student during a fit, every so many epochs, by the first split and seed; 0: never.
         during: the tasks to probe then; all of them when not given.
@@ -172,7 +173,14 @@ class Evaluation:
                 f"taken: {', '.join(SYSTEMS)}"
             )
 
-    def run(self, students: Students, device: str, quiet: bool = False, keep: Path | None = None) -> list[Record]:
+    def run(
+        self,
+        students: Students,
+        device: str,
+        quiet: bool = False,
+        keep: Path | None = None,
+        dims: Sequence[int] = (),
+    ) -> list[Record]:
         """Probe every system on every task; :meth:`prepare` comes first.
 
         Args:
@@ -180,6 +188,7 @@ class Evaluation:
             device: where they run.
             quiet: show no progress.
             keep: a folder for the predictions of every system for every test row, and for a map of the first task's items.
+            dims: lengths of the prefixes of the student's embedding that were trained.
 
         Returns:
             A record per system, task, split and seed; seeds that give the rows of an earlier one have none.
@@ -188,7 +197,7 @@ class Evaluation:
             students = {**students, "untrained": calibrated(students["untrained"], self.corpora, device)}
         reductions = self._reductions(students)
         embedded = {
-            name: task.embed(self.systems, students, reductions[task.task.modality], device)
+            name: task.embed(self.systems, students, reductions[task.task.modality], device, dims)
             for name, task in self.prepared.items()
         }
         work = [
@@ -213,11 +222,11 @@ class Evaluation:
             self._map(embedded, records, keep)
         return records
 
-    def costs(self, students: Students, device: str) -> dict[str, Cost]:
-        """Width, parameters and speed of every system."""
+    def costs(self, students: Students, device: str, dims: Sequence[int] = ()) -> dict[str, Cost]:
+        """Width, parameters and speed of every system; arguments as of :meth:`run`."""
         costs: dict[str, Cost] = {}
         for task in self._first_of_modality().values():
-            for name, cost in task.costs(self.systems, students, device).items():
+            for name, cost in task.costs(self.systems, students, device, dims).items():
                 # one speed does not describe a system that reads several modalities
                 costs[name] = Cost(costs[name].dim, costs[name].parameters, None) if name in costs else cost
         return costs

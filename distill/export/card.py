@@ -21,7 +21,7 @@ TEMPLATE = Path(__file__).with_name("card.md.jinja")
 
 UNKNOWN = "unknown, see the model's page"
 
-CHOSEN = ("student", "head", "heads", "normaliser", "objective")  # of a run's configuration, shown in the card
+CHOSEN = ("student", "head", "heads", "dims", "normaliser", "objective")  # of a run's configuration, shown in the card
 
 
 class HeldOut(NamedTuple):
@@ -106,6 +106,7 @@ def write(
         title=plain(name),
         modalities=modalities,
         dim=exported["dim"],
+        dims=exported.get("dims", []),
         spaces=[(teacher, spec["dim"]) for teacher, spec in exported["teachers"].items()],
         module=exported["student"]["class_path"].rpartition(".")[0],
         teachers=[_teacher(*item) for item in columns.items()],

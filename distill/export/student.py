@@ -49,6 +49,7 @@ class ExportedStudent:
 
     Attributes:
         dim: width of its embedding.
+        dims: lengths of the prefixes of its embedding that are embeddings of their own; empty where none was trained.
         modalities: what it reads.
         teachers: those whose raw embedding it can give; none when it was exported without heads.
     """
@@ -60,6 +61,7 @@ class ExportedStudent:
         flush_denormals()
         student, spaces = _modules(folder, self.config)
         self.teachers, self.dim = list(spaces), student.dim
+        self.dims: list[int] = list(self.config.get("dims", ()))
         mixed = self.config.get("precision") == "bf16-mixed"  # as it was trained and probed, where this is fast
         self.network = Network(str(folder), student, choose_device(device or "auto"), "auto" if mixed else "float32")
         self.rows = ON_CPU if self.network.device.type == "cpu" else ON_GPU
@@ -101,6 +103,7 @@ class ExportedStudent:
         bad: Literal["error", "nan"] = ...,
         column: str | None = ...,
         output: Literal["torch"] = ...,
+        dim: int | None = ...,
     ) -> Tensor: ...
 
     @overload
@@ -113,6 +116,7 @@ class ExportedStudent:
         column: str | None = ...,
         *,
         output: Literal["numpy", "pandas"],
+        dim: int | None = ...,
     ) -> Any: ...
 
     def embed(
@@ -123,6 +127,7 @@ class ExportedStudent:
         bad: Literal["error", "nan"] = "error",
         column: str | None = None,
         output: Literal["torch", "numpy", "pandas"] = "torch",
+        dim: int | None = None,
     ) -> Any:
         """The embedding of every item, (items, dim), float32, on the CPU.
 
@@ -134,11 +139,13 @@ class ExportedStudent:
             bad: an item that cannot be used is an ``error``, or a row of ``nan``.
             column: of a data frame; ``smiles``, ``text`` or ``path`` when not given.
             output: a ``torch`` tensor, a ``numpy`` array, or a data frame of ``pandas``, with the index of ``items``.
+            dim: only the first ``dim`` numbers, one of ``dims``; the whole embedding when not given.
 
         Raises:
             CorpusError: on an item that cannot be used, with its index and the reason; when a data frame lacks the column.
-            ConfigError: when the student does not read this modality.
+            ConfigError: when the student does not read this modality, or has no prefix of this length.
         """
+        width = self.width(dim)
         if bad not in ("error", "nan") or (batch_size is not None and batch_size < 1):
             raise ConfigError(f"expected bad to be error or nan, and batch_size above 0; found {bad!r} and {batch_size}")
         index = getattr(items, "index", None) if hasattr(items, "iloc") else None  # of pandas
@@ -147,12 +154,23 @@ class ExportedStudent:
         table = len(getattr(items, "shape", ())) == 2  # an array, or one grey image
         if table or isinstance(items, str | bytes | Path | Mapping) or not isinstance(items, Iterable):
             raise ConfigError(f"expected a list of items, found one {type(items).__name__}: write [item], or name a column")
-        out = self._embed(list(items), modality, batch_size, bad)
+        out = self._embed(list(items), modality, batch_size, bad)[:, :width]
         if output == "pandas":
             from pandas import DataFrame  # type: ignore[import-untyped]
 
-            return DataFrame(out.numpy(), index, [f"embedding_{number}" for number in range(self.dim)])
+            return DataFrame(out.numpy(), index, [f"embedding_{number}" for number in range(width)])
         return out if output == "torch" else out.numpy()
+
+    def width(self, dim: int | None) -> int:
+        """How wide an embedding is of which ``dim`` numbers are wanted; the whole one when None.
+
+        Raises:
+            ConfigError: when no prefix of this length was trained.
+        """
+        if dim not in (None, *(trained := [*self.dims, self.dim])):
+            expected = " or ".join(map(str, trained))
+            raise ConfigError(f"dim is {dim}, expected {expected}: {self.folder} was fitted for no other (model.dims)")
+        return dim or self.dim
 
     def _embed(self, items: list[Any], modality: str | None, batch_size: int | None, bad: str) -> Tensor:
         reader = _Reader(self, modality, batch_size)
@@ -190,7 +208,7 @@ class ExportedStudent:
         Args:
             items: as for :meth:`embed`.
             teacher: one of ``teachers``.
-            options: as for :meth:`embed`.
+            options: ``modality``, ``batch_size``, ``bad`` and ``column`` as for :meth:`embed`.
 
         Raises:
             ConfigError: when the export holds no head of this teacher.

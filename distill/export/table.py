@@ -34,6 +34,7 @@ def embed(
     modality: str | None = None,
     workers: int = 1,
     device: str = "auto",
+    dim: int | None = None,
 ) -> None:
     """Embed every row of a file, and write all its columns with the embeddings; memory does not grow with the rows.
 
@@ -48,9 +49,10 @@ def embed(
         modality: of the items, for a student that reads several.
         workers: processes that embed, each on one core; 1 embeds in this process.
         device: ``auto`` (a GPU when there is one), ``cpu``, ``cuda``, ...
+        dim: only the first ``dim`` numbers of each embedding, for a student that was trained with ``model.dims``.
 
     Raises:
-        ConfigError: when ``out`` is there, has another ending, or the student does not read such items.
+        ConfigError: when ``out`` is there, has another ending, the student does not read such items, or has no such prefix.
         CorpusError: when the input or its column is missing, or it has columns of these names.
     """
     kind = file_ending(out)
@@ -59,20 +61,20 @@ def embed(
         raise ConfigError(f"--out {out}: expected {endings}")
     teacher = _Rows(find(student), modality)
     teacher.load(device)
-    reads, size = teacher.modality, teacher.student.rows * AHEAD
+    reads, size, width = teacher.modality, teacher.student.rows * AHEAD, teacher.student.width(dim)
     given = deque[Sequence[Row]]()
     with TemporaryDirectory(prefix=".embed", dir=out.parent) as folder:
         file = Path(folder) / out.name
         with (
-            WRITERS[kind](file, input, teacher.dim) as write,
+            WRITERS[kind](file, input, width) as write,
             Pipeline(teacher, workers) as pipeline,
             _progress() as advance,
         ):
             rows = bad = 0
             for result in pipeline(_batches(read_rows(input, reads, column), size, given)):
                 chunk = given.popleft()
-                values = np.full((len(chunk), teacher.dim), np.nan, np.float32)
-                values[result.good] = result.values if result.good else 0
+                values = np.full((len(chunk), width), np.nan, np.float32)
+                values[result.good] = result.values[:, :width] if result.good else 0
                 write(chunk, values, [result.bad.get(row, "") for row in range(len(chunk))])
                 rows, bad = rows + len(chunk), bad + len(result.bad)
                 advance(len(chunk))
@@ -81,7 +83,7 @@ def embed(
         file.rename(out)
     told = f"; {bad:,} of them have no embedding: {ERROR} says why" if bad else ""
     level = logging.WARNING if bad else logging.INFO
-    log.log(level, "written: %s, %s rows, %d wide%s", out, f"{rows:,}", teacher.dim, told)
+    log.log(level, "written: %s, %s rows, %d wide%s", out, f"{rows:,}", width, told)
 
 
 class _Rows(StudentTeacher):

@@ -119,6 +119,7 @@ def _content(
     return {
         "format_version": FORMAT_VERSION,
         "dim": student.dim,
+        **({"dims": dims} if (dims := config["model"].get("dims")) else {}),
         "student": {**spec, "init_args": student.portable(spec.get("init_args") or {}, folder / "network")},
         "inputs": {name: _input_spec(featuriser, folder / "inputs" / name) for name, featuriser in inputs.items()},
         "teachers": {

@@ -20,8 +20,11 @@ class HeadBank:
     """A head and a normaliser per teacher: ``(student, targets, valid) -> losses (teachers, batch)``.
 
     Only the bank knows which heads read every block of the student (a ladder), which ones share a matrix product, which
-    ones compare the rows of a batch, and the precision of all of them. It is no module: its owner registers ``heads`` and
-    ``normalisers`` under these names, which checkpoints use.
+    ones compare the rows of a batch, and the precision of all of them. It is no module: its owner registers ``heads``,
+    ``prefixes`` and ``normalisers`` under these names, which checkpoints use.
+
+    With ``dims`` each teacher also has a head on each of these prefixes of the student's embedding, and its loss is the
+    mean over all lengths: Matryoshka representation learning (Kusupati et al., arXiv 2205.13147).
 
     Args:
         student: the encoder under the heads.
@@ -30,14 +33,17 @@ class HeadBank:
         heads: teacher -> builds its own head.
         normaliser: statistics -> normaliser of a teacher's embeddings.
         grouped: on a GPU, compute heads whose hidden layers have equal shapes together.
+        dims: lengths of the prefixes, ascending, below the student's width; none when empty.
 
     Attributes:
+        prefixes: length, as text -> teacher -> its head on so many first numbers of the embedding.
         weights: student_dim / teacher_dim where a loss sums over dimensions, else 1; (teachers,).
         groups: teachers whose heads are computed together.
         ladder: some head has a ladder.
 
     Raises:
-        ConfigError: when ``heads`` names a teacher that is not there, or a teacher is constant.
+        ConfigError: when ``heads`` names a teacher that is not there, or a teacher is constant; when ``dims`` are no such
+            lengths, or a head cannot read a prefix.
     """
 
     def __init__(
@@ -48,6 +54,7 @@ class HeadBank:
         heads: Mapping[str, HeadBuilder],
         normaliser: Callable[[Statistics], Normaliser],
         grouped: bool = True,
+        dims: Sequence[int] = (),
     ):
         if unknown := sorted(heads.keys() - statistics.keys()):
             raise ConfigError(f"model.heads names {', '.join(unknown)}; the teachers are: {', '.join(statistics)}")
@@ -61,6 +68,25 @@ class HeadBank:
         )
         self.groups = self._equal_shapes() if grouped else []
         self.ladder = any(self.head(name).ladder for name in self.teachers)
+        self.dims, self.prefixes = _checked(dims, student.dim), nn.ModuleDict()
+        for length in self.dims:
+            on_prefix = nn.ModuleDict()
+            for name, known in statistics.items():
+                on_prefix[name] = self._on_prefix(name, length, known, heads.get(name, head))
+            self.prefixes[str(length)] = on_prefix
+
+    def _on_prefix(self, teacher: str, length: int, statistics: Statistics, build: HeadBuilder) -> Head:
+        """The head of a teacher on the first ``length`` numbers of the student's embedding."""
+        whole, space = self.head(teacher), self.normaliser(teacher)
+        if whole.ladder or whole.needs_whole:
+            read = "every block of the student" if whole.ladder else "the whole embedding"
+            raise ConfigError(
+                f"model.dims is {self.dims}, but the {type(whole).__name__} of teacher {teacher} reads {read} and cannot "
+                "read a prefix: leave model.dims out, or give the teacher another head, as a CosineHead without ladder"
+            )
+        head = build(length, space.dim)
+        head.attach(HeadContext([length], _rows_of(teacher, statistics, space)))
+        return head
 
     def _equal_shapes(self) -> list[list[str]]:
         """Teachers whose heads have hidden layers of equal shapes."""
@@ -82,46 +108,70 @@ class HeadBank:
         """Teacher -> what its head predicts, (batch, dim), of the teachers' raw embeddings (batch, teacher_dim)."""
         return {name: self.normaliser(name)(embeddings[name]) for name in self.teachers}
 
-    def __call__(self, student: Tensor, targets: Mapping[str, Tensor], valid: Mapping[str, Tensor]) -> Tensor:
-        """Losses of all teachers, (teachers, batch), in float32.
+    def __call__(
+        self, student: Tensor, targets: Mapping[str, Tensor], valid: Mapping[str, Tensor], prefixes: bool = True
+    ) -> Tensor:
+        """Losses of all teachers, (teachers, batch), in float32; the mean over the whole embedding and its prefixes.
 
         Args:
             student: its embedding, (batch, student_dim); with :attr:`ladder` those after every block side by side, the
                 embedding last.
             targets: teacher -> (batch, dim), from :meth:`targets`.
             valid: teacher -> whether it has the row, bool (batch,).
+            prefixes: count them; without them the losses are those of the whole embedding.
         """
-        losses: dict[str, Tensor] = {}
         with self.precision(student):
-            # a GPU launches small products together; a CPU is busy with each one, and stacking costs it extra
-            for names in self.groups if student.device.type != "cpu" else []:
-                losses |= self.group_losses(names, student, targets)
-            for name in [name for name in self.teachers if name not in losses]:
-                losses[name] = self._loss(name, self.read_by(name, student), targets[name], valid[name])
+            losses = [self._losses(self.heads, student, targets, valid)]
+            for length, heads in self.prefixes.items() if prefixes else ():
+                losses.append(self._losses(cast(nn.ModuleDict, heads), student[:, : int(length)], targets, valid))
+        return torch.stack(losses).mean(0)  # (lengths, teachers, batch) -> (teachers, batch)
+
+    def _losses(
+        self, heads: nn.ModuleDict, student: Tensor, targets: Mapping[str, Tensor], valid: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Losses, (teachers, batch), of the teachers' ``heads`` on the whole embedding or on one prefix."""
+        losses: dict[str, Tensor] = {}
+        # a GPU launches small products together; a CPU is busy with each one, and stacking costs it extra
+        for names in self.groups if student.device.type != "cpu" else []:
+            losses |= self.group_losses(names, student, targets, heads)
+        for name in [name for name in self.teachers if name not in losses]:
+            losses[name] = _loss(cast(Head, heads[name]), self.read_by(name, student), targets[name], valid[name])
         return torch.stack([losses[name] for name in self.teachers])
 
-    def group_losses(self, names: Sequence[str], student: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Teacher -> losses (batch,) of heads that are computed together."""
-        heads = [cast(MlpHead, self.heads[name]) for name in names]
-        out = outputs(heads, self.read_by(names[0], student))
-        return {name: head.loss(mine, targets[name]) for name, head, mine in zip(names, heads, out, strict=True)}
+    def group_losses(
+        self, names: Sequence[str], student: Tensor, targets: Mapping[str, Tensor], heads: nn.ModuleDict | None = None
+    ) -> dict[str, Tensor]:
+        """Teacher -> losses (batch,) of heads that are computed together: those of a prefix, or else of the whole."""
+        group = [cast(MlpHead, (heads or self.heads)[name]) for name in names]
+        out = outputs(group, self.read_by(names[0], student))
+        return {name: head.loss(mine, targets[name]) for name, head, mine in zip(names, group, out, strict=True)}
 
     def read_by(self, teacher: str, student: Tensor) -> Tensor:
-        """What the head of ``teacher`` reads of ``student``, as :meth:`__call__` takes it."""
+        """What the head of ``teacher`` reads of ``student``, as :meth:`__call__` takes it; all of a prefix."""
         return student if self.head(teacher).ladder else student[:, -self.student_dim :]
-
-    def _loss(self, teacher: str, student: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-        head = self.head(teacher)
-        if not head.pairs_rows:
-            return cast(Tensor, head(student, target))
-        loss = 0 * student.float().sum(-1)  # DDP waits for a gradient of every head, also where no row is valid
-        return loss.masked_scatter(valid, head(student[valid], target[valid])) if valid.any() else loss
 
     @staticmethod
     def precision(student: Tensor) -> AbstractContextManager[Any]:
         """Under ``bf16-true`` heads keep float32 parameters, and multiply as under ``bf16-mixed``."""
         half = student.dtype in (torch.bfloat16, torch.float16)
         return torch.autocast(student.device.type, student.dtype) if half else nullcontext()
+
+
+def _checked(dims: Sequence[int], width: int) -> list[int]:
+    """The lengths of prefixes of an embedding of this width."""
+    if list(dims) != sorted(set(dims)) or (dims and not 1 <= dims[0] <= dims[-1] < width):
+        raise ConfigError(
+            f"model.dims is {list(dims)}, expected ascending lengths from 1 to {width - 1}: prefixes of the student's "
+            f"embedding, whose width {width} has heads in any case"
+        )
+    return list(dims)
+
+
+def _loss(head: Head, student: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    if not head.pairs_rows:
+        return cast(Tensor, head(student, target))
+    loss = 0 * student.float().sum(-1)  # DDP waits for a gradient of every head, also where no row is valid
+    return loss.masked_scatter(valid, head(student[valid], target[valid])) if valid.any() else loss
 
 
 def _normaliser_and_head(
@@ -139,8 +189,13 @@ def _normaliser_and_head(
         space = Raw(statistics)
         head = build(student.dim, space.dim)
     widths = student.widths if head.ladder else [student.dim]
-    head.attach(HeadContext(widths, lambda count: space(sample(statistics, count, f"the head of teacher {name}"))))
+    head.attach(HeadContext(widths, _rows_of(name, statistics, space)))
     return space, head
+
+
+def _rows_of(teacher: str, statistics: Statistics, space: Normaliser) -> Callable[[int], Tensor]:
+    """A number -> at most that many of a teacher's targets, (rows, dim)."""
+    return lambda count: space(sample(statistics, count, f"the head of teacher {teacher}"))
 
 
 def outputs(heads: Sequence[MlpHead], student: Tensor) -> list[Tensor]:

@@ -41,6 +41,7 @@ class Head(Float32, ABC):
         predicts_direction: :meth:`predict` gives the direction of the target, whose length alone is unknown.
         pairs_rows: the loss of a row depends on the batch's other rows; the head then gets valid rows only.
         signed: the loss can be negative, as minus the logarithm of a density.
+        needs_whole: the head compares the embedding itself with the target, so none can read a prefix of it alone.
 
     Attributes:
         ladder: the head reads the embeddings after every block of the student side by side, (batch, sum of widths), the
@@ -53,6 +54,7 @@ class Head(Float32, ABC):
     predicts_direction: bool = False
     pairs_rows: ClassVar[bool] = False
     signed: ClassVar[bool] = False
+    needs_whole: ClassVar[bool] = False
     ladder: bool = False
 
     def attach(self, context: HeadContext) -> None:

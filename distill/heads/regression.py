@@ -60,6 +60,8 @@ class DirectHead(CosineHead):
         ConfigError: when the student is not as wide as the target.
     """
 
+    needs_whole = True
+
     def __init__(self, student_dim: int, teacher_dim: int):
         super().__init__(student_dim, teacher_dim, layers=0)
         if student_dim != teacher_dim:

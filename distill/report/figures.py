@@ -23,6 +23,7 @@ STYLE: Any = {
 
 COLOURS: Mapping[str, str] = {
     "student": "#2a7f62",
+    "prefixes": "#6fae97",
     "other": "#7fb069",
     "untrained": "#b9b9b9",
     "start": "#8a8a8a",

@@ -9,7 +9,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from distill.records import MARGIN, RECALL, Cost, Record, Results, merged, save_scores
+from distill.records import MARGIN, RECALL, Cost, Record, Results, merged, name_of, save_scores
 from distill.report import figures, page
 from distill.report.answer import Answer, answers, students_table, verdict_table
 from distill.report.page import Plot, Table
@@ -66,7 +66,9 @@ def write(
     costs: dict[str, Cost] = {}
     for results in everything:
         costs = {**results.costs, **costs}  # what several runs measured, by the first of them
-    costs |= {name: results.costs["student"] for name, results in first.items() if "student" in results.costs}
+    for name, results in first.items():
+        own = (system for system in results.costs if system.partition("[:")[0] == "student")
+        costs |= {name_of(system, name): results.costs[system] for system in own}
     left_out = sorted({name for results in everything for name in results.about.get("left_out", ())})
     values |= {"origin": origin, "left_out": left_out, "warnings": warnings, "first": first, "costs": costs}
     return write_scores(folder, template, title, records, **values)

@@ -91,7 +91,7 @@ class Study:
                     if sweep:
                         run.trials = trials.setdefault(method, [Trial(run, sweep, value) for value in sweep.values])
                     grid.append(run)
-                    probed = ["student"]
+                    probed = ["student", "prefixes"]
         return grid
 
     def require_corpora(self) -> None:

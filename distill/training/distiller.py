@@ -42,10 +42,12 @@ class Distiller(LightningModule):
             Gaussian of the cache's own statistics.
         compile: student and heads by ``torch.compile``.
         activation_checkpointing: compute the student's inner activations again in the backward pass rather than keep them.
+        dims: also train these prefixes of the embedding, ascending lengths such as ``[64, 128]``, so that its first numbers
+            are an embedding of their own (arXiv 2205.13147). Held-out figures are those of the whole embedding.
 
     Raises:
-        ConfigError: when ``heads`` names a teacher that is not there, when a teacher is constant, and when an objective
-            divides losses that can be negative.
+        ConfigError: when ``heads`` names a teacher that is not there, when a teacher is constant, when an objective
+            divides losses that can be negative, and when ``dims`` are no such lengths or a head cannot read a prefix.
     """
 
     weights: Tensor
@@ -66,6 +68,7 @@ class Distiller(LightningModule):
         marginal_modes: int = 1,
         compile: bool = False,
         activation_checkpointing: bool = False,
+        dims: list[int] | None = None,
     ):
         super().__init__()
         if spike < 0:
@@ -74,9 +77,9 @@ class Distiller(LightningModule):
             raise ConfigError("model.compile and model.activation_checkpointing do not go together: leave one out")
         self.student, self.objective, self.teachers = student, objective or WeightedSum(), list(statistics)
         self.objective.attach(self.teachers)
-        self.bank = HeadBank(student, statistics, head, heads or {}, normaliser, grouped=not compile)
+        self.bank = HeadBank(student, statistics, head, heads or {}, normaliser, grouped=not compile, dims=dims or [])
         self._check_signs()
-        self.normalisers, self.heads = self.bank.normalisers, self.bank.heads
+        self.normalisers, self.heads, self.prefixes = self.bank.normalisers, self.bank.heads, self.bank.prefixes
         self.metrics = nn.ModuleDict(
             {
                 name: TeacherMetrics.of(self.bank.head(name), self.bank.normaliser(name), known, marginal_modes)
@@ -114,12 +117,12 @@ class Distiller(LightningModule):
         return out
 
     def losses(self, batch: Batch) -> StepLosses:
-        """The losses of all teachers for the rows of a batch."""
+        """The losses of all teachers for the rows of a batch; outside of training those of the whole embedding."""
         student = torch.cat(self.student.all_embeddings(batch.inputs), 1) if self.bank.ladder else self(batch.inputs)
         targets = self.bank.targets(batch.targets)
         if not self.training:
             targets = {name: self._within(name, target, batch.valid[name]) for name, target in targets.items()}
-        losses = self.bank(student, targets, batch.valid)
+        losses = self.bank(student, targets, batch.valid, prefixes=self.training)
         return StepLosses(losses, torch.stack([batch.valid[name] for name in self.teachers]), student, targets)
 
     def _within(self, name: str, target: Tensor, valid: Tensor) -> Tensor:
@@ -180,7 +183,8 @@ class Distiller(LightningModule):
         self.observers = [each for each in callbacks if isinstance(each, LossObserver)]
         if not self.trainer.ckpt_path:
             self._begin()
-        for module in [self.student, *self.heads.values()] if self.compiled else []:
+        heads = [self.heads, *self.prefixes.children()]
+        for module in [self.student, *(head for each in heads for head in each.children())] if self.compiled else []:
             module.compile()
 
     def _begin(self) -> None:
@@ -196,9 +200,10 @@ class Distiller(LightningModule):
         tables = [module.weight for module in self.student.modules() if isinstance(module, RowTable)]
         by_rows = {id(table) for table in tables}
         whole = [parameter for parameter in self.student.parameters() if id(parameter) not in by_rows]
+        heads = [each for part in (self.heads, self.prefixes, self.objective) for each in part.parameters()]
         groups: list[dict[str, Any]] = [
             {"params": whole, "lr": self.student_lr, "name": "student"},
-            {"params": [*self.heads.parameters(), *self.objective.parameters()], "lr": self.head_lr, "name": "heads"},
+            {"params": heads, "lr": self.head_lr, "name": "heads"},
         ]
         if tables:  # runs without a table go on with the groups that their checkpoints have
             groups.append({"params": tables, "lr": self.student_lr, "name": "tables", "rows": True})

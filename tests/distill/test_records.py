@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cache_tools import ConfigError
-from distill.records import SCORES, Cost, Record, Results, read_scores, save_scores
+from distill.records import SCORES, Cost, Record, Results, merged, read_scores, save_scores
 from distill.run_folder import RunFolder
 
 RECORDS = [
@@ -66,3 +66,13 @@ def test_a_file_of_something_else_is_no_result(results, text):
     results.results.write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(ConfigError, match="probe the run again"):
         Results.load(results.path)
+
+
+def test_prefixes_have_the_name_of_their_student_among_several():
+    named = RunFolder(Path("run"))
+    records = [
+        Record(system, kind, "t", "measured", "random", 0, "r2", 0.5, 9)
+        for system, kind in (("student", "student"), ("student[:64]", "prefixes"), ("student[:128]", "prefixes"))
+    ]
+    found, _ = merged({name: [Results(named, records, {}, {})] for name in ("mol", "text")})
+    assert [record.system for record in found] == ["mol", "mol[:64]", "mol[:128]", "text", "text[:64]", "text[:128]"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 import distill
@@ -211,3 +212,31 @@ def test_a_fit_says_each_epoch_in_one_line_and_that_it_has_few_steps(student, tm
     lines = [line for line in caplog.messages if line.startswith("epoch ")]
     assert [line.partition(": loss ")[0] for line in lines] == ["epoch 1 of 2", "epoch 2 of 2"]
     assert any("all epochs together are only 6 steps" in line for line in caplog.messages)
+
+
+def test_a_student_of_prefixes_is_probed_and_embeds_at_each_length(student, place, table):
+    options = {**SMALL, "model.dims": [4, 8]}
+    fitted = distill.fit(corpus_of(student), RECIPE, epochs=1, out=place / "prefixes", options=options)
+    assert fitted.dims == [4, 8] and student.dims == []
+    smiles = list(table["smiles"][:3])
+    whole = fitted.embed(smiles)
+    assert torch.equal(fitted.embed(smiles, dim=4), whole[:, :4])
+    assert torch.equal(fitted.embed(smiles, dim=24), whole)
+    assert fitted.embed(smiles, output="pandas", dim=8).shape == (3, 8)
+    with pytest.raises(ConfigError, match=r"dim is 5, expected 4 or 8 or 24: .* was fitted for no other \(model.dims\)"):
+        fitted.embed(smiles, dim=5)
+    with pytest.raises(ConfigError, match=rf"dim is 4, expected {student.dim}: "):
+        student.embed(smiles, dim=4)
+    distill.embed(fitted.folder, corpus_table(place, smiles), place / "prefix.npy", dim=4, device="cpu")
+    np.testing.assert_allclose(np.load(place / "prefix.npy"), whole[:, :4], atol=1e-5)
+    options = {"probe.seeds": [0], "probe.splits": ["random"], "probe.systems": ["student", "prefixes"]}
+    records = distill.evaluate(fitted, {"tpsa": ComputedProperty("TPSA", 60)}, options)
+    assert {record.system for record in records} == {"student", "student[:4]", "student[:8]"}
+    assert r"| student\[:4\] | 4 |" in (fitted.run.probes / "report.md").read_text(), "the table of costs"
+    card = (fitted.run.export / "README.md").read_text()
+    assert "The first 4, 8 numbers of an embedding" in card and "embed(items, dim=4)" in card
+
+
+def corpus_table(folder: Path, smiles: list[str]) -> Path:
+    pd.DataFrame({"smiles": smiles}).to_csv(folder / "three.csv", index=False)
+    return folder / "three.csv"

@@ -380,6 +380,34 @@ def test_fingerprints_are_a_system_of_molecules_that_are_no_teachers_and_stand_b
     assert [record.kind for record in alone.run({"student": student}, "cpu", quiet=True)] == ["student+fingerprints"]
 
 
+def test_prefixes_are_systems_computed_from_the_students_own_embedding(chains: Path):
+    tasks, systems = {"y": MoleculeTask(chains / "task.csv", "regression")}, ["student", "prefixes"]
+    student, passes = GraphStudent(layers=1, width=8, dim=6), []
+    student.register_forward_hook(lambda *_: passes.append(1))
+    counted = []
+    for dims in ([], [2, 4]):
+        evaluation = Evaluation(tasks, seeds=[0], systems=systems)
+        evaluation.prepare([open_corpus(chains / "c", ["maccs"])], Settings(workers=1))
+        passes.clear()
+        found = evaluation.prepared["y"].embed(systems, {"student": student}, None, "cpu", dims).systems
+        counted.append(len(passes))
+    assert counted[0] == counted[1], "no second pass"
+    assert {name: kind for name, (kind, _) in found.items()} == {
+        "student": "student",
+        "student[:2]": "prefixes",
+        "student[:4]": "prefixes",
+    }
+    np.testing.assert_array_equal(found["student[:2]"][1], found["student"][1][:, :2])
+    records = evaluation.run({"student": student}, "cpu", quiet=True, dims=[2, 4])
+    assert {record.system for record in records} == set(found)
+    costs = evaluation.costs({"student": student}, "cpu", [2, 4])
+    assert {name: cost.dim for name, cost in costs.items()} == {"student": 6, "student[:2]": 2, "student[:4]": 4}
+    assert costs["student[:2]"].per_second == costs["student"].per_second
+    alone = Evaluation(tasks, seeds=[0], systems=["prefixes"])
+    alone.prepare([open_corpus(chains / "c", ["maccs"])], Settings(workers=1))
+    assert {record.kind for record in alone.run({"student": student}, "cpu", quiet=True, dims=[2])} == {"prefixes"}
+
+
 def test_molecules_are_featurised_once_when_a_teacher_is_a_fingerprint(tmp_path: Path):
     from cache_tools.building.corpus import build
     from cache_tools.corpora.base import Items
@@ -488,7 +516,7 @@ def test_a_teacher_with_the_name_of_a_system_is_refused_before_a_fit_begins(line
     with pytest.raises(SystemExit) as stop:
         main(["fit", "--config", str(lines / "fit.yaml"), "--data.teachers", "[start]", "--run", str(run)])
     assert "two systems are called start: give the teacher's column" in str(stop.value.code)
-    assert "these are taken: student, untrained, start, teachers," in str(stop.value.code)
+    assert "these are taken: student, prefixes, untrained, start, teachers," in str(stop.value.code)
     assert not run.exists()
 
 

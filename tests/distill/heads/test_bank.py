@@ -5,7 +5,17 @@ import pytest
 import torch
 
 from cache_tools import ConfigError, Statistics
-from distill.heads import BernoulliHead, GaussianHead, HeadBank, MixHead, MseHead, QueueHead, RelationHead
+from distill.heads import (
+    BernoulliHead,
+    CosineHead,
+    DirectHead,
+    GaussianHead,
+    HeadBank,
+    MixHead,
+    MseHead,
+    QueueHead,
+    RelationHead,
+)
 from distill.students.base import Student
 from distill.targets import Standardise, TeacherStatistics
 
@@ -36,8 +46,8 @@ def statistics() -> dict[str, TeacherStatistics]:
     return made
 
 
-def bank(head=MseHead, **heads) -> HeadBank:
-    return HeadBank(Blocks(), statistics(), head, heads, Standardise)
+def bank(head=MseHead, dims=(), **heads) -> HeadBank:
+    return HeadBank(Blocks(), statistics(), head, heads, Standardise, dims=dims)
 
 
 def batch(made: HeadBank, width: int = 6):
@@ -109,3 +119,56 @@ def test_what_cannot_be_is_refused():
     plain = {"a": Statistics(9, np.ones(3), np.ones(3))}
     with pytest.raises(ConfigError, match="the head of teacher a needs rows of the teacher: take the statistics of a Dist"):
         HeadBank(Blocks(), plain, QueueHead, {}, Standardise)
+
+
+def test_the_loss_of_a_teacher_is_the_mean_over_the_prefixes_and_the_whole_embedding():
+    made = bank(GaussianHead, [2, 4], b=QueueHead)
+    student, targets, valid = batch(made)
+    losses = made(student, targets, valid)
+    for loss, name in zip(losses, TEACHERS, strict=True):
+        heads = {2: made.prefixes["2"][name], 4: made.prefixes["4"][name], 6: made.heads[name]}
+        by_hand = [head(student[:, :length], targets[name]) for length, head in heads.items()]
+        torch.testing.assert_close(loss, torch.stack(by_hand).mean(0))
+    whole = made(student, targets, valid, prefixes=False)
+    torch.testing.assert_close(whole[0], made.heads["a"](student, targets["a"]))
+    student.requires_grad_()
+    made(student, targets, valid).sum().backward()
+    assert all(parameter.grad is not None for heads in made.prefixes.values() for parameter in heads.parameters())
+
+
+def test_prefixes_draw_nothing_that_the_heads_of_the_whole_embedding_draw():
+    states = []
+    for dims in ((), [2, 4]):
+        torch.manual_seed(0)
+        made = bank(MseHead, dims)
+        states.append(made.heads.state_dict())
+    assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
+    assert len(bank().prefixes) == 0
+
+
+def test_heads_on_a_prefix_are_computed_together_with_the_same_result():
+    made = bank(GaussianHead, [4], b=BernoulliHead)
+    student, targets, valid = batch(made)
+    together = made.group_losses(["a", "b"], student[:, :4], targets, made.prefixes["4"])
+    alone = [made.prefixes["4"][name](student[:, :4], targets[name]) for name in TEACHERS]
+    torch.testing.assert_close(torch.stack(list(together.values())), torch.stack(alone))
+    torch.testing.assert_close(made(student, targets, valid)[0], (alone[0] + made.heads["a"](student, targets["a"])) / 2)
+
+
+@pytest.mark.parametrize("dims", [[4, 2], [2, 2], [0, 2], [2, 6], [-1]])
+def test_lengths_that_are_no_prefixes_are_refused(dims):
+    with pytest.raises(ConfigError, match=r"model.dims is \[.*\], expected ascending lengths from 1 to 5: prefixes of the"):
+        bank(MseHead, dims)
+
+
+def test_a_head_that_cannot_read_a_prefix_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"the MixHead of teacher b reads every block of the student and cannot read a pre"
+    ):
+        bank(MseHead, [2], b=lambda s, t: MixHead(s, t, ladder=True))
+    wide = {"a": TeacherStatistics(9, np.ones(6), np.ones(6), lambda count: torch.rand(count, 6))}
+    with pytest.raises(
+        ConfigError, match=r"the DirectHead of teacher a reads the whole embedding and cannot read a prefix"
+    ):
+        HeadBank(Blocks(), wide, DirectHead, {}, Standardise, dims=[2])
+    assert HeadBank(Blocks(), wide, CosineHead, {}, Standardise, dims=[2]).dims == [2]

@@ -288,7 +288,7 @@ def test_runs_on_the_same_splits_share_the_scores_of_systems_that_no_fit_changes
     assert {each[4] for each in tests} == {"[3]"}
     probed = {each[2].split("/")[-3]: each[-1].strip("[]").split(",") for each in tests}
     assert {"untrained", "pca", "teachers"} <= {*probed["nll-all-3"]}
-    assert {*probed["nll-all-4"]} == {"student", "untrained", "start", "tokens"}
+    assert {*probed["nll-all-4"]} == {"student", "prefixes", "untrained", "start", "tokens"}
     rows = list(csv.DictReader((stub.folder / "docs" / "s" / "scores.csv").open()))
     assert {(row["system"], row["seed"]) for row in rows if row["system"] in ("pca", "untrained")} == {
         *product(("pca", "untrained"), "34")

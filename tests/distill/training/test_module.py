@@ -213,3 +213,20 @@ def test_figures_of_held_out_rows_that_do_not_vary_are_left_out_or_finite():
         figures = metrics.named(head)
         assert "r2" not in figures
         assert all(torch.isfinite(value) for value in figures.values()), figures
+
+
+def test_held_out_figures_of_a_fit_with_prefixes_are_those_of_the_whole_embedding(data, trainer):
+    distiller = model(data, head=MseHead, dims=[4, 8])
+    names = {name.split(".")[1] for name in distiller.state_dict() if name.startswith("prefixes.")}
+    assert names == {"4", "8"}
+    assert not [name for name in model(data, head=MseHead).state_dict() if name.startswith("prefixes.")]
+    fitting = trainer(max_epochs=1)
+    fitting.fit(distiller, data)
+    optimised = {id(p) for group in distiller.optimizers().param_groups for p in group["params"]}
+    assert {id(p) for p in distiller.parameters() if p.requires_grad} == optimised
+    figures = fitting.validate(distiller, data, verbose=False)[0]
+    plain = model(data, head=MseHead)
+    plain.load_state_dict({name: x for name, x in distiller.state_dict().items() if not name.startswith("prefixes.")})
+    assert trainer().validate(plain, data, verbose=False)[0] == pytest.approx(figures)
+    batch = next(iter(data.train_dataloader()))
+    assert not torch.allclose(distiller.train().losses(batch).losses, distiller.eval().losses(batch).losses)
