@@ -170,7 +170,7 @@ def write_sentences(student: Student, inputs: Mapping[str, Featuriser], folder: 
     except ImportError:
         raise ConfigError("--sentence_transformers needs that library: pip install 'quorum-distill[text]'") from None
     with TemporaryDirectory() as network:
-        student.network.save_pretrained(network)
+        student.whole_network().save_pretrained(network)
         featuriser.split.pad_token = featuriser.split.pad_token or featuriser.split.eos_token
         featuriser.split.save_pretrained(network)
         modules = [Transformer(network, max_seq_length=featuriser.max_length)]

@@ -1,5 +1,6 @@
 """Students of texts."""
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ from cache_tools import (
     stay_local,
 )
 from distill.students.base import LARGEST, Student, Traceable
-from distill.students.rows import RowTable
+from distill.students.rows import RowTable, SharedEmbedding, commonest_rows, first_rows, shared_rows
 
 ENCODER = "cache_tools.teachers.text.HfTextTeacher"
 
@@ -39,12 +40,14 @@ class TokenStudent(Student):
     Attributes:
         vocabulary: number of tokens that it knows.
         longest: the most tokens of a text that it reads; None for any number.
+        kept: tokens that have a row of their own in its table, the commonest ones of the corpus; None for all.
     """
 
     input = "tokens"
     enlarged: ClassVar[str]  # what to set for a student of more tokens
     vocabulary: int
     longest: int | None = None
+    kept: int | None = None
 
     @abstractmethod
     def encode_padded(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -57,6 +60,15 @@ class TokenStudent(Student):
         ids = torch.full((2, 7), self.vocabulary - 1)
         sizes = {0: Dim("batch", min=1, max=LARGEST), 1: Dim("tokens", min=1, max=min(self.longest or LARGEST, LARGEST))}
         return Traceable(_PaddedEncoder(self), (ids, torch.ones_like(ids)), (sizes, sizes), _ids_and_mask)
+
+    def _keep(self, kept: int | None) -> None:
+        """Take ``kept``, or refuse it."""
+        if kept is not None and not 0 < kept < self.vocabulary:
+            raise ConfigError(
+                f"kept is {kept}, expected a number of tokens from 1 to {self.vocabulary - 1}: the student knows "
+                f"{self.vocabulary}; leave kept out for a row for each of them"
+            )
+        self.kept = kept
 
     def _check(self, tokens: Ragged) -> None:
         """Refuse tokens and lengths that it does not know."""
@@ -90,12 +102,15 @@ class StaticStudent(TokenStudent):
         dim: width of the embedding, by a linear map; ``width`` when not given.
         start: an encoder of transformers whose tokenizer made the input column: a hub name, a folder that
             ``save_pretrained`` made, or ``package:NAME/FOLDER``. Random vectors when not given.
+        kept: only so many of the corpus's commonest tokens have a vector and a weight of their own; all others share one of
+            each, which begins as their mean by how frequent they are. All have their own when not given.
 
     Raises:
-        ConfigError: when a size is not above 0.
+        ConfigError: when a size is not above 0, or ``kept`` not below ``vocabulary``.
     """
 
     enlarged = "set vocabulary to its number of tokens"
+    row_of: Tensor | None  # token -> row, int32 (vocabulary,); None where each has its own
     gains_from_bf16 = False  # it reads vectors and adds them, and hardly multiplies
 
     def __init__(
@@ -105,11 +120,15 @@ class StaticStudent(TokenStudent):
         norm: bool = False,
         dim: int | None = None,
         start: str | None = None,
+        kept: int | None = None,
     ):
         super().__init__()
         self.dim, self.vocabulary = width if dim is None else dim, vocabulary
         above_zero("a StaticStudent", vocabulary=vocabulary, width=width, dim=self.dim)
-        self.vectors, self.logits = RowTable(vocabulary, width), RowTable(vocabulary, 1)
+        self._keep(kept)
+        rows = vocabulary if kept is None else kept + 1
+        self.vectors, self.logits = RowTable(rows, width), RowTable(rows, 1)
+        self.register_buffer("row_of", None if kept is None else first_rows(vocabulary, kept))
         nn.init.zeros_(self.logits.weight)
         self.start = start
         self.norm = nn.LayerNorm(width) if norm else nn.Identity()
@@ -122,7 +141,7 @@ class StaticStudent(TokenStudent):
     def embeddings(self, rows: dict[str, Ragged]) -> list[Tensor]:
         tokens = rows["tokens"]
         self._check(tokens)
-        ids, counts = tokens.values.long(), tokens.counts
+        ids, counts = self._rows(tokens.values.long()), tokens.counts
         weights = self.logits.each(ids).squeeze(1).sigmoid()  # (tokens,)
         first = counts.cumsum(0) - counts
         sums = self.vectors(ids, first, weights.to(self.vectors.weight.dtype))  # (batch, width)
@@ -131,6 +150,7 @@ class StaticStudent(TokenStudent):
         return [self._finished(sums, totals)]
 
     def encode_padded(self, ids: Tensor, mask: Tensor) -> Tensor:
+        ids = self._rows(ids)
         # `embedding` becomes ONNX's Gather, whose table can be stored in int8
         weights = embedding(ids, self.logits.weight).squeeze(-1).sigmoid() * mask  # (batch, tokens)
         sums = (embedding(ids, self.vectors.weight) * weights.unsqueeze(-1)).sum(1)  # (batch, width)
@@ -141,25 +161,40 @@ class StaticStudent(TokenStudent):
 
     @torch.no_grad()
     def begin(self, sample: Callable[[int], Any]) -> None:
-        """Take vectors and weights from the tokens of the encoder ``start``, if one was given.
+        """Choose the tokens to keep, and take vectors and weights from the encoder ``start``, where these are given.
 
         Raises:
             ConfigError: when that encoder has fewer tokens or a smaller width.
             TeacherError: when it cannot be loaded.
         """
+        if self.start is None and self.kept is None:
+            return
+        tokens = sample(COUNTED)["tokens"]
+        counts = torch.bincount(tokens.values.long(), minlength=self.vocabulary) + 1
+        if self.row_of is not None:
+            self.row_of.copy_(commonest_rows(tokens, self.vocabulary, len(self.vectors.weight) - 1))
         if self.start is None:
             return
-        tokens, width = self.vectors.weight.shape
-        counts = torch.bincount(sample(COUNTED)["tokens"].values.long(), minlength=tokens) + 1
-        share = counts.double() / counts.sum()  # (tokens,)
-        vectors = _alone(self.start, tokens).double()  # (tokens, the encoder's width)
+        share = counts.double() / counts.sum()  # (vocabulary,)
+        tables = self._components(self.start, share), (COMMON / share).log().unsqueeze(1)
+        for part, table in zip((self.vectors, self.logits), tables, strict=True):
+            part.weight.copy_(table if self.row_of is None else shared_rows(table, self.row_of.cpu(), counts))
+
+    def _components(self, start: str, share: Tensor) -> Tensor:
+        """Principal components of an encoder's tokens by their ``share`` (vocabulary,), of length 1 on average."""
+        width = self.vectors.weight.shape[1]
+        vectors = _alone(start, self.vocabulary).double()  # (vocabulary, the encoder's width)
         if vectors.shape[1] < width:
-            raise ConfigError(f"width is {width}, expected {vectors.shape[1]} at most: {self.start} is no wider")
+            raise ConfigError(f"width is {width}, expected {vectors.shape[1]} at most: {start} is no wider")
         vectors -= share @ vectors
         _, axes = torch.linalg.eigh(vectors.T @ (share.unsqueeze(1) * vectors))  # columns, the weakest first
-        vectors = vectors @ axes[:, -width:].flip(1)
-        self.vectors.weight.copy_(vectors / vectors.square().sum(1).mean().sqrt())  # of length 1 on average
-        self.logits.weight.copy_((COMMON / share).log().unsqueeze(1))
+        vectors = vectors @ axes[:, -width:].flip(1)  # (vocabulary, width)
+        out: Tensor = vectors / vectors.square().sum(1).mean().sqrt()
+        return out
+
+    def _rows(self, ids: Tensor) -> Tensor:
+        """The rows of tokens in both tables, int64, of their shape."""
+        return ids if self.row_of is None else self.row_of[ids].long()
 
     def _finished(self, sums: Tensor, totals: Tensor) -> Tensor:
         """The embedding (batch, dim) of weighted sums of vectors (batch, width) and of weights (batch,)."""
@@ -168,7 +203,7 @@ class StaticStudent(TokenStudent):
         return out
 
     def token_table(self) -> Tensor:
-        return self.vectors.weight
+        return self.vectors.weight if self.row_of is None else self.vectors.weight[self.row_of.long()]
 
 
 class TextStudent(TokenStudent):
@@ -183,9 +218,12 @@ class TextStudent(TokenStudent):
         pooling: ``mean`` of the tokens, ``cls`` (the first token) or ``last``.
         dim: width of the embedding, by a linear map; the network's own width when not given.
         layers: begin as these layers of the model, such as ``[0, 5]``, in this order; all of them when not given.
+        kept: only so many of the corpus's commonest tokens have a row of their own in the table of tokens; all others share
+            one, which begins as their mean by how frequent they are. All have their own when not given.
 
     Raises:
-        ConfigError: when ``config`` does not fit the model type, or ``layers`` are not those of the model.
+        ConfigError: when ``config`` does not fit the model type, ``layers`` are not those of the model, or ``kept`` is not
+            below its number of tokens.
         TeacherError: when the model cannot be loaded.
     """
 
@@ -199,6 +237,7 @@ class TextStudent(TokenStudent):
         pooling: TextPooling = "mean",
         dim: int | None = None,
         layers: list[int] | None = None,
+        kept: int | None = None,
     ):
         super().__init__()
         self.network = _network(model, pretrained, config)
@@ -209,6 +248,10 @@ class TextStudent(TokenStudent):
             pooler.requires_grad_(False)  # its output is not used: DDP would wait for its gradient
         self.pooling, self.padding = pooling, facts.pad_token_id or 0
         self.vocabulary, self.longest = facts.vocab_size, _longest(self.network)
+        self._keep(kept)
+        if kept is not None:
+            self.network.set_input_embeddings(SharedEmbedding(self.network.get_input_embeddings(), kept))
+        self.start = model if pretrained and config is None else None
         self.dim = dim or facts.hidden_size
         self.project = nn.Identity() if self.dim == facts.hidden_size else nn.Linear(facts.hidden_size, self.dim)
 
@@ -238,13 +281,35 @@ class TextStudent(TokenStudent):
         self.network.config.save_pretrained(folder)
         return {**init_args, "model": str(folder), "pretrained": False, "config": None, "layers": None}
 
+    @torch.no_grad()
+    def begin(self, sample: Callable[[int], Any]) -> None:
+        """Choose the tokens to keep, where their number is given; the others' row becomes the mean of pretrained ones."""
+        if self.kept is None:
+            return
+        table, tokens = self.network.get_input_embeddings(), sample(COUNTED)["tokens"]
+        row_of = commonest_rows(tokens, table.tokens, self.kept)
+        table.row_of.copy_(row_of)
+        if self.start is not None:
+            counts = torch.bincount(tokens.values.long(), minlength=table.tokens) + 1
+            pretrained = create_network(self.start, pretrained=True).get_input_embeddings().weight
+            table.weight.copy_(shared_rows(pretrained, row_of, counts))
+
+    def whole_network(self) -> Any:
+        """The network as transformers has it, with a row for every token; the student's own where ``kept`` is not given."""
+        if self.kept is None:
+            return self.network
+        network = copy.deepcopy(self.network)
+        network.set_input_embeddings(network.get_input_embeddings().whole())
+        return network
+
     def random_start(self, init_args: Mapping[str, Any]) -> dict[str, Any]:
         new = init_args.get("config") is not None  # then the network is random, whatever `pretrained` says
         return dict(init_args) if new else super().random_start({"pretrained": True, **init_args})
 
     def token_table(self) -> Tensor:
-        table: Tensor = self.network.get_input_embeddings().weight
-        return table
+        table: Any = self.network.get_input_embeddings()
+        weight: Tensor = table.weight if self.kept is None else table.whole().weight
+        return weight
 
     def _padded(self, tokens: Ragged) -> tuple[Tensor, Tensor]:
         """Ids (batch, tokens), and a mask that is 0 for padding, else 1."""

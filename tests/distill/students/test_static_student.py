@@ -163,3 +163,52 @@ def test_neither_an_export_nor_the_untrained_student_needs_the_encoder(encoder, 
     student = StaticStudent(**arguments)
     assert student.random_start(arguments)["start"] is None
     assert student.portable(arguments, tmp_path)["start"] is None
+
+
+def test_only_the_commonest_tokens_of_the_corpus_have_a_row_and_special_ones_always():
+    texts = [[1, 4, 4, 4, 2], [1, 5, 5, 2], [1, 3, 4, 2]]  # 1 and 2 stand in every text, 4 is the commonest, then 5
+    student = StaticStudent(7, 5, kept=4)
+    student.begin(lambda count: tokens(texts))
+    assert student.row_of.tolist() == [4, 0, 1, 4, 2, 3, 4]
+    assert student.vectors.weight.shape == (5, 5) and student.logits.weight.shape == (5, 1)
+    assert student.token_table().shape == (7, 5)
+    shared = student.encode(tokens([[0], [3], [6]]))
+    assert torch.equal(shared[0], shared[1]) and torch.equal(shared[0], shared[2])
+    few = StaticStudent(7, 5, kept=2)
+    few.begin(lambda count: tokens(texts))
+    assert few.row_of.tolist() == [2, 0, 1, 2, 2, 2, 2], "4 is more frequent than 1, and is no special token"
+
+
+def test_a_student_with_every_token_has_the_state_that_it_always_had():
+    assert set(StaticStudent(7, 5).state_dict()) == {"vectors.weight", "logits.weight"}
+    assert set(StaticStudent(7, 5, kept=3).state_dict()) == {"vectors.weight", "logits.weight", "row_of"}
+
+
+def test_the_shared_row_of_a_start_is_the_mean_of_its_tokens_by_how_frequent_they_are(encoder):
+    whole, cut = begun(encoder), StaticStudent(10, 4, start=encoder, kept=3)
+    cut.begin(lambda count: tokens(TEXTS))
+    counts = np.bincount([token for text in TEXTS for token in text], minlength=10) + 1.0
+    rows = cut.row_of.numpy()
+    assert sorted(np.flatnonzero(rows < 3)) == [1, 2, 6]
+    for part in ("vectors.weight", "logits.weight"):
+        table, shared = (student.state_dict()[part].numpy() for student in (whole, cut))
+        by_hand = [np.average(table[rows == row], axis=0, weights=counts[rows == row]) for row in range(4)]
+        np.testing.assert_allclose(shared, by_hand, rtol=1e-4, atol=1e-6)
+
+
+def test_a_student_of_few_tokens_trains_its_rows_alone_and_is_traced():
+    torch.manual_seed(0)
+    student = StaticStudent(7, 5, kept=3)
+    student.begin(lambda count: tokens(TEXTS))
+    torch.testing.assert_close(student.encode_padded(*padded(TEXTS)), student.encode(tokens(TEXTS)))
+    traced = student.eval().traceable(SimpleNamespace())
+    program = torch.export.export(traced.module, traced.inputs, dynamic_shapes=traced.dynamic_shapes).module()
+    torch.testing.assert_close(program(*padded(TEXTS)), student.encode(tokens(TEXTS)))
+    student.encode(tokens([[3], [0]])).square().sum().backward()
+    assert student.vectors.weight.grad.coalesce().indices()[0].tolist() == [3]
+
+
+@pytest.mark.parametrize("kept", [0, 7, 8])
+def test_a_number_of_tokens_that_is_none_or_all_of_them_is_refused(kept):
+    with pytest.raises(ConfigError, match=rf"kept is {kept}, expected a number of tokens from 1 to 6: the student knows 7"):
+        StaticStudent(7, 5, kept=kept)

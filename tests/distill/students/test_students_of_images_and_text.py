@@ -495,6 +495,57 @@ def test_a_copied_text_student_is_another_one(bert):
         torch.testing.assert_close(student({"tokens": tokens([2, 5, 3])}), before)
 
 
+TABLE = "network.embeddings.word_embeddings"
+TEXTS = [[2, 5, 7, 5, 3], [2, 6, 5, 3], [2, 9, 9, 9, 3]]  # 2 and 3 stand in each of them; then come 5 and 9
+
+
+@pytest.mark.parametrize("model", ["bert", "roberta", "distilbert", "mpnet"])
+def test_a_text_student_of_few_tokens_is_the_network_with_equal_vectors_for_all_others(model, tmp_path):
+    names = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
+    config = {names.get(key, key) if model == "distilbert" else key: value for key, value in BERT.items()}
+    config.pop("intermediate_size")
+    student = TextStudent(model, config=config, kept=4).eval()
+    student.begin(lambda count: tokens(*TEXTS))
+    table = student.network.get_input_embeddings()
+    assert table.row_of.unique(return_counts=True)[1].tolist() == [1, 1, 1, 1, 46]
+    assert (table.row_of < 4).nonzero().squeeze(1).tolist() == [2, 3, 5, 9]
+    assert table.weight.shape == (5, 16) and student.token_table().shape == (50, 16)
+    student.whole_network().save_pretrained(tmp_path / "whole")
+    whole = TextStudent(str(tmp_path / "whole")).eval()
+    rows = {"tokens": tokens([2, 5, 7, 3], [2, 9, 30, 8, 3])}
+    with torch.inference_mode():
+        torch.testing.assert_close(student(rows), whole(rows))
+        torch.testing.assert_close(student.encode_padded(*student._padded(rows["tokens"]["tokens"])), whole(rows))
+    assert same(whole.network.get_input_embeddings(), student.whole_network().get_input_embeddings())
+    assert without_gradient(student, rows) == []
+    again = TextStudent(**student.portable({"model": model, "config": config, "kept": 4}, tmp_path / "network"))
+    again.load_state_dict(student.state_dict())
+    with torch.inference_mode():
+        torch.testing.assert_close(again.eval()(rows), student.eval()(rows))
+
+
+def test_the_shared_row_of_a_pretrained_text_student_is_the_mean_of_its_tokens_by_how_frequent_they_are(bert):
+    whole, student = TextStudent(bert, layers=[0]), TextStudent(bert, layers=[0], kept=3)
+    student.begin(lambda count: tokens(*TEXTS))
+    counts = torch.bincount(torch.tensor(sum(TEXTS, [])), minlength=50) + 1.0
+    table, rows = whole.token_table(), student.network.get_input_embeddings().row_of
+    assert (rows < 3).nonzero().squeeze(1).tolist() == [2, 3, 5]
+    torch.testing.assert_close(student.token_table()[[2, 3, 5]], table[[2, 3, 5]])
+    weights = torch.where(rows == 3, counts, 0)
+    torch.testing.assert_close(student.token_table()[9], weights @ table / weights.sum())
+    assert {name for name in student.state_dict() if name not in whole.state_dict()} == {f"{TABLE}.row_of"}
+
+
+def test_few_tokens_of_a_network_that_scales_its_vectors_are_refused():
+    with pytest.raises(ConfigError, match=r"kept is 50, expected a number of tokens from 1 to 49: the student knows 50"):
+        TextStudent("bert", config=BERT, kept=50)
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 8}
+    with pytest.raises(
+        ConfigError, match=r"kept needs a network whose tokens are an Embedding, found Gemma3TextScaledWord"
+    ):
+        TextStudent("gemma3_text", config=sizes | {"intermediate_size": 16, "num_key_value_heads": 1}, kept=5)
+
+
 @pytest.mark.parametrize("first", [[], [[2, 3]]], ids=["at once", "later"])
 @pytest.mark.parametrize(
     ("model", "row", "message"),
