@@ -1,6 +1,6 @@
 """Draw the corpus of the students of texts, without labels: ``python benchmarks/text_lines.py DATA OUT``.
 
-Reads ``DATA/text/corpus.jsonl.gz``, and writes to ``OUT`` (jsonl.gz) as many lines of each source as ``SHARES`` says, by seed 0.
+Reads ``DATA/text/corpus.jsonl.gz``; writes to ``OUT`` (jsonl.gz) so many lines of each source as ``SHARES`` says (seed 0).
 """
 
 import gzip
