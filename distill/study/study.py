@@ -154,7 +154,7 @@ class Study:
             write_file(self.folder / "attribution.json", content + "\n")
         values = {"rates": learning_rates(self.grid), "trials": self.grid[0].trials, "attributions": attributions}
         values |= {"attribution_table": table}
-        title, template = f"Study {self.folder.name}", "study/study.md.jinja"
+        title, template = f"Study {out.absolute().name}", "study/study.md.jinja"
         summary = sections.write(out, title, by_system, f"{origin}.", template, **values)
         print_scores(*summary, f"{out}/report.html, report.md")
 
