@@ -149,7 +149,7 @@ def _compared(session: Any, path: Path, arrays: Sequence[Array], wanted: Array) 
 
 
 def write_sentences(student: Student, inputs: Mapping[str, Featuriser], folder: Path) -> None:
-    """Make an export a folder that SentenceTransformer loads: network, pooling and, where there is one, the linear map.
+    """Make an export a folder that SentenceTransformer loads: network, pooling and, where there are, linear map and norm.
 
     Args:
         student: a student of texts.
@@ -166,7 +166,7 @@ def write_sentences(student: Student, inputs: Mapping[str, Featuriser], folder: 
         )
     try:
         from sentence_transformers import SentenceTransformer
-        from sentence_transformers.models import Dense, Pooling, Transformer
+        from sentence_transformers.models import Dense, Normalize, Pooling, Transformer
     except ImportError:
         raise ConfigError("--sentence_transformers needs that library: pip install 'quorum-distill[text]'") from None
     with TemporaryDirectory() as network:
@@ -180,6 +180,8 @@ def write_sentences(student: Student, inputs: Mapping[str, Featuriser], folder: 
         dense = Dense(width, student.dim, activation_function=nn.Identity())
         dense.linear.load_state_dict(student.project.state_dict())
         modules.append(dense)
+    if student.unit:
+        modules.append(Normalize())
     SentenceTransformer(modules=modules, device="cpu").save(str(folder / SENTENCES), create_model_card=False)
     parts = json.loads((folder / SENTENCES / "modules.json").read_text())
     places = [{**part, "path": f"{SENTENCES}/{part['path']}".rstrip("/")} for part in parts]

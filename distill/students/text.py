@@ -220,6 +220,8 @@ class TextStudent(TokenStudent):
         layers: begin as these layers of the model, such as ``[0, 5]``, in this order; all of them when not given.
         kept: only so many of the corpus's commonest tokens have a row of their own in the table of tokens; all others share
             one, which begins as their mean by how frequent they are. All have their own when not given.
+        unit: divide the embedding by its length, as sentence-transformers' ``Normalize``. For a student that takes the place
+            of a teacher that does so, such as MiniLM.
 
     Raises:
         ConfigError: when ``config`` does not fit the model type, ``layers`` are not those of the model, or ``kept`` is not
@@ -238,6 +240,7 @@ class TextStudent(TokenStudent):
         dim: int | None = None,
         layers: list[int] | None = None,
         kept: int | None = None,
+        unit: bool = False,
     ):
         super().__init__()
         self.network = _network(model, pretrained, config)
@@ -254,6 +257,7 @@ class TextStudent(TokenStudent):
         self.start = model if pretrained and config is None else None
         self.dim = dim or facts.hidden_size
         self.project = nn.Identity() if self.dim == facts.hidden_size else nn.Linear(facts.hidden_size, self.dim)
+        self.unit = unit
 
     def checkpoint_activations(self) -> None:
         self.network.gradient_checkpointing_enable()
@@ -267,15 +271,18 @@ class TextStudent(TokenStudent):
         ids, mask = self._padded(rows["tokens"])
         out = self.network(input_ids=ids, attention_mask=mask, output_hidden_states=True)
         inner = [pool_tokens(hidden, mask, self.pooling) for hidden in out.hidden_states[1:-1]]
-        return [*inner, self.project(pool_tokens(out.last_hidden_state, mask, self.pooling))]
+        return [*inner, self._embedded(out.last_hidden_state, mask)]
 
     def encode(self, rows: dict[str, Ragged]) -> Tensor:
         return self.encode_padded(*self._padded(rows["tokens"]))
 
     def encode_padded(self, ids: Tensor, mask: Tensor) -> Tensor:
-        hidden = self.network(input_ids=ids, attention_mask=mask).last_hidden_state  # (batch, tokens, width)
+        return self._embedded(self.network(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
+
+    def _embedded(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """The embedding (batch, dim) of the last layer's tokens, (batch, tokens, width)."""
         out: Tensor = self.project(pool_tokens(hidden, mask, self.pooling))
-        return out
+        return nn.functional.normalize(out) if self.unit else out
 
     def portable(self, init_args: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         self.network.config.save_pretrained(folder)

@@ -14,7 +14,7 @@ from distill.export.formats import ONNX, ONNX_INT8, SENTENCES
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "rare", "scarce", "the", "film", "is", "good", "bad", "very"]
 STUDENTS = {
-    "text": {"class_path": "distill.students.text.TextStudent", "init_args": {"kept": 6, "dim": 8}},
+    "text": {"class_path": "distill.students.text.TextStudent", "init_args": {"kept": 6, "dim": 8, "unit": True}},
     "static": {
         "class_path": "distill.students.text.StaticStudent",
         "init_args": {"vocabulary": len(WORDS), "width": 8, "kept": 6},

@@ -439,6 +439,16 @@ def test_a_text_student_embeds_after_every_block(dim):
     assert student.dim == (dim or 16)
 
 
+def test_a_student_of_unit_length_is_the_direction_of_the_same_student(bert):
+    plain, unit = TextStudent(bert, dim=7).eval(), TextStudent(bert, dim=7, unit=True).eval()
+    unit.load_state_dict(plain.state_dict())
+    rows = tokens([1, 2, 3], [4, 5])
+    found = plain.encode(rows)
+    assert not torch.allclose(found, nn.functional.normalize(found))
+    torch.testing.assert_close(unit.encode(rows), nn.functional.normalize(found))
+    torch.testing.assert_close(unit.embeddings(rows)[-1], nn.functional.normalize(found))
+
+
 def test_a_text_student_begins_with_saved_weights_random_ones_or_a_new_network(bert):
     import transformers as hf
 
