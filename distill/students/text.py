@@ -220,7 +220,7 @@ class TextStudent(TokenStudent):
         layers: begin as these layers of the model, such as ``[0, 5]``, in this order; all of them when not given.
         kept: only so many of the corpus's commonest tokens have a row of their own in the table of tokens; all others share
             one, which begins as their mean by how frequent they are. All have their own when not given.
-        unit: divide the embedding by its length, as sentence-transformers' ``Normalize``; for a student that takes the place
+        unit: divide the embedding by its length, as sentence-transformers' ``Normalize``; for a student in the place
             of a teacher that does so, such as MiniLM.
 
     Raises:
