@@ -64,6 +64,8 @@ class Study:
             raise ConfigError(
                 f"a method is called {odd[0]!r}: a folder is named after it, so use letters, digits and . + - _"
             )
+        if taken := sorted(({*SYSTEMS} - {"student"}) & methods.keys()):
+            raise ConfigError(f"a method is called {taken[0]}, as another system of the report is: rename it")
         self.base, self.methods = _listed(base), {name: _listed(files) for name, files in methods.items()}
         if missing := [path for files in (self.base, *self.methods.values()) for path in files if not path.is_file()]:
             raise ConfigError(

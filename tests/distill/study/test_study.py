@@ -374,6 +374,7 @@ def test_a_run_that_fails_stops_no_other_and_names_its_log(stub):
         ({"methods": {"nll": Path("gone.yaml")}}, "no file gone.yaml"),
         ({"methods": {"odd": Path("odd.yaml")}}, "(?s)odd, of base.yaml, odd.yaml: .*'modus' is not accepted"),
         ({"methods": {"a": Path("four.yaml"), "b": [Path("four.yaml"), Path("nll.yaml")]}}, "a and b come to one config"),
+        ({"methods": {"prefixes": "nll.yaml"}}, "a method is called prefixes, as another system of the report is"),
     ],
 )
 def test_a_study_that_cannot_be_is_refused_before_anything_runs(stub, given, message):
