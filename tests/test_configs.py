@@ -80,25 +80,27 @@ def printed(capsys, *configs: Path) -> dict:
     return yaml.safe_load(capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("base", ["mol", "text-paper"])
 @pytest.mark.parametrize("name", ["nll", "low-rank", "unic"])
-def test_a_method_laid_over_a_configuration_is_that_method(name, capsys, monkeypatch, tmp_path):
-    """Whatever heads that one has: the demo's are small, bounded, and of another kind for bits."""
+def test_a_method_laid_over_a_configuration_is_that_method(name, base, capsys, monkeypatch, tmp_path):
+    """Whatever heads that one has: those of mol.yaml are linear, the paper's have three layers, one width per teacher."""
     monkeypatch.chdir(ROOT)
     student = {"class_path": "distill.students.molecule.GraphStudent"}
     (tmp_path / "bare.yaml").write_text(yaml.safe_dump({"data": {"corpus": "cache/mol"}, "model": {"student": student}}))
-    method = ROOT / "configs" / "methods" / f"{name}.yaml"
-    alone, over = (printed(capsys, base, method)["model"] for base in (tmp_path / "bare.yaml", Path("configs/demo.yaml")))
+    method = CONFIGS / "methods" / f"{name}.yaml"
+    alone, over = (printed(capsys, each, method)["model"] for each in (tmp_path / "bare.yaml", CONFIGS / f"{base}.yaml"))
     for key in ("head", "heads", "objective"):
         assert over[key] == alone[key], key
 
 
-def test_every_method_clears_the_heads_of_a_base_and_says_what_a_gaussian_is_to_be():
-    methods = sorted((ROOT / "configs" / "methods").glob("*.yaml"))
+def test_every_method_clears_the_heads_of_a_base_and_says_what_its_own_is_to_be():
+    methods = sorted((CONFIGS / "methods").glob("*.yaml"))
     assert len(methods) > 10
     for path in methods:
         model = yaml.safe_load(path.read_text())["model"]
         kind, given = model["head"]["class_path"], model["head"].get("init_args", {})
         assert model["heads"] is None, path
+        assert kind.endswith("RelationHead") or {"layers", "width", "ladder"} <= set(given), path
         assert not kind.endswith("GaussianHead") or "bounded" in given, path
         assert not kind.endswith("heads.GaussianHead") or "preset" in given, path
 
