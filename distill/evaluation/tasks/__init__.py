@@ -3,7 +3,7 @@
 from distill.evaluation.tasks.base import Task, distinct, grouped_split, random_split
 from distill.evaluation.tasks.image import IdxTask, ImageTask
 from distill.evaluation.tasks.labelled import Labelled
-from distill.evaluation.tasks.measured import Measured
+from distill.evaluation.tasks.measured import Activity, Measured
 from distill.evaluation.tasks.molecule import (
     AdmetTask,
     CmetActivity,
@@ -17,6 +17,7 @@ from distill.evaluation.tasks.properties import PhysicalProperty
 from distill.evaluation.tasks.text import TextPairTask, TextTask
 
 __all__ = [
+    "Activity",
     "AdmetTask",
     "CmetActivity",
     "ComputedProperty",

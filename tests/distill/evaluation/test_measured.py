@@ -1,11 +1,16 @@
 """Tasks whose tables come with the package."""
 
+import csv
+import gzip
+from typing import get_args
+
 import numpy as np
 import pytest
 from rdkit import Chem
 
-from distill.evaluation.tasks import Measured
-from distill.evaluation.tasks.measured import KINDS
+from cache_tools import ConfigError
+from distill.evaluation.tasks import Activity, Measured
+from distill.evaluation.tasks.measured import KINDS, Assay
 
 
 @pytest.mark.parametrize(("name", "rows"), [("bbb", 1561), ("logbb", 1058), ("solubility", 1282)])
@@ -27,3 +32,31 @@ def test_labels_are_those_of_the_publications():
         found, labels = Measured(name).load()
         canonical = [Chem.CanonSmiles(each) for each in found]
         assert labels[canonical.index(Chem.CanonSmiles(smiles)), 0] == label
+
+
+@pytest.mark.parametrize("assay", get_args(Assay))
+def test_an_assay_has_200_molecules_with_different_activities(assay):
+    smiles, labels = Activity(assay).load()
+    assert len(set(smiles)) == 200 and labels.shape == (200, 1)
+    assert all(Chem.MolFromSmiles(each) is not None for each in smiles)
+    assert np.isfinite(labels).all() and labels.std() > 0.3
+
+
+@pytest.mark.workplace
+def test_activities_are_those_of_moleculeace(shared):
+    compared = 0
+    for assay in get_args(Assay):
+        path = shared / "data" / "mol" / "tasks" / f"ace_{assay.lower()}.csv.gz"
+        if not path.exists():
+            continue
+        with gzip.open(path, "rt") as file:
+            known = {row["smiles"]: float(row["neg_log_nm"]) for row in csv.DictReader(file)}
+        smiles, labels = Activity(assay).load()
+        assert labels[:, 0] == pytest.approx([known[each] for each in smiles], abs=1e-3)
+        compared += 1
+    assert compared > 10
+
+
+def test_an_unknown_assay_is_refused_with_those_that_there_are():
+    with pytest.raises(ConfigError, match="no assay CHEMBL1; there are: CHEMBL1862_Ki, "):
+        Activity("CHEMBL1")
