@@ -57,7 +57,7 @@ student.embed(table.head(3), output="pandas").round(2).iloc[:, :6]
 # ## A pipeline of scikit-learn
 #
 # The student is one step; cross-validation gives R2 on molecules that the model has not seen. `mol-small` is a student
-# that comes with the package: it saw ten times as many molecules.
+# that comes with the package: it saw 27 times as many molecules.
 
 
 # %%
