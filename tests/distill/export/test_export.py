@@ -335,6 +335,16 @@ def test_atoms_alone_salts_and_any_batch_have_the_same_embedding_in_onnx(made):
         torch.testing.assert_close(torch.from_numpy(np.concatenate(found)), wanted, atol=1e-4, rtol=1e-4)
 
 
+def test_sums_in_onnx_lose_nothing_on_several_threads(made):
+    """onnxruntime's ScatterND adds with threads that overwrite each other; ScatterElements does not."""
+    import onnx
+
+    files = [path for folder, *_ in made.values() for path in folder.glob("*.onnx")]
+    operations = {path: {node.op_type for node in onnx.load(path).graph.node} for path in files}
+    assert [path for path, found in operations.items() if "ScatterND" in found] == []
+    assert "ScatterElements" in operations[made["molecule"][0] / ONNX]
+
+
 def test_the_page_s_example_of_molecules_in_onnx_runs_in_any_folder(made, tmp_path, monkeypatch):
     (tmp_path / "student").symlink_to(made["molecule"][0])
     monkeypatch.chdir(tmp_path)
