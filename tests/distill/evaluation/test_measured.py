@@ -57,6 +57,8 @@ def test_activities_are_those_of_moleculeace(shared):
     assert compared > 10
 
 
-def test_an_unknown_assay_is_refused_with_those_that_there_are():
+def test_an_unknown_table_or_assay_is_refused_with_those_that_there_are():
+    with pytest.raises(ConfigError, match="no table logp; there are: bbb, logbb, solubility"):
+        Measured("logp")
     with pytest.raises(ConfigError, match="no assay CHEMBL1; there are: CHEMBL1862_Ki, "):
         Activity("CHEMBL1")

@@ -52,9 +52,14 @@ class Measured(MoleculeTask):
     Args:
         name: ``bbb``, whether 1,561 molecules pass the blood-brain barrier; ``logbb``, how 1,058 molecules divide between
             brain and blood; or ``solubility``, of 1,282 molecules in water.
+
+    Raises:
+        ConfigError: when there is no such table.
     """
 
     def __init__(self, name: Name):
+        if name not in KINDS:
+            raise ConfigError(f"no table {name}; there are: {', '.join(KINDS)}")
         super().__init__(Path(__file__).with_name(f"{name}.csv.gz"), KINDS[name])
 
 
