@@ -1,7 +1,8 @@
 """Lay out images for students of images: a corpus without labels, and five tasks whose test images are not in it.
 
-``python benchmarks/vision_data.py DATA OUT`` reads ``DATA/vision`` and writes ``OUT/corpus`` and ``OUT/tasks``. The corpus
-has no image of MNIST: that is the data set that the students never saw.
+``python benchmarks/vision_data.py DATA OUT`` reads ``DATA/vision`` and writes ``OUT/corpus`` and ``OUT/tasks``, and more
+images without labels, for larger students, to ``OUT/more``. No corpus has an image of MNIST: that is the data set that the
+students never saw.
 """
 
 import sys
@@ -22,11 +23,12 @@ class Share(NamedTuple):
     test: int
     train: int
     corpus: int
+    more: int = 0
 
 
 SHARES = {
     "cifar10": Share(50, 50, 300),
-    "tiny_imagenet_train_75pc": Share(3, 5, 25),
+    "tiny_imagenet_train_75pc": Share(3, 5, 25, 47),
     "flowers12_160": Share(16, 64, 64),
     "hymenoptera_160": Share(100, 200, 200),
     "mnist": Share(50, 50, 0),
@@ -67,6 +69,8 @@ def lay_out(name: str, items: Iterator[Item], share: Share, out: Path) -> None:
                 _write(out / "tasks" / name / "train" / place, item)
             if number < share.corpus:
                 _write(out / ("photographs" if name in PHOTOGRAPHS else "corpus") / name / place, item)
+            elif number < share.corpus + share.more:
+                _write(out / "more" / name / place, item)
 
 
 def _write(path: Path, item: bytes) -> None:

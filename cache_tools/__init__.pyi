@@ -1,6 +1,6 @@
 from .arguments import PACKAGED, CommandParser, choose_command, read_configurations, suggestion, with_packaged
 from .building.column import Settings
-from .building.corpus import add_column, build, build_like, check_column_name
+from .building.corpus import add_column, add_columns, build, build_like, check_column_name
 from .building.launch import choose_device
 from .building.pipeline import Pipeline
 from .cluster import Cluster, Resources
@@ -105,6 +105,7 @@ __all__ = [
     "Tunable",
     "above_zero",
     "add_column",
+    "add_columns",
     "aligned",
     "as_corpus",
     "as_json",

@@ -68,6 +68,11 @@ class _Shard:
     batches: list[shards.Arrays] = field(default_factory=list)
 
 
+def pipeline_for(producer: Producer, rows: int, settings: Settings) -> Pipeline:
+    """What runs a producer over so many rows; few of them are not worth a process."""
+    return Pipeline(producer, 1 if rows < 4 * settings.batch_size else settings.workers)
+
+
 class Build:
     """Makes one column of one corpus, alone or together with other writers.
 
@@ -79,6 +84,8 @@ class Build:
         settings: how.
         place: which writer this is, of how many.
         expected: the fingerprint that the producer must have, where another column decides it.
+        pipeline: runs the producer, also for other corpora; one for this corpus when not given. Enter it around
+            :meth:`run`.
         made_by: noted in the manifest of a new column; a fit does not learn unasked from what no build made.
     """
 
@@ -91,6 +98,7 @@ class Build:
         settings: Settings,
         place: Place = Place(),  # noqa: B008 - a tuple
         expected: dict[str, Any] | None = None,
+        pipeline: Pipeline | None = None,
         made_by: str = "build",
     ):
         self.folder, self.corpus, self.producer, self.settings = folder, corpus, producer, settings
@@ -101,7 +109,8 @@ class Build:
         self.before = self.after = 0  # rows of earlier and of later columns that are made together with it
         self.path = folder / producer.kind / name
         self.claims = Claims(self.path)
-        self.device = ""  # where the producer runs, once it is loaded
+        self.pipeline = pipeline or pipeline_for(producer, corpus.rows, settings)
+        self.shared, self.rows_made = pipeline is not None, 0
         self.label = f"{corpus.source if folder.parent.name == store.TASKS else folder.name}, {name}"
 
     def run(self) -> bool:
@@ -139,9 +148,8 @@ class Build:
 
     def prepare(self) -> None:
         """Load the producer, and create the column or compare it with what is asked for."""
-        self.device = choose_device(self.settings.device, self.place.local)
         flush_denormals()
-        self.producer.load(self.device)
+        self.pipeline.load(choose_device(self.settings.device, self.place.local))
         self._open()
 
     def _is_finished(self) -> bool:
@@ -210,13 +218,11 @@ class Build:
         started = deque[_Shard]()
         with ExitStack() as stack:
             claims = stack.enter_context(self.claims)
-            few = self.corpus.rows < 4 * self.settings.batch_size  # not worth a process
-            pipeline = stack.enter_context(Pipeline(self.producer, 1 if few else self.settings.workers, self.device))
             meter = stack.enter_context(self._meter(missing, shown=rank == 0))
             writer = stack.enter_context(ThreadPoolExecutor(1))  # one shard is written while the next is made
             writing: Future[None] | None = None
-            step = pipeline.batch(self.settings.batch_size)
-            for result in pipeline(self._batches(turns, step, claims, started)):
+            step = self.pipeline.batch(self.settings.batch_size)
+            for result in self.pipeline(self._batches(turns, step, claims, started)):
                 shard = started[0]
                 size += self._add(shard, result)
                 meter.at(done + shard.taken, size)
@@ -240,8 +246,9 @@ class Build:
         return Meter(self.label, self._rows(missing), shown, self.before, self.after)
 
     def _say_made(self, rows: int, masked: int, meter: Meter) -> None:
+        self.rows_made += rows
         if rows:
-            level = logging.WARNING if masked else logging.INFO
+            level = logging.WARNING if masked else logging.DEBUG if self.shared else logging.INFO
             unusable = f", {masked} of them cannot be used, see {self.path / SKIPPED}" if masked else ""
             log.log(level, "%s: %d rows made, %s%s", self.label, rows, meter.speed, unusable)
 

@@ -6,10 +6,13 @@ import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
+from operator import attrgetter
 from os.path import lexists
 from pathlib import Path
+from typing import Any
 
-from cache_tools.building.column import Build, Settings
+from cache_tools.building.column import Build, Settings, pipeline_for
 from cache_tools.building.launch import Place
 from cache_tools.building.remote import RemoteBuild
 from cache_tools.cluster import Cluster
@@ -78,18 +81,45 @@ def add_column(folder: Path, name: str, producer: Producer, settings: Settings |
     Raises:
         CacheError: when there is no corpus, or the column was made by something else.
     """
-    manifest = store.read_corpus(folder)
-    check_column(folder, manifest, name, producer)
-    build = Build(folder, manifest, name, producer, settings or Settings(), made_by="add_column")
-    run_builds([build])
-    return build.path
+    return add_columns([folder], name, producer, settings)[0]
+
+
+def add_columns(folders: Iterable[Path], name: str, producer: Producer, settings: Settings | None = None) -> list[Path]:
+    """Make one more column of each of several corpora; see :func:`add_column`."""
+    manifests = {folder: store.read_corpus(folder) for folder in folders}
+    for folder, manifest in manifests.items():
+        check_column(folder, manifest, name, producer)
+    builds = _builds(manifests, name, producer, settings or Settings(), made_by="add_column")
+    run_builds(builds)
+    return [build.path for build in builds]
+
+
+def _builds(
+    manifests: Mapping[Path, CorpusManifest], name: str, producer: Producer, settings: Settings, **facts: Any
+) -> list[Build]:
+    """A build for each corpus; the producer is loaded once, and its processes start once."""
+    rows = sum(manifest.rows for manifest in manifests.values())
+    pipeline = pipeline_for(producer, rows, settings) if len(manifests) > 1 else None
+    return [
+        Build(folder, manifest, name, producer, settings, pipeline=pipeline, **facts)
+        for folder, manifest in manifests.items()
+    ]
 
 
 def run_builds(builds: Sequence[Build]) -> None:
     """Run every build until its column is finished: wait for shards of other writers, take over those of dead ones."""
+    rows = [build.corpus.rows for build in builds]
     for number, build in enumerate(builds):
-        build.before, build.after = number * build.corpus.rows, (len(builds) - 1 - number) * build.corpus.rows
-    unfinished = [build for build in builds if not build.run()]
+        build.before, build.after = sum(rows[:number]), sum(rows[number + 1 :])
+    unfinished = []
+    for pipeline, group in groupby(builds, key=attrgetter("pipeline")):
+        sharing, began = [*group], time.monotonic()
+        with pipeline:
+            unfinished += [build for build in sharing if not build.run()]
+        made = [build.rows_made for build in sharing if build.rows_made]
+        if len(made) > 1:
+            speed = sum(made) / (time.monotonic() - began)
+            log.info("%s: %d rows of %d corpora made, %.0f rows/s", sharing[0].path.name, sum(made), len(made), speed)
     said = -math.inf
     while unfinished:
         if time.monotonic() - said >= SAY:
@@ -97,7 +127,10 @@ def run_builds(builds: Sequence[Build]) -> None:
             for build in unfinished:
                 log.info("%s: %s", build.label, build.claims.waiting())
         time.sleep(WAIT)
-        unfinished = [build for build in unfinished if not build.run()]
+        waiting, unfinished = unfinished, []
+        for build in waiting:
+            with build.pipeline:
+                unfinished += [] if build.run() else [build]
 
 
 def check_column(folder: Path, manifest: CorpusManifest, name: str, producer: Producer) -> None:
@@ -124,26 +157,26 @@ def check_column_name(name: str) -> None:
 def build_like(
     columns: Iterable[Path],
     parent: Path,
-    corpus: Corpus,
+    corpora: Iterable[Corpus],
     settings: Settings | None = None,
     trust_remote_code: bool = False,
-) -> Path:
-    """Store ``corpus`` with the same columns as another one, made by the producers that their manifests name.
+) -> list[Path]:
+    """Store corpora with the same columns as another one, made by the producers that their manifests name.
 
     Args:
         columns: the other corpus's columns.
-        parent: gets a folder named by the corpus's fingerprint, so that equal corpora share one.
-        corpus: the items.
+        parent: gets a folder for each corpus, named by its fingerprint, so that equal corpora share one.
+        corpora: the items.
         settings: how.
         trust_remote_code: as for :func:`cache_tools.producer.rebuild`.
 
     Returns:
-        The corpus's folder.
+        The folder of each corpus.
     """
     settings = settings or Settings()
-    folder = parent / corpus.scan()[1][:16]
-    task = store_corpus(folder, corpus, settings.shard_rows)
-    builds = []
+    placed = [(parent / corpus.scan()[1][:16], corpus) for corpus in corpora]
+    stored = {folder: store_corpus(folder, corpus, settings.shard_rows) for folder, corpus in placed}
+    builds = list[Build]()
     for path in columns:
         manifest = store.read_manifest(path / store.MANIFEST)
         producer = rebuild(manifest["producer"], Producer, path, trust_remote_code=trust_remote_code)
@@ -151,9 +184,9 @@ def build_like(
             raise CacheError(f"{path}: {class_path(producer)} makes columns of {producer.kind}, not of {path.parent.name}")
         like = replace(settings, dtype=manifest["requested_dtype"])
         expected = manifest["producer"]["fingerprint"]
-        builds.append(Build(folder, task, path.name, producer, like, expected=expected))
+        builds += _builds(stored, path.name, producer, like, expected=expected)
     run_builds(builds)
-    return folder
+    return [folder for folder, _ in placed]
 
 
 def store_corpus(folder: Path, corpus: Corpus, shard_rows: int) -> CorpusManifest:

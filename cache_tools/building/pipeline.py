@@ -71,29 +71,41 @@ def _finish(batch: BatchResult) -> BatchResult:
 
 
 class Pipeline:
-    """Runs a loaded producer over batches, in order; use as a context manager.
+    """Runs a loaded producer over batches, in order, as often as it is called; use as a context manager.
 
     A producer whose time goes into Python gets worker processes. They do all of its work, or process the items only, when
     its batches run on a GPU. Any other runs here while threads process the next items: one thread for a teacher on the CPU,
     which needs the cores itself, and as many as ``workers`` beside a GPU (decoding images does not hold Python's lock).
 
-    An error or an interrupt ends the processes at once, and the threads after the items that they are at.
+    They start with the first call. An error or an interrupt ends the processes at once, and the threads after the items
+    that they are at.
 
     Args:
         producer: what to run.
         workers: processes or threads; 0 takes one per core.
-        device: what the producer was loaded on.
+        device: what the producer was loaded on, unless :meth:`load` does that.
     """
 
     def __init__(self, producer: Producer, workers: int, device: str = "cpu"):
         import torch
 
-        self.producer = producer
+        self.producer, self.device = producer, device
         self.workers = workers or cores()
         self.parallel = producer.python_bound and self.workers > 1
-        self.beside = producer.on_device and device != "cpu"  # batches run here, beside the processes
         self.threads = self.workers if torch.cuda.is_available() else 1
-        self._stopped = False
+        self._pool: _Processes | ThreadPoolExecutor | None = None
+        self._loaded = self._stopped = False
+
+    def load(self, device: str) -> None:
+        """Load the producer on ``device``, the first time."""
+        if not self._loaded:
+            self.producer.load(device)
+            self.device, self._loaded = device, True
+
+    @property
+    def beside(self) -> bool:
+        """Whether batches run here, beside the processes."""
+        return self.producer.on_device and self.device != "cpu"
 
     def batch(self, most: int) -> int:
         """Items to give it at a time, of at most ``most``.
@@ -103,19 +115,21 @@ class Pipeline:
         return most if self.beside or not self.producer.python_bound else max(1, most // 8)
 
     def __enter__(self) -> Self:
-        self._pool: _Processes | ThreadPoolExecutor
-        if self.parallel:
-            self._pool = _Processes(self.producer, self.workers, _process if self.beside else run_batch)
-        else:
-            self._pool = ThreadPoolExecutor(self.threads)
+        self._stopped = False
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._stopped = kind is not None
-        self._pool.shutdown(cancel_futures=self._stopped)
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=self._stopped)
+            self._pool = None
 
     def __call__(self, batches: Iterable[Sequence[Item]]) -> Iterator[BatchResult]:
         """The result of each of ``batches``, which are taken only a little ahead."""
+        if self._pool is None and self.parallel:
+            self._pool = _Processes(self.producer, self.workers, _process if self.beside else run_batch)
+        elif self._pool is None:
+            self._pool = ThreadPoolExecutor(self.threads)
         if not isinstance(self._pool, _Processes):
             return self._overlapped(self._processed(batches, self._pool))
         results = self._pool.run(batches)

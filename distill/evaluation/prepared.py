@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, product
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from cache_tools import TASKS, CacheError, Column, ConfigError, Settings, Teacher, add_column, build_like, rebuild
+from cache_tools import TASKS, CacheError, Column, ConfigError, Settings, Teacher, add_columns, build_like, rebuild
 from distill.data.columns import CorpusColumns
 from distill.evaluation.baselines import BESIDE, PARTS, embed, fingerprints, other_student, principal, with_parts
 from distill.evaluation.costs import cost_of_student, cost_of_teacher
@@ -23,7 +23,7 @@ from distill.evaluation.tasks.base import Array, Key, Task, distinct
 from distill.records import SYSTEMS, Cost, Kind, System, prefix
 from distill.students.base import Student
 
-IN_PROCESS = 2000  # items of a task
+IN_PROCESS = 2000  # items of all tasks: the start of further processes would take longer
 
 log = logging.getLogger(__name__)
 
@@ -196,12 +196,12 @@ def prepare(
     copied = [column.path for column in (*(columns[name] for name in columns if name in live), inputs)]
     place = cache / corpora[0].corpus.fingerprint[:16] if cache else None
     parent = place or inputs.path.parents[1] / TASKS
-    running = {name: settings or _running(task) for name, task in tasks.items()}
+    items = {name: task.corpus(name) for name, task in tasks.items()}
+    few = sum(corpus.scan()[0] for corpus in items.values()) <= IN_PROCESS
+    running = settings or Settings(workers=1 if few else 0)
     with _writing_to(parent):
-        folders = {
-            name: build_like(copied, parent, task.corpus(name), running[name], trust_remote_code=trust_remote_code)
-            for name, task in tasks.items()
-        }
+        built = build_like(copied, parent, items.values(), running, trust_remote_code=trust_remote_code)
+    folders = dict(zip(tasks, built, strict=True))
     names = dict.fromkeys(name for corpus in corpora for name in corpus.teachers if name in columns)
     teachers = [name for name in names if name in live or _imported(name, folders)]
     others = {name: other_student(place, modality) for name, place in students.items()}
@@ -210,9 +210,9 @@ def prepare(
         log.warning("student %s reads no %ss: it is left out of their tasks", ", ".join(unread), modality)
     if "fingerprints" in with_parts(systems) and (named := fingerprints(corpora)):
         producers["fingerprints"] = named
-    for name, (column, producer) in product(folders, chain.from_iterable(producers.values())):
+    for column, producer in chain.from_iterable(producers.values()):
         with _writing_to(parent):
-            add_column(folders[name], column, producer, running[name])
+            add_columns(folders.values(), column, producer, running)
     corpus_items = np.concatenate([corpus_hashes(corpus.columns.corpus, place) for corpus in corpora])
     prepared = {}
     for name, task in tasks.items():
@@ -221,11 +221,6 @@ def prepare(
         read = {system: [column for column, _ in named] for system, named in producers.items()}
         prepared[name] = Prepared(task, folders[name], inputs.name, teachers, read, corpora, seen, trust_remote_code)
     return prepared
-
-
-def _running(task: Task) -> Settings:
-    """How to make the columns of a task's items: without further processes, which import for seconds, where few are."""
-    return Settings(workers=1 if len(distinct(task.load()[0])) <= IN_PROCESS else 0)
 
 
 def width_of(students: Students) -> int:

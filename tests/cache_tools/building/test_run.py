@@ -180,7 +180,7 @@ def test_worker_processes_give_the_same_column(cache, tmp_path):
 
 def test_build_like_embeds_other_items_with_the_same_producers(cache, tmp_path):
     columns = [cache / "mol" / "teachers" / "morgan", cache / "mol" / "inputs" / "graph"]
-    folder = build_like(columns, tmp_path, Items(["CCO", "CCCl"], "molecule"), QUIET)
+    [folder] = build_like(columns, tmp_path, [Items(["CCO", "CCCl"], "molecule")], QUIET)
     teacher = MorganBits(256)
     expected = teacher.embed([teacher.prepare(b"CCO"), teacher.prepare(b"CCCl")])
     np.testing.assert_array_equal(open_column(folder / "teachers" / "morgan").rows(torch.arange(2)), expected)
@@ -242,13 +242,13 @@ def test_a_task_is_never_embedded_by_a_teacher_that_changed(tmp_path):
     weights.write_text("old")
     settings = Settings(workers=1, dtype="float32")
     columns = store.list_columns(build(tmp_path, "c", corpus(), {"a": Weighted(weights)}, {}, settings))
-    folder = build_like(columns, tmp_path / "tasks", corpus(3), QUIET)
+    [folder] = build_like(columns, tmp_path / "tasks", [corpus(3)], QUIET)
     assert open_column(folder / "teachers" / "a").dtype == torch.float32, "as the corpus's column"
     weights.unlink()
-    build_like(columns, tmp_path / "tasks", corpus(3), QUIET)  # what is there needs no teacher
+    build_like(columns, tmp_path / "tasks", [corpus(3)], QUIET)  # what is there needs no teacher
     weights.write_text("new")
     with pytest.raises(CacheError, match="was made with weights = 'old', now it is 'new'"):
-        build_like(columns, tmp_path / "tasks", corpus(4), QUIET)
+        build_like(columns, tmp_path / "tasks", [corpus(4)], QUIET)
 
 
 def test_one_more_column_of_a_stored_corpus_equals_one_of_the_build(tmp_path):
@@ -267,7 +267,7 @@ def test_a_column_in_the_folder_of_another_kind_is_refused(tmp_path):
     (folder / "inputs").mkdir()
     (folder / "teachers" / "maccs").rename(folder / "inputs" / "maccs")
     with pytest.raises(CacheError, match="Maccs makes columns of teachers, not of inputs"):
-        build_like(store.list_columns(folder), tmp_path / "tasks", Items(["CCN"], "molecule"), QUIET)
+        build_like(store.list_columns(folder), tmp_path / "tasks", [Items(["CCN"], "molecule")], QUIET)
 
 
 def test_an_error_stops_the_writers_that_this_command_started(monkeypatch):

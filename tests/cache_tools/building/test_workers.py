@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import yaml
 
-from cache_tools import RdkitSamples
+from cache_tools import Items, RdkitSamples, open_column
 from cache_tools.building.column import Settings
-from cache_tools.building.corpus import build
+from cache_tools.building.corpus import build, build_like
 from cache_tools.building.pipeline import Pipeline
 from cache_tools.errors import TeacherError
 from cache_tools.format.shard import map_shard
@@ -81,6 +81,18 @@ class Processes(Stuck):
 
     def embed(self, items):
         return np.array([[item, os.getpid()] for item in items])
+
+
+class Loading(Stuck):
+    "The process that embeds an item, and how often it loaded this teacher."
+
+    dim, loads = 2, 0
+
+    def load(self, device):
+        type(self).loads += 1
+
+    def embed(self, items):
+        return np.array([[os.getpid(), self.loads]] * len(items))
 """
 
 DESCRIPTORS = "cache_tools.teachers.molecule.RdkitDescriptors"
@@ -229,6 +241,28 @@ def test_worker_processes_do_all_the_work_and_beside_a_gpu_they_process_the_item
     prepared, embedded = values.T
     assert os.getpid() not in prepared
     np.testing.assert_array_equal(embedded, prepared if device == "cpu" else os.getpid())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_small_tasks_share_the_processes_and_the_load_of_a_teacher(teachers, tmp_path, caplog, workers):
+    import own_teachers
+
+    caplog.set_level("INFO")
+    settings = Settings(workers=workers, batch_size=8, dtype="float32")
+    path = build(tmp_path, "c", Items(["C"], "molecule"), {"a": own_teachers.Loading()}, {}, settings) / "teachers" / "a"
+    before = own_teachers.Loading.loads
+    tasks = [Items(["C" * length for length in range(first, first + 20)], "molecule") for first in (1, 2, 3)]
+    folders = build_like([path], tmp_path / "tasks", [*tasks, tasks[0]], settings)
+    assert folders[3] == folders[0] and len(set(folders)) == 3
+    made = np.concatenate([open_column(folder / "teachers" / "a").rows(np.arange(20)) for folder in folders[:3]])
+    processes, loads = made.T
+    assert len(set(processes)) <= workers, "each task alone is too small for a process, all together are not"
+    assert (os.getpid() in processes) == (workers == 1)
+    assert set(loads) == {before + 1 if workers == 1 else 1}
+    assert own_teachers.Loading.loads == before + 1
+    assert [text for text in caplog.messages if "made" in text][1:] == [
+        text for text in caplog.messages if text.startswith("a: 60 rows of 3 corpora made")
+    ]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

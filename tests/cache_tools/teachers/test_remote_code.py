@@ -194,9 +194,9 @@ def test_columns_of_a_task_are_built_with_a_models_code_only_by_consent(column, 
     (tmp_path / "task.csv").write_text("text\nthe cat ran\n")
     task, settings = TextFile(tmp_path / "task.csv"), Settings(workers=1, device="cpu")
     with pytest.raises(CacheError, match="--probe.trust_remote_code true"):
-        build_like([column], tmp_path / "tasks", task, settings)
+        build_like([column], tmp_path / "tasks", [task], settings)
     assert not marker.exists()
-    build_like([column], tmp_path / "tasks", task, settings, trust_remote_code=True)
+    build_like([column], tmp_path / "tasks", [task], settings, trust_remote_code=True)
     assert "network" in marker.read_text()
 
 
