@@ -84,8 +84,7 @@ class Build:
         settings: how.
         place: which writer this is, of how many.
         expected: the fingerprint that the producer must have, where another column decides it.
-        pipeline: runs the producer, also for other corpora; one for this corpus when not given. Enter it around
-            :meth:`run`.
+        pipeline: runs the producer for several corpora; enter it around :meth:`run`. One for this corpus when not given.
         made_by: noted in the manifest of a new column; a fit does not learn unasked from what no build made.
     """
 
@@ -218,11 +217,14 @@ class Build:
         started = deque[_Shard]()
         with ExitStack() as stack:
             claims = stack.enter_context(self.claims)
+            if not self.shared:
+                stack.enter_context(self.pipeline)
+            step = self.pipeline.batch(self.settings.batch_size)
+            results = self.pipeline(self._batches(turns, step, claims, started))  # what it starts is not measured
             meter = stack.enter_context(self._meter(missing, shown=rank == 0))
             writer = stack.enter_context(ThreadPoolExecutor(1))  # one shard is written while the next is made
             writing: Future[None] | None = None
-            step = self.pipeline.batch(self.settings.batch_size)
-            for result in self.pipeline(self._batches(turns, step, claims, started)):
+            for result in results:
                 shard = started[0]
                 size += self._add(shard, result)
                 meter.at(done + shard.taken, size)

@@ -14,6 +14,7 @@ from typing import Any
 
 from cache_tools.building.column import Build, Settings, pipeline_for
 from cache_tools.building.launch import Place
+from cache_tools.building.progress import EVERY
 from cache_tools.building.remote import RemoteBuild
 from cache_tools.cluster import Cluster
 from cache_tools.corpora.base import Corpus
@@ -25,6 +26,7 @@ from cache_tools.producer import Producer, class_path, rebuild
 
 WAIT = 0.5  # seconds between looks at what other writers are making
 SAY = 60.0  # seconds between words about them
+NAMED = 3  # columns that wait are named, at most
 
 log = logging.getLogger(__name__)
 
@@ -86,19 +88,21 @@ def add_column(folder: Path, name: str, producer: Producer, settings: Settings |
 
 def add_columns(folders: Iterable[Path], name: str, producer: Producer, settings: Settings | None = None) -> list[Path]:
     """Make one more column of each of several corpora; see :func:`add_column`."""
-    manifests = {folder: store.read_corpus(folder) for folder in folders}
+    listed = list(folders)
+    manifests = {folder: store.read_corpus(folder) for folder in listed}
     for folder, manifest in manifests.items():
         check_column(folder, manifest, name, producer)
-    builds = _builds(manifests, name, producer, settings or Settings(), made_by="add_column")
-    run_builds(builds)
-    return [build.path for build in builds]
+    run_builds(_builds(manifests, name, producer, settings or Settings(), made_by="add_column"))
+    return [folder / producer.kind / name for folder in listed]
 
 
 def _builds(
     manifests: Mapping[Path, CorpusManifest], name: str, producer: Producer, settings: Settings, **facts: Any
 ) -> list[Build]:
     """A build for each corpus; the producer is loaded once, and its processes start once."""
-    rows = sum(manifest.rows for manifest in manifests.values())
+    paths = {folder: folder / producer.kind / name / store.MANIFEST for folder in manifests}
+    begun = {folder for folder, path in paths.items() if lexists(path) and store.read_manifest(path)["finished"]}
+    rows = sum(manifest.rows for folder, manifest in manifests.items() if folder not in begun)
     pipeline = pipeline_for(producer, rows, settings) if len(manifests) > 1 else None
     return [
         Build(folder, manifest, name, producer, settings, pipeline=pipeline, **facts)
@@ -111,26 +115,33 @@ def run_builds(builds: Sequence[Build]) -> None:
     rows = [build.corpus.rows for build in builds]
     for number, build in enumerate(builds):
         build.before, build.after = sum(rows[:number]), sum(rows[number + 1 :])
-    unfinished = []
-    for pipeline, group in groupby(builds, key=attrgetter("pipeline")):
-        sharing, began = [*group], time.monotonic()
-        with pipeline:
-            unfinished += [build for build in sharing if not build.run()]
-        made = [build.rows_made for build in sharing if build.rows_made]
-        if len(made) > 1:
-            speed = sum(made) / (time.monotonic() - began)
-            log.info("%s: %d rows of %d corpora made, %.0f rows/s", sharing[0].path.name, sum(made), len(made), speed)
-    said = -math.inf
+    unfinished, said = _run_once(builds), -math.inf
     while unfinished:
         if time.monotonic() - said >= SAY:
             said = time.monotonic()
-            for build in unfinished:
+            for build in unfinished[:NAMED]:
                 log.info("%s: %s", build.label, build.claims.waiting())
+            if len(unfinished) > NAMED:
+                log.info("%d more columns wait, too", len(unfinished) - NAMED)
         time.sleep(WAIT)
-        waiting, unfinished = unfinished, []
-        for build in waiting:
-            with build.pipeline:
+        unfinished = _run_once(unfinished)
+
+
+def _run_once(builds: Iterable[Build]) -> list[Build]:
+    """Run every build; those whose columns are not finished, since other writers hold the rest."""
+    unfinished = list[Build]()
+    for pipeline, group in groupby(builds, key=attrgetter("pipeline")):
+        sharing, said = [*group], time.monotonic()
+        before = sum(build.rows_made for build in sharing)
+        with pipeline:
+            for number, build in enumerate(sharing):
                 unfinished += [] if build.run() else [build]
+                if time.monotonic() - said > EVERY:
+                    said = time.monotonic()
+                    log.info("%s: %d of %d corpora", build.path.name, number + 1, len(sharing))
+        if sharing[0].shared and (made := sum(build.rows_made for build in sharing) - before):
+            log.info("%s: %d rows of %d corpora made", sharing[0].path.name, made, len(sharing))
+    return unfinished
 
 
 def check_column(folder: Path, manifest: CorpusManifest, name: str, producer: Producer) -> None:

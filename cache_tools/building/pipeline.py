@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import count, islice, takewhile
+from itertools import chain, count, islice, takewhile
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from types import ModuleType
@@ -125,7 +125,11 @@ class Pipeline:
             self._pool = None
 
     def __call__(self, batches: Iterable[Sequence[Item]]) -> Iterator[BatchResult]:
-        """The result of each of ``batches``, which are taken only a little ahead."""
+        """The result of each of ``batches``, which are taken only a little ahead; without one nothing starts."""
+        rest = iter(batches)
+        batches = chain(first := [*islice(rest, 1)], rest)
+        if not first:
+            return iter(())
         if self._pool is None and self.parallel:
             self._pool = _Processes(self.producer, self.workers, _process if self.beside else run_batch)
         elif self._pool is None:

@@ -102,7 +102,6 @@ def _make(task: _Task) -> dict[str, Any]:
         _current = build
     if task.number < 0:
         return {}
-    with _current.pipeline:
-        _current.make([task.number])
+    _current.make([task.number])
     note = (_current.path / file_name(task.number)).with_suffix(".json")
     return store.read_note(note) or {"rows": 0, "valid": 0, "bytes": 0}  # another command finished the column just now

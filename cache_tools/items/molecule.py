@@ -7,7 +7,7 @@ from cache_tools.errors import BadItem
 
 MAX_ATOMS = 2_000  # RDKit parses as many within seconds, however the rings are fused
 
-PARSED = 4_096  # molecules that a process keeps, of about 0.4 kB each: all columns of a task share one parse
+PARSED = 4_096  # molecules that a process keeps, of about 0.4 kB each: all columns of a small corpus share one parse
 
 _parsed: dict[bytes, bytes] = {}  # SMILES -> molecule as RDKit's own bytes, read in a quarter of the time of a parse
 

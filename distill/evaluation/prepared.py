@@ -196,11 +196,11 @@ def prepare(
     copied = [column.path for column in (*(columns[name] for name in columns if name in live), inputs)]
     place = cache / corpora[0].corpus.fingerprint[:16] if cache else None
     parent = place or inputs.path.parents[1] / TASKS
-    items = {name: task.corpus(name) for name, task in tasks.items()}
-    few = sum(corpus.scan()[0] for corpus in items.values()) <= IN_PROCESS
-    running = settings or Settings(workers=1 if few else 0)
+    items = sum(len(distinct(task.load()[0])) for task in tasks.values())
+    running = settings or Settings(workers=1 if items <= IN_PROCESS else 0)
     with _writing_to(parent):
-        built = build_like(copied, parent, items.values(), running, trust_remote_code=trust_remote_code)
+        listed = [task.corpus(name) for name, task in tasks.items()]
+        built = build_like(copied, parent, listed, running, trust_remote_code=trust_remote_code)
     folders = dict(zip(tasks, built, strict=True))
     names = dict.fromkeys(name for corpus in corpora for name in corpus.teachers if name in columns)
     teachers = [name for name in names if name in live or _imported(name, folders)]
