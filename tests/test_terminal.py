@@ -51,6 +51,13 @@ def test_a_command_ends_with_the_next_one_and_keeps_its_signature(caplog):
     assert caplog.messages == ["next: distill embed --student student --input FILE --out embeddings.parquet"]
 
 
+@pytest.mark.parametrize(("run", "named"), [(None, "RUN"), ("runs/a", "runs/a")])
+def test_the_next_command_names_the_run_that_was_given(caplog, run, named):
+    caplog.set_level(logging.INFO)
+    told(lambda run, share: None, NEXT["average"])(run=run, share=0.5)
+    assert caplog.messages[0].startswith(f"next: distill test --ckpt_path {named}/checkpoints/average.ckpt")
+
+
 @pytest.mark.parametrize("options", ["", ", init_args=Namespace(layers=2)"])
 def test_a_head_that_is_not_there_is_answered_with_one_that_is_spelt_nearly_so(options, capsys):
     """The words are jsonargparse's."""

@@ -22,7 +22,7 @@ FUNCTIONS = {
 }
 
 NEXT = {  # command -> what a user does next, with the command's arguments in it; embed and mteb are the end of a way
-    "average": "distill test --ckpt_path RUN/checkpoints/average.ckpt --probe.score_on validation",
+    "average": "distill test --ckpt_path {run}/checkpoints/average.ckpt --probe.score_on validation",
     "export": "distill embed --student {out} --input FILE --out embeddings.parquet",
     "predict": "distill fit --config FILE --data.corpus {corpus} --data.teachers '[{name}]'; only then it is a teacher",
     "specialise": "name it in a configuration of a cache, with the class cache_tools.teachers.specialist.Specialist and "
@@ -46,13 +46,14 @@ def told(function: Callable[..., None], following: str) -> Callable[..., None]:
 
     Args:
         function: of a command.
-        following: the next command, with names of arguments in braces.
+        following: the next command, with names of arguments in braces; RUN stands for a ``run`` that was not given.
     """
 
     @wraps(function)
     def run(**given: Any) -> None:
         function(**given)
         if following:
-            log.info("next: %s", following.format(**given))
+            named = {name: name.upper() if value is None else value for name, value in given.items()}
+            log.info("next: %s", following.format(**named))
 
     return run

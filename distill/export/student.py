@@ -211,8 +211,12 @@ class ExportedStudent:
             options: ``modality``, ``batch_size``, ``bad`` and ``column`` as for :meth:`embed`.
 
         Raises:
-            ConfigError: when the export holds no head of this teacher.
+            ConfigError: when the export holds no head of this teacher, and for ``dim``: heads read the whole embedding.
         """
+        if "dim" in options:
+            raise ConfigError(
+                f"dim is {options['dim']}, but the head of {teacher} reads the whole embedding: leave dim out"
+            )
         if teacher not in self.teachers:
             heads = ", ".join(self.teachers) or "none: export with `--heads true`"
             raise ConfigError(f"{self.folder} has no head of a teacher {teacher!r}; it has: {heads}")

@@ -210,6 +210,8 @@ def test_a_teacher_s_raw_space_is_what_the_head_predicts_with_constants_put_back
     assert student.teacher_space([items[0], b"no image"], "colour", bad="nan").isnan().all(1).tolist() == [False, True]
     with pytest.raises(ConfigError, match="has no head of a teacher 'hue'; it has: colour"):
         student.teacher_space(items, "hue")
+    with pytest.raises(ConfigError, match="dim is 2, but the head of colour reads the whole embedding: leave dim out"):
+        student.teacher_space(items, "colour", dim=2)
     with pytest.raises(ConfigError, match="none: export with `--heads true`"):
         distill.load_student(made["encoded"][0], "cpu").teacher_space(items, "colour")
 
