@@ -30,7 +30,8 @@ def average(run: Path | None = None, share: float = 0.5) -> None:
             ``distill test --ckpt_path RUN/checkpoints/average.ckpt --probe.score_on validation``.
 
     Raises:
-        ConfigError: for another share; when the run began with random weights; when a checkpoint is missing or damaged.
+        ConfigError: for another share; when the run began with random weights, or its student has batch norms; when a
+            checkpoint is missing or damaged.
     """
     if not 0 < share <= 1:
         raise ConfigError(f"share is {share}, expected a number above 0, and at most 1")
@@ -42,6 +43,11 @@ def average(run: Path | None = None, share: float = 0.5) -> None:
             "averaged with its start"
         )
     start, state = read_checkpoint(folder.start)["state_dict"], best["state_dict"]
+    if any(name.startswith(STUDENT) and name.endswith("running_mean") for name in state):
+        raise ConfigError(
+            f"the student of {folder.path} has batch norms: averaged weights need other statistics than averaged ones, and "
+            "the student would be worse than its start; export its best checkpoint instead"
+        )
     averaged = {
         name: torch.lerp(start[name], value, share)
         for name, value in state.items()

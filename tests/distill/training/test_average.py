@@ -38,6 +38,15 @@ def test_a_share_that_cannot_be_is_refused(run, share):
     assert not run.average.exists()
 
 
+def test_the_statistics_of_batch_norms_are_never_averaged(run):
+    best = torch.load(run.best)
+    best["state_dict"]["student.norm.running_mean"] = torch.zeros(3)
+    torch.save(best, run.best)
+    with pytest.raises(ConfigError, match="has batch norms: averaged weights need other statistics"):
+        average(run.path)
+    assert not run.average.exists()
+
+
 def test_a_run_that_began_at_random_has_no_start_to_go_back_to(run):
     run.start.unlink()
     with pytest.raises(ConfigError, match="only a student that began with pretrained weights"):
