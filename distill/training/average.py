@@ -45,8 +45,8 @@ def average(run: Path | None = None, share: float = 0.5) -> None:
     start, state = read_checkpoint(folder.start)["state_dict"], best["state_dict"]
     if any(name.startswith(STUDENT) and name.endswith("running_mean") for name in state):
         raise ConfigError(
-            f"the student of {folder.path} has batch norms: averaged weights need other statistics than averaged ones, and "
-            "the student would be worse than its start; export its best checkpoint instead"
+            f"the student of {folder.path} has batch norms, and averaged weights need other statistics than averaged ones: "
+            "export its best checkpoint instead"
         )
     averaged = {
         name: torch.lerp(start[name], value, share)
