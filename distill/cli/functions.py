@@ -13,7 +13,7 @@ from distill.cli.source import declared
 log = logging.getLogger(__name__)
 
 FUNCTIONS = {
-    "average": "distill.training.average:average",
+    "average": "distill.export.average:average",
     "embed": "distill.export.table:embed",
     "export": "distill.export.write:export",
     "predict": "distill.export.write:predict",

@@ -10,7 +10,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from cache_tools import Column, ConfigError, Ragged, Teacher, as_json, import_class
 from distill.data.batch import to_device
@@ -19,14 +18,13 @@ from distill.export.folder import CONFIG, find, read_config
 from distill.export.student import StudentTeacher, instance
 from distill.records import System
 from distill.students.base import Student
+from distill.training.calibration import drawn
 
 Array = np.ndarray[Any, Any]
 
 MAP_ROWS = 1000
 
 CLIP = 10.0  # standard deviations
-
-CALIBRATION_ROWS = 2048  # of the corpora together
 
 COUNTED_ROWS = 20_000  # of the corpora together, for the frequencies of tokens
 
@@ -60,41 +58,6 @@ def embed(students: Sequence[Student], inputs: Column, rows: torch.Tensor, devic
             for student, embedded in zip(students, out, strict=True):
                 embedded[chunk] = student(read).float().cpu()
     return [np.asarray(embedded) for embedded in out]
-
-
-def calibrated(student: Student, corpora: Sequence[CorpusColumns], device: str, batch: int = 512) -> Student:
-    """A copy of a student whose batch norms have the statistics of rows of the corpora; the same student without them.
-
-    Batch norms that never saw data pass everything on unscaled: that is no network that anyone would use.
-
-    Args:
-        student: of random weights.
-        corpora: those of the run; at most 2,048 rows of them are drawn, always the same ones.
-        device: where it runs.
-        batch: rows at a time; the statistics are the mean over the batches.
-    """
-    if not any(isinstance(module, _BatchNorm) for module in student.modules()):
-        return student
-    student = copy.deepcopy(student).to(device).eval()
-    for module in student.modules():
-        if isinstance(module, _BatchNorm):
-            module.reset_running_stats()
-            module.train().momentum = None  # a plain mean
-    for corpus in corpora:
-        inputs, rows = corpus.inputs, _drawn([corpus.inputs], CALIBRATION_ROWS // len(corpora))
-        if len(rows) < 2:  # one row may have no variance
-            continue
-        for part in rows.tensor_split(-(-len(rows) // batch)):  # equal parts
-            with torch.no_grad():
-                student(to_device({inputs.name: corpus.featuriser.unpack(inputs.rows(part))}, device))
-    return student.eval()
-
-
-def _drawn(columns: Sequence[Column], rows: int) -> torch.Tensor:
-    """Row numbers drawn at random, always the same, at most ``rows``, of those that all of the columns hold."""
-    count = len(columns[0])
-    drawn = torch.from_numpy(np.random.default_rng(0).choice(count, min(count, 4 * rows), replace=False))
-    return drawn[torch.stack([column.valid(drawn) for column in columns]).all(0)][:rows]
 
 
 def check_exports(students: Mapping[str, Path]) -> None:
@@ -179,7 +142,7 @@ def _token_mean(student: Student, corpora: Sequence[CorpusColumns]) -> TokenMean
         return None
     counts = torch.zeros(len(table))
     for corpus in read:
-        rows = corpus.inputs.rows(_drawn([corpus.inputs], COUNTED_ROWS // len(read)))
+        rows = corpus.inputs.rows(drawn([corpus.inputs], COUNTED_ROWS // len(read)))
         counts += torch.bincount(corpus.featuriser.unpack(rows)["tokens"].values.long(), minlength=len(table))
     return TokenMean(student.input, table, counts)
 
@@ -230,7 +193,7 @@ def principal(columns: Sequence[Column], dim: int, rows: int = 10_000) -> Callab
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-    valid = _drawn(columns, rows)
+    valid = drawn(columns, rows)
     x = np.concatenate([np.asarray(column.rows(valid).float()) for column in columns], 1)
     clip = FunctionTransformer(np.clip, kw_args={"a_min": -CLIP, "a_max": CLIP})  # as the probes do
     fitted = make_pipeline(StandardScaler(), clip, PCA(min(dim, *x.shape), random_state=0)).fit(x)

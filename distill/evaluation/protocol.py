@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from cache_tools import MESSAGES, ConfigError, Settings, shows_bars
 from distill.data.columns import CorpusColumns
-from distill.evaluation.baselines import calibrated, check_exports, on_a_plane
+from distill.evaluation.baselines import check_exports, on_a_plane
 from distill.evaluation.parts import Parts, offers, parts_of
 from distill.evaluation.prepared import Embedded, Prepared, Reduction, Students, prepare, width_of
 from distill.evaluation.probes import PROBES, Probe
@@ -24,6 +24,7 @@ from distill.evaluation.suites import suite
 from distill.evaluation.tasks.base import Array, Task
 from distill.records import RENAMED, SYSTEMS, Cost, Record, System
 from distill.run_folder import MAP, safe_name
+from distill.training.calibration import calibrated
 
 log = logging.getLogger(__name__)
 

@@ -71,8 +71,7 @@ class ExportedStudent:
     def backbone(self) -> nn.Module:
         """The network of timm, torchvision or transformers in a student of images, to go on with it in that library.
 
-        It has no linear map to ``dim``, and reads standardised images: ``student.network.module.backbone`` knows mean, std
-        and size.
+        It has no map to ``dim``, and reads standardised images: ``student.network.module.backbone`` knows mean and size.
 
         Raises:
             ConfigError: when the student is built of none.
@@ -214,9 +213,7 @@ class ExportedStudent:
             ConfigError: when the export holds no head of this teacher, and for ``dim``: heads read the whole embedding.
         """
         if "dim" in options:
-            raise ConfigError(
-                f"dim is {options['dim']}, but the head of {teacher} reads the whole embedding: leave dim out"
-            )
+            raise ConfigError("the head of a teacher reads the whole embedding: leave dim out")
         if teacher not in self.teachers:
             heads = ", ".join(self.teachers) or "none: export with `--heads true`"
             raise ConfigError(f"{self.folder} has no head of a teacher {teacher!r}; it has: {heads}")

@@ -17,7 +17,7 @@ from cache_tools.errors import CacheError, ConfigError
 from cache_tools.format.packing import Ragged
 from cache_tools.teachers.base import Teacher
 from distill.data.columns import open_corpus
-from distill.evaluation.baselines import TokenMean, calibrated, starts_at_random, undistilled
+from distill.evaluation.baselines import TokenMean, starts_at_random, undistilled
 from distill.evaluation.during import ProbeDuring
 from distill.evaluation.probes import KernelRidgeProbe, RidgeProbe
 from distill.evaluation.protocol import Evaluation
@@ -29,6 +29,7 @@ from distill.run_folder import RunFolder, safe_name
 from distill.students.mixed import MixedStudent
 from distill.students.molecule import GraphStudent
 from distill.students.text import TextStudent
+from distill.training.calibration import calibrated
 from distill.training.checkpoint import read_checkpoint, student_of
 
 STUDENT = {"class_path": "distill.students.molecule.GraphStudent", "init_args": {"layers": 2, "width": 16, "dim": 12}}

@@ -34,11 +34,12 @@ from distill.cli import main
 from distill.data.module import DistillData
 from distill.evaluation.baselines import embed
 from distill.export import write as exporting
+from distill.export.average import average
 from distill.export.folder import CONFIG, WEIGHTS
 from distill.export.formats import ONNX, ONNX_INT8, PROGRAM, SENTENCES, write_onnx, write_program
 from distill.export.student import StudentTeacher
 from distill.export.weights import round_weights
-from distill.export.write import export, predict, rebuild_run
+from distill.export.write import export, open_run, predict, rebuild_run
 from distill.students.image import SmallResNet
 from distill.students.mixed import MixedStudent
 
@@ -195,6 +196,25 @@ def test_order_and_size_of_batches_do_not_matter(made, name):
     assert student.embed([], modality=modality).shape == (0, student.dim)
 
 
+def test_batch_norms_of_an_average_have_the_statistics_of_the_corpus_under_its_weights(origin, tmp_path):
+    spec = {"class_path": "distill.students.image.SmallResNet", "init_args": {"blocks": 1, "width": 4}}
+    best = make_run(tmp_path / "run", origin / "cache", ["image"], spec)
+    state = torch.load(best)["state_dict"]
+    torch.manual_seed(2)
+    start = {name: torch.randn_like(x) if x.is_floating_point() else x for name, x in state.items()}
+    torch.save({"state_dict": start, "epoch": 0, "global_step": 0}, best.with_name("start.ckpt"))
+    average(tmp_path / "run", 0.5)
+    found = torch.load(best.with_name("average.ckpt"))["state_dict"]
+    convolution, norm = "student.stem.0.weight", "student.stem.1.running_mean"
+    torch.testing.assert_close(found[convolution], (state[convolution] + start[convolution]) / 2)
+    _, data, model, _ = open_run(best.with_name("average.ckpt"), heads=False)
+    inputs = data.corpora[0].inputs
+    with torch.no_grad():
+        pixels = model.student._scaled(data.corpora[0].featuriser.unpack(inputs.rows(torch.arange(40))))
+        seen = torch.nn.functional.conv2d(pixels, found[convolution], padding=1).mean((0, 2, 3))
+    torch.testing.assert_close(found[norm], seen, atol=1e-4, rtol=1e-4)
+
+
 def test_a_teacher_s_raw_space_is_what_the_head_predicts_with_constants_put_back(made):
     folder, _, items, embedded = made["image"]
     student = distill.load_student(folder, "cpu")
@@ -210,7 +230,7 @@ def test_a_teacher_s_raw_space_is_what_the_head_predicts_with_constants_put_back
     assert student.teacher_space([items[0], b"no image"], "colour", bad="nan").isnan().all(1).tolist() == [False, True]
     with pytest.raises(ConfigError, match="has no head of a teacher 'hue'; it has: colour"):
         student.teacher_space(items, "hue")
-    with pytest.raises(ConfigError, match="dim is 2, but the head of colour reads the whole embedding: leave dim out"):
+    with pytest.raises(ConfigError, match="reads the whole embedding: leave dim out"):
         student.teacher_space(items, "colour", dim=2)
     with pytest.raises(ConfigError, match="none: export with `--heads true`"):
         distill.load_student(made["encoded"][0], "cpu").teacher_space(items, "colour")

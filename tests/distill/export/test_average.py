@@ -3,8 +3,8 @@ import torch
 
 from cache_tools.errors import ConfigError
 from distill.cli.functions import main
+from distill.export.average import average
 from distill.run_folder import RunFolder
-from distill.training.average import average
 from distill.training.checkpoint import read_checkpoint
 
 
@@ -35,15 +35,6 @@ def test_the_student_lies_between_its_start_and_its_end_and_all_else_is_the_best
 def test_a_share_that_cannot_be_is_refused(run, share):
     with pytest.raises(ConfigError, match="expected a number above 0, and at most 1"):
         average(run.path, share)
-    assert not run.average.exists()
-
-
-def test_the_statistics_of_batch_norms_are_never_averaged(run):
-    best = torch.load(run.best)
-    best["state_dict"]["student.norm.running_mean"] = torch.zeros(3)
-    torch.save(best, run.best)
-    with pytest.raises(ConfigError, match="has batch norms: averaged weights need other statistics"):
-        average(run.path)
     assert not run.average.exists()
 
 
