@@ -196,9 +196,15 @@ def test_order_and_size_of_batches_do_not_matter(made, name):
     assert student.embed([], modality=modality).shape == (0, student.dim)
 
 
-def test_batch_norms_of_an_average_have_the_statistics_of_the_corpus_under_its_weights(origin, tmp_path):
+def test_batch_norms_of_an_average_have_the_statistics_of_the_corpus_under_its_weights(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for number in range(40):
+        pixels = np.random.default_rng(number).integers(0, 255, (20, 24, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / f"{number:02}.png")
+    pictures = ImageFolder(tmp_path / "pictures")
+    build(tmp_path / "cache", "image", pictures, {"colour": MeanColour()}, {"pixels": Pixels(16)}, SETTINGS)
     spec = {"class_path": "distill.students.image.SmallResNet", "init_args": {"blocks": 1, "width": 4}}
-    best = make_run(tmp_path / "run", origin / "cache", ["image"], spec)
+    best = make_run(tmp_path / "run", tmp_path / "cache", ["image"], spec)
     state = torch.load(best)["state_dict"]
     torch.manual_seed(2)
     start = {name: torch.randn_like(x) if x.is_floating_point() else x for name, x in state.items()}
