@@ -101,8 +101,8 @@ def _builds(
 ) -> list[Build]:
     """A build for each corpus; the producer is loaded once, and its processes start once."""
     paths = {folder: folder / producer.kind / name / store.MANIFEST for folder in manifests}
-    begun = {folder for folder, path in paths.items() if lexists(path) and store.read_manifest(path)["finished"]}
-    rows = sum(manifest.rows for folder, manifest in manifests.items() if folder not in begun)
+    finished = {folder for folder, path in paths.items() if lexists(path) and store.read_manifest(path)["finished"]}
+    rows = sum(manifest.rows for folder, manifest in manifests.items() if folder not in finished)
     pipeline = pipeline_for(producer, rows, settings) if len(manifests) > 1 else None
     return [
         Build(folder, manifest, name, producer, settings, pipeline=pipeline, **facts)

@@ -142,6 +142,13 @@ def _built(folder: Path, teachers: Sequence[str]) -> list[str]:
     return chosen
 
 
+def drawn(columns: Sequence[Column], rows: int) -> torch.Tensor:
+    """Row numbers drawn at random, always the same, at most ``rows``, of those that all of the columns hold."""
+    count = len(columns[0])
+    chosen = torch.from_numpy(np.random.default_rng(0).choice(count, min(count, 4 * rows), replace=False))
+    return chosen[torch.stack([column.valid(chosen) for column in columns]).all(0)][:rows]
+
+
 def teacher_statistics(corpora: Sequence[CorpusColumns], sources: Sequence[Source]) -> dict[str, TeacherStatistics]:
     """Each teacher's statistics over the rows to train on, of all corpora that it has seen.
 

@@ -13,12 +13,11 @@ from torch import nn
 
 from cache_tools import Column, ConfigError, Ragged, Teacher, as_json, import_class
 from distill.data.batch import to_device
-from distill.data.columns import CorpusColumns, featuriser_of
+from distill.data.columns import CorpusColumns, drawn, featuriser_of
 from distill.export.folder import CONFIG, find, read_config
 from distill.export.student import StudentTeacher, instance
 from distill.records import System
 from distill.students.base import Student
-from distill.training.calibration import drawn
 
 Array = np.ndarray[Any, Any]
 

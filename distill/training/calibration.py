@@ -3,13 +3,11 @@
 import copy
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from cache_tools import Column
 from distill.data.batch import to_device
-from distill.data.columns import CorpusColumns
+from distill.data.columns import CorpusColumns, drawn
 from distill.students.base import Student
 
 CALIBRATION_ROWS = 2048  # of the corpora together
@@ -42,10 +40,3 @@ def calibrated(student: Student, corpora: Sequence[CorpusColumns], device: str, 
             with torch.no_grad():
                 student(to_device({inputs.name: corpus.featuriser.unpack(inputs.rows(part))}, device))
     return student.eval()
-
-
-def drawn(columns: Sequence[Column], rows: int) -> torch.Tensor:
-    """Row numbers drawn at random, always the same, at most ``rows``, of those that all of the columns hold."""
-    count = len(columns[0])
-    drawn = torch.from_numpy(np.random.default_rng(0).choice(count, min(count, 4 * rows), replace=False))
-    return drawn[torch.stack([column.valid(drawn) for column in columns]).all(0)][:rows]
