@@ -13,6 +13,9 @@ export WEIGHTS
 # refused before anything is installed
 $(if $(wildcard configs/cache/$(TEACHERS).yaml),,$(error no teacher group "$(TEACHERS)"; TEACHERS can be: $(GROUPS)))
 
+# imported once at the install: pip compiles what it installs, uv leaves that to the first import, here 5,000 modules
+USED := cache_tools.cli, distill.cli.fit, distill.evaluation.probes, distill.report.page, rdkit.Chem.Descriptors, torch_geometric.nn, transformers
+
 # $(call environment,FOLDER,PACKAGES): uv needs a quarter of pip's time; where it cannot be had, or fails, pip installs
 COMMA := ,
 define environment
@@ -33,6 +36,7 @@ install: $(BIN)/.installed ## make the environment .venv (every other target doe
 $(BIN)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
 	$(call environment,.venv,-e '.[all$(COMMA)dev]' -c constraints.txt)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -W ignore -c 'import $(USED)'
 	@touch $@
 
 demo: install ## cache, fit, test and report on the molecules that RDKit ships: offline, 5 to 6 minutes after the install

@@ -1,5 +1,6 @@
 """Tasks of molecules whose labels were measured in laboratories; their tables come with this package."""
 
+from functools import cache
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -63,6 +64,12 @@ class Measured(MoleculeTask):
         super().__init__(Path(__file__).with_name(f"{name}.csv.gz"), KINDS[name])
 
 
+@cache
+def _activities(path: Path) -> list[dict[str, str]]:
+    """All rows of a table of the package; a test of many assays reads it once."""
+    return table_rows(path, ["smiles", "y", "assay"])
+
+
 class Activity(MoleculeTask):
     """How strongly 200 molecules act on one protein: minus the log10 of Ki or EC50 in nM. Of MoleculeACE.
 
@@ -83,4 +90,4 @@ class Activity(MoleculeTask):
         self.assay: Assay = assay
 
     def _read(self) -> list[dict[str, str]]:
-        return [row for row in table_rows(self.path, ["smiles", "y", "assay"]) if row["assay"] == self.assay]
+        return [row for row in _activities(self.path) if row["assay"] == self.assay]
