@@ -39,7 +39,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -W ignore -c 'import $(USED)'
 	@touch $@
 
-demo: install ## cache, fit, test and report on the molecules that RDKit ships: offline, 5 to 6 minutes after the install
+demo: install ## cache, fit, test and report on the molecules that RDKit ships: offline, 4 to 5 minutes after the install
 	$(BIN)/distill-cache build --config configs/cache/mol.yaml --cache $(CACHE)
 	$(BIN)/distill fit --config configs/demo.yaml --data.corpus $(CACHE)/mol
 	$(BIN)/distill test --config configs/demo.yaml --data.corpus $(CACHE)/mol

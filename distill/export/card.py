@@ -1,6 +1,8 @@
 """The model card of an exported student: what it learnt from, how well, and how to use it."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,6 +105,7 @@ def write(
         data,
         str(TEMPLATE),
         name=name,
+        literal=partial(json.dumps, ensure_ascii=False),
         title=plain(name),
         modalities=modalities,
         dim=exported["dim"],

@@ -15,6 +15,8 @@ Array = np.ndarray[Any, Any]
 
 log = logging.getLogger(__name__)
 
+NAMED = 3  # of what is left out, in a message; the rest is counted
+
 EVERY = "every"  # kind of split: the mean over the splits that a task has, and over seeds
 
 
@@ -133,7 +135,8 @@ def comparable_scores(records: Sequence[Record]) -> dict[str, Scores]:
     kept = _paired(records, lambda record: (record.task, record.split))
     if len(kept) < len(records):
         where = sorted(set(map(_cell, records)) - set(map(_cell, kept)))
-        log.warning("left out of means, as not all systems have them (task, split, seed): %s", where)
+        more = f" and {len(where) - NAMED} more" if len(where) > NAMED else ""
+        log.warning("left out of means, as not all systems have them (task, split, seed): %s%s", where[:NAMED], more)
     comparable = {}
     for group, by_systems in groups.items():
         for tasks in by_systems.values():

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from distill.records import Record
-from distill.report.scores import Scores, half_width
+from distill.report.scores import Scores, comparable_scores, half_width
 from distill.report.tables import caption, score_table, table
 
 BASE = Record("student", "student", "t1", "measured", "random", 0, "r2", 0.0, 10)
@@ -116,3 +116,10 @@ def test_scores_of_marked_rows_stand_beside_the_means():
     means = {"student": np.mean([0.8, 0.6]), "a": np.mean([0.7, 0.7]), "b": np.mean([0.1, 0.2])}
     assert cells == {name: f"{mean - 0.1:.3f}" for name, mean in means.items()} | {"untrained": "-", "mean of teachers": ""}
     assert scores.folds == 5
+
+
+def test_of_many_scores_that_not_all_systems_have_three_are_named(caplog):
+    lacking = [each for each in RECORDS if each.system != "b" or each.seed == 0]
+    tasks = [replace(each, task=f"{each.task}-{number}") for number in range(3) for each in lacking]
+    assert list(comparable_scores(tasks)["random"].seeds) == [0]
+    assert "('t1-2', 'random', 1)] and 3 more" in caplog.text
