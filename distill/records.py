@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -132,6 +132,14 @@ class Results:
         if not records:
             raise ConfigError(f"{run.results} holds no score: probe the run again with `distill test --run {folder}`")
         return cls(run, records, costs, about)
+
+    def of_seed(self, seed: int, seeds: Iterable[int]) -> "Results":
+        """As one of several fits on the same splits: scores of systems that depend on no fit are those of every seed."""
+        own = ("student", *OF_A_STUDENT)
+        records = [
+            replace(record, seed=each) for record in self.records for each in ([seed] if record.kind in own else seeds)
+        ]
+        return replace(self, records=records)
 
 
 def prefix(dim: int) -> str:

@@ -15,20 +15,27 @@ from distill.report.sections import Summary
 from distill.report.tables import print_scores
 
 
-def compare_runs(runs: Sequence[Path], out: Path, margin: float = MARGIN) -> list[Answer]:
+def compare_runs(runs: Sequence[Path], out: Path, margin: float = MARGIN, student: str | None = None) -> list[Answer]:
     """Put the probes of several runs into one report.
 
     Args:
         runs: folders of runs that `distill test` probed, by the same tasks, splits and seeds.
         out: a folder for report.html, report.md, scores.csv and figures.
         margin: a student that is lower by less than this is equal.
+        student: a name for the one student of which the runs are fits with several seeds; each run is a student when not
+            given.
 
     Returns:
         The verdicts.
 
     Raises:
-        ConfigError: when a run was not probed, or two runs have one name.
+        ConfigError: when a run was not probed, or two runs have one name; with ``student``, when a run was probed on the
+            splits of several seeds.
     """
+    if student is not None:
+        fits = [_on_one_split(run).of_seed(seed, range(len(runs))) for seed, run in enumerate(runs)]
+        origin = f"Fits with several seeds: {', '.join(map(str, runs))}."
+        return _print(sections.write(out, f"{student}, {len(runs)} seeds", {student: fits}, origin, margin=margin), out)
     names = [run.absolute().name for run in runs]
     if name := _repeated(names):
         raise ConfigError(f"two runs are called {name}: rename a folder")
@@ -36,6 +43,15 @@ def compare_runs(runs: Sequence[Path], out: Path, margin: float = MARGIN) -> lis
     title = f"{len(runs)} runs compared" if len(runs) > 1 else f"Run {names[0]}"
     origin = f"Runs: {', '.join(map(str, runs))}."
     return _print(sections.write(out, title, results, origin, margin=margin), out)
+
+
+def _on_one_split(run: Path) -> Results:
+    results = Results.load(run)
+    if len(seeds := {record.seed for record in results.records}) > 1:
+        raise ConfigError(
+            f"{run} was probed on the splits of seeds {sorted(seeds)}: expected one, `distill test --probe.seeds '[0]'`"
+        )
+    return results
 
 
 def compare_studies(studies: Sequence[Path], out: Path, margin: float = MARGIN) -> list[Answer]:

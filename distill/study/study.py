@@ -5,7 +5,7 @@ import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -161,17 +161,8 @@ class Study:
         print_scores(*summary, f"{out}/report.html, report.md")
 
     def _results(self, run: Run) -> Results:
-        """What a run found. On the same splits, the scores of systems that depend on no fit are those of every seed."""
         results = Results.load(run.folder.path)
-        if not self.redraw:
-            own = ("student", *OF_A_STUDENT)
-            records = [
-                replace(record, seed=seed)
-                for record in results.records
-                for seed in ([run.seed] if record.kind in own else self.seeds)
-            ]
-            results = replace(results, records=records)
-        return results
+        return results if self.redraw else results.of_seed(run.seed, self.seeds)
 
     def attributions(self, records: Sequence[Record]) -> list[Attribution]:
         """What each teacher brings, per method and kind of split."""

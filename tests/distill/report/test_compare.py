@@ -163,3 +163,30 @@ def test_damaged_results_are_told(tmp_path, text):
     (folder / "probes" / "results.json").write_text(text)
     with pytest.raises(ConfigError, match="probe the run again with `distill test --run"):
         compare_runs([folder], tmp_path / "out")
+
+
+def seeds(folder: Path, scores: dict[str, float]) -> list[Path]:
+    """Runs of one student with several seeds, on the same splits; the last one probed itself alone."""
+    runs = [run(folder / name, score) for name, score in scores.items()]
+    for path in (path / "probes" / "results.json" for path in runs):
+        records = [each for each in json.loads(path.read_text())["records"] if each["seed"] == 0]
+        if path.parents[1] == runs[-1]:
+            records = [each for each in records if each["kind"] == "student"]
+        path.write_text(json.dumps({"records": records}))
+    return runs
+
+
+def test_fits_with_several_seeds_are_one_student(tmp_path, capsys):
+    runs = seeds(tmp_path, {"a-0": 0.5, "a-1": 0.7, "a-2": 0.9})
+    main([*map(str, runs), "--student", "a", "--out", str(tmp_path / "out")])
+    records = read_scores(tmp_path / "out")
+    assert {(each.system, each.seed) for each in records} == {(name, seed) for name in ("a", "maccs") for seed in range(3)}
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "`a` beats the best teacher, `maccs`, on 2 tasks (+0.100, " in text
+    assert "| **a** | 0.700 |" in text
+    several = run(tmp_path / "b", 0.5)
+    with pytest.raises(ConfigError, match=r"b was probed on the splits of seeds \[0, 1\]: expected one"):
+        compare_runs([several], tmp_path / "no", student="b")
+    with pytest.raises(SystemExit):
+        main(["--studies", str(tmp_path / "out"), "--student", "a"])
+    assert "--student is a name for runs, not for --studies" in capsys.readouterr().err
